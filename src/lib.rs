@@ -1,0 +1,3 @@
+//! packmule: S3 mounted as a filesystem.
+
+pub mod s3;
