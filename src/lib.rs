@@ -1,3 +1,4 @@
 //! packmule: S3 mounted as a filesystem.
 
+pub mod cache;
 pub mod s3;
