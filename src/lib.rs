@@ -1,3 +1,4 @@
 //! packmule: S3 mounted as a filesystem.
 
+pub mod config;
 pub mod s3;
