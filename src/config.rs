@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use crate::s3::ChecksumKind;
 
+mod aws_profile;
 pub mod client;
+pub mod layers;
+pub mod resolve;
 pub mod source;
 pub mod table;
 pub mod typed;
@@ -17,6 +20,8 @@ pub mod values;
 pub mod words;
 
 pub use client::ClientConfig;
+pub use layers::Environment;
+pub use resolve::{Argument, Invocation};
 pub use typed::Typed;
 pub use words::Origin;
 
