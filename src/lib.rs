@@ -1,4 +1,5 @@
 //! packmule: S3 mounted as a filesystem.
 
 pub mod config;
+pub mod publish;
 pub mod s3;
