@@ -2,3 +2,4 @@
 
 pub mod config;
 pub mod s3;
+pub mod fuse;
