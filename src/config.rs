@@ -9,9 +9,48 @@ use std::time::Duration;
 
 use crate::s3::ChecksumKind;
 
+mod aws_profile;
 pub mod client;
+pub mod layers;
+pub mod resolve;
+pub mod source;
+pub mod table;
+pub mod typed;
+pub mod values;
+pub mod words;
 
 pub use client::ClientConfig;
+pub use layers::Environment;
+pub use resolve::{Argument, Invocation};
+pub use typed::Typed;
+pub use words::Origin;
+
+/// Why a configuration cannot be: one line that names the thing and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    message: String,
+    /// An option that nobody knows (mount -s forgives those).
+    unknown_word: bool,
+}
+
+impl ConfigError {
+    /// Control characters are escaped, so that the message is one line whatever was typed.
+    pub fn new(message: impl AsRef<str>) -> Self {
+        let mut line = String::new();
+        for c in message.as_ref().chars() {
+            if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        }
+        Self { message: line, unknown_word: false }
+    }
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
 
 /// Everything one mount needs to know. Paths are absolute, names are resolved, sizes are bytes.
 #[derive(Clone, Debug)]
