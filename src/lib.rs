@@ -1,5 +1,10 @@
 //! packmule: S3 mounted as a filesystem.
 
+pub mod aws;
 pub mod config;
-pub mod s3;
+pub mod control;
+pub mod daemon;
+pub mod demo;
 pub mod fuse;
+pub mod mount;
+pub mod s3;
