@@ -1,6 +1,7 @@
 //! packmule: S3 mounted as a filesystem.
 
 pub mod aws;
+pub mod cache;
 pub mod config;
 pub mod control;
 pub mod daemon;
