@@ -77,7 +77,7 @@ fn user_allow_other() -> bool {
 /// The setuid helper, where fuser and the shell look for it.
 fn fusermount() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("FUSERMOUNT_PATH") {
-        return Some(named.into());
+        return Some(PathBuf::from(named)).filter(|file| file.is_file());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/bin", "/bin", "/sbin"].map(PathBuf::from)).collect::<Vec<_>>();
