@@ -8,4 +8,5 @@ pub mod daemon;
 pub mod demo;
 pub mod fuse;
 pub mod mount;
+pub mod publish;
 pub mod s3;

@@ -1,5 +1,5 @@
-//! What the AWS CLI's own files say besides credentials: a profile's region, endpoint and the like. Weaker than
-//! everything of ours.
+//! What the AWS CLI's config file says of a profile besides credentials and region, which the client reads itself: the
+//! endpoint and the like. Weaker than everything of ours.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,6 @@ pub fn fill(typed: &mut Typed, environment: &Environment) -> Result<(), ConfigEr
         Some((value, line)) => profile.word(option, Some(value), &Origin::File(config_file.clone(), *line)).map(|()| true),
         None => Ok(false),
     };
-    take("region", section.get("region"))?;
     if !ignore_endpoints && !take("endpoint_url", services.and_then(|services| services.get("s3.endpoint_url")))? {
         take("endpoint_url", section.get("endpoint_url"))?;
     }
@@ -54,7 +53,6 @@ pub fn fill(typed: &mut Typed, environment: &Environment) -> Result<(), ConfigEr
             _ => None,
         };
     }
-    typed.region = typed.region.take().or(profile.region);
     typed.endpoint_url = typed.endpoint_url.take().or(profile.endpoint_url);
     typed.ca_bundle = typed.ca_bundle.take().or(profile.ca_bundle);
     typed.dual_stack = typed.dual_stack.or(profile.dual_stack);
@@ -98,7 +96,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const CONFIG: &str = "[default]\nregion = eu-central-1\n\n# a comment\n[profile release]\nregion=eu-west-1\nservices = local\ns3 =\n  addressing_style = path\nendpoint_url = http://127.0.0.1:1\n\n[services local]\ns3 =\n  endpoint_url = http://127.0.0.1:2\n";
+    const CONFIG: &str = "[default]\ns3 =\n  addressing_style = virtual\n\n# a comment\n[profile release]\nregion=eu-west-1\nservices = local\ns3 =\n  addressing_style = path\nendpoint_url = http://127.0.0.1:1\n\n[services local]\ns3 =\n  endpoint_url = http://127.0.0.1:2\n";
 
     fn home() -> (tempfile::TempDir, Environment) {
         let home = tempfile::tempdir().unwrap();
@@ -114,10 +112,12 @@ mod tests {
         let (_home, mut environment) = home();
         let mut typed = Typed::default();
         fill(&mut typed, &environment).unwrap();
-        assert_eq!(typed.region.as_deref(), Some("eu-central-1"));
-        let mut typed = Typed { profile: Some("release".into()), region: Some("us-east-1".into()), ..Typed::default() };
+        assert_eq!(typed.path_style, Some(false));
+        let mut typed = Typed { profile: Some("release".into()), path_style: Some(false), ..Typed::default() };
         fill(&mut typed, &environment).unwrap();
-        assert_eq!(typed.region.as_deref(), Some("us-east-1"), "a typed region stays");
+        assert_eq!(typed.path_style, Some(false), "what was typed stays");
+        let mut typed = Typed { profile: Some("release".into()), ..Typed::default() };
+        fill(&mut typed, &environment).unwrap();
         assert_eq!(typed.endpoint_url.unwrap().as_str(), "http://127.0.0.1:2/", "the service's endpoint before the profile's");
         assert_eq!(typed.path_style, Some(true));
         environment.variables.insert("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS".into(), "true".into());

@@ -61,7 +61,7 @@ impl Environment {
     }
 
     /// Config files, the weaker first. `PACKMULE_CONFIG` names the only one; empty, there is none.
-    fn config_files(&self) -> Vec<(PathBuf, bool)> {
+    pub fn config_files(&self) -> Vec<(PathBuf, bool)> {
         if let Some(file) = self.variables.get("PACKMULE_CONFIG") {
             return if file.is_empty() { Vec::new() } else { vec![(file.into(), true)] };
         }
