@@ -1,1 +1,4 @@
+//! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
+#![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
