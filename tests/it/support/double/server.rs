@@ -99,11 +99,14 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         return Ok(wrong_region(&shared, asked, &region));
     }
     let up = Arc::clone(&shared);
+    let is_empty = hyper::body::Body::is_end_stream(&body);
     let counted = body.map_frame(move |frame| {
         up.requests.lock().bytes_up += frame.data_ref().map_or(0, Bytes::len) as u64;
         frame
     });
-    let request = Request::from_parts(parts, s3s::Body::http_body_unsync(counted));
+    // s3s wants a length where none is sent and the body is not known to be empty.
+    let body = if is_empty { s3s::Body::empty() } else { s3s::Body::http_body_unsync(counted) };
+    let request = Request::from_parts(parts, body);
     let Ok(response) = service.call(request).await else { return Err(Dropped) };
     let status = if keep_back { 0 } else { response.status().as_u16() };
     shared.requests.lock().add(asked, status);
