@@ -1,9 +1,11 @@
 //! What the tests stand on.
 
 pub mod double;
+pub mod files;
 pub mod leash;
 pub mod mount;
 pub mod proxy;
 pub mod seaweed;
+pub mod stage;
 pub mod store;
 pub mod web;
