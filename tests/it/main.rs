@@ -1,1 +1,12 @@
+//! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
+#![allow(clippy::unwrap_used, missing_docs)]
 
+mod client;
+mod client_faults;
+mod cost;
+mod failing;
+mod names;
+mod namespace;
+mod read;
+mod support;
+mod write;

@@ -1,0 +1,12 @@
+//! What the tests stand on.
+
+pub mod client;
+pub mod double;
+pub mod files;
+pub mod leash;
+pub mod mount;
+pub mod proxy;
+pub mod seaweed;
+pub mod stage;
+pub mod store;
+pub mod web;
