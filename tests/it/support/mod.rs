@@ -7,3 +7,4 @@ pub mod proxy;
 pub mod seaweed;
 pub mod store;
 pub mod web;
+pub mod wiretap;
