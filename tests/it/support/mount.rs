@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,6 +22,9 @@ const SKIP: &str = "PACKMULE_TESTS_WITHOUT_FUSE";
 
 /// How long a mount may take to answer, and how long to end.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// No mount of these tests is needed for so long.
+const LONGEST_TEST: Duration = Duration::from_secs(400);
 
 /// True where filesystems can be mounted. Elsewhere a test fails, unless the environment says that this is known.
 pub fn can_mount() -> bool {
@@ -106,7 +110,26 @@ pub struct Mount {
     home: TempDir,
     dir: PathBuf,
     setup: Setup,
-    running: Option<(Child, Leash)>,
+    running: Option<(Child, Guards)>,
+}
+
+/// What ends the mount when nobody else does.
+struct Guards {
+    _leash: Leash,
+    /// Dropped when the mount ends; a thread waits for that.
+    _watch: mpsc::Sender<()>,
+}
+
+/// A call into a filesystem that hangs cannot be interrupted from here: its daemon's end ends it.
+fn watch(pid: Pid) -> mpsc::Sender<()> {
+    let (alive, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(LONGEST_TEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("a mount of {LONGEST_TEST:?} is ended: its test hangs");
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    alive
 }
 
 impl Mount {
@@ -143,16 +166,17 @@ impl Mount {
             "kill -9 \"$1\"; fusermount3 -uz \"$2\"; rm -rf \"$3\"",
             &[&pid, self.dir.to_str().unwrap(), self.home.path().to_str().unwrap()],
         );
+        let guards = Guards { _leash: leash, _watch: watch(Pid::from_raw(i32::try_from(child.id()).unwrap())) };
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return Err(Failure { status, stderr: self.log(), took: began.elapsed() });
             }
             if is_mounted(&self.dir) && std::fs::metadata(&self.dir).is_ok() {
-                self.running = Some((child, leash));
+                self.running = Some((child, guards));
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {
-                self.running = Some((child, leash));
+                self.running = Some((child, guards));
                 panic!("no mount after {PATIENCE:?}; it says: {}", self.log());
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -196,7 +220,7 @@ impl Mount {
 
     /// Ends it by SIGTERM and waits for the work; it must leave in good order.
     pub fn umount(&mut self) {
-        let (mut child, _leash) = self.running.take().unwrap();
+        let (mut child, _guards) = self.running.take().unwrap();
         signal(&child, Signal::SIGTERM);
         let status = wait(&mut child, PATIENCE);
         let log = self.log();
@@ -213,7 +237,7 @@ impl Mount {
 
     /// SIGKILL: what a crash leaves.
     pub fn crash(&mut self) {
-        let (mut child, _leash) = self.running.take().unwrap();
+        let (mut child, _guards) = self.running.take().unwrap();
         signal(&child, Signal::SIGKILL);
         self.clear(&mut child);
     }

@@ -25,7 +25,7 @@ mod request;
 mod s3;
 mod server;
 
-pub use checksum::Algorithm;
+pub use checksum::hex_md5 as md5;
 pub use fault::{Fault, When};
 pub use model::Object;
 pub use record::Requests;
