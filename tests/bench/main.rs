@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod measure;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports, unused_macros, reason = "the tests use the rest")]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod target;
@@ -49,9 +49,11 @@ fn arguments() -> Arguments {
     found
 }
 
+type Task = fn(&mut Report, &Arguments);
+
 fn main() {
     let arguments = arguments();
-    let tasks: [(&str, fn(&mut Report, &Arguments)); 4] = [("far", far), ("tree", tree), ("listing", listing), ("near", near)];
+    let tasks: [(&str, Task); 4] = [("far", far), ("tree", tree), ("listing", listing), ("near", near)];
     let mut report = Report::new();
     for (_, task) in tasks.iter().filter(|(name, _)| name.contains(&arguments.only)) {
         task(&mut report, &arguments);

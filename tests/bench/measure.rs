@@ -66,7 +66,10 @@ impl Report {
     pub fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
         writeln!(out, "\n{} × {}, Linux {}\n", self.processors, self.processor, self.kernel)?;
-        writeln!(out, "| task | program | s | MB/s | busy connections | requests | MB on the wire | peak RSS, MiB |\n|---|---|---|---|---|---|---|---|")?;
+        writeln!(
+            out,
+            "| task | program | s | MB/s | busy connections | requests | MB on the wire | peak RSS, MiB |\n|---|---|---|---|---|---|---|---|"
+        )?;
         for row in &self.rows {
             let requests = row.requests.as_ref().map(|counts| {
                 let kinds: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();

@@ -14,7 +14,12 @@ const PASS_AT_LEAST: usize = 154;
 
 /// `(reason or "pass", case)` in the order of the file.
 pub fn expectations() -> Vec<(&'static str, &'static str)> {
-    EXPECT.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(' ')).map(|(what, case)| (what, case.trim())).collect()
+    EXPECT
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(what, case)| (what, case.trim()))
+        .collect()
 }
 
 /// Runs every case of pjdfstest below `dir` and returns what differs from the expectations, one line each.

@@ -48,8 +48,20 @@ fn operation(bytes: &[u8]) -> Option<&'static str> {
         ("GET", true) => "GetObject",
         ("HEAD", true) => "HeadObject",
         ("PUT", true) if asks("tagging") => "PutObjectTagging",
-        ("PUT", true) if asks("partNumber") => if copies() { "UploadPartCopy" } else { "UploadPart" },
-        ("PUT", true) => if copies() { "CopyObject" } else { "PutObject" },
+        ("PUT", true) if asks("partNumber") => {
+            if copies() {
+                "UploadPartCopy"
+            } else {
+                "UploadPart"
+            }
+        }
+        ("PUT", true) => {
+            if copies() {
+                "CopyObject"
+            } else {
+                "PutObject"
+            }
+        }
         ("POST", true) if asks("uploads") => "CreateMultipartUpload",
         ("POST", true) => "CompleteMultipartUpload",
         ("DELETE", true) if asks("uploadId") => "AbortMultipartUpload",
