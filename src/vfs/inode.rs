@@ -367,11 +367,6 @@ impl Table {
         }
         self.nodes.keys().copied().collect()
     }
-
-    /// Inodes that have staged content.
-    pub fn staged(&self) -> Vec<Ino> {
-        self.nodes.iter().filter(|(_, node)| node.file.staged.is_some()).map(|(ino, _)| *ino).collect()
-    }
 }
 
 impl Node {

@@ -2,7 +2,6 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::attr::Kind;
 use super::path::{Meaning, hidden_name_of, name_of};
 use crate::s3::{ETag, ListEntry, ListPage, is_archive_class};
 
@@ -39,11 +38,6 @@ impl Listed {
     /// The name that shows it.
     pub fn name(&self) -> std::ffi::OsString {
         if self.hidden { hidden_name_of(&self.segment) } else { name_of(&self.segment) }
-    }
-
-    /// File or directory; links are told by metadata, which listings do not carry.
-    pub fn kind(&self) -> Kind {
-        if self.object.is_some() { Kind::File } else { Kind::Directory }
     }
 }
 

@@ -21,7 +21,6 @@ const DELETE_MOST: usize = 1000;
 
 /// One name, and what it is to become.
 struct Move {
-    from: (Ino, OsString),
     to: (Ino, OsString),
     segment: String,
     source: Place,
@@ -67,7 +66,6 @@ impl Vfs {
         }
         let (segment, target) = self.place_for_new(new_parent, new_name, kind == Kind::Directory)?;
         let step = Move {
-            from: (parent, name.to_owned()),
             to: (new_parent, new_name.to_owned()),
             segment,
             source: self.place(ino)?,
