@@ -14,7 +14,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub mod bucket;
+pub mod client;
+pub mod endpoint;
 pub mod error;
+pub mod explain;
+mod list;
+pub mod multipart;
+mod object;
+pub mod operation;
+mod request;
+pub mod response;
+pub mod rfc2047;
+mod upload;
+pub mod xml;
 
 pub use error::{ErrorKind, S3Error};
 

@@ -46,7 +46,7 @@ pub(crate) enum Message {
     /// An upload of an earlier run goes on, with the parts that are right.
     Resume { id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)> },
     /// An upload of an earlier run turns out to be published.
-    Found { id: u64, published: Published },
+    Found { id: u64, published: Box<Published> },
     /// It left the spool.
     Forget(u64),
     /// A task's answer.
@@ -190,7 +190,7 @@ impl Uploader {
             Message::Found { id, published } => {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
                     publish::settle(&entry, &published);
-                    self.finish(id, &entry, published);
+                    self.finish(id, &entry, *published);
                 }
             }
             Message::Forget(id) => {
