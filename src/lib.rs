@@ -9,4 +9,6 @@ pub mod demo;
 pub mod fuse;
 pub mod mount;
 pub mod publish;
+pub mod ranges;
 pub mod s3;
+pub mod writeback;
