@@ -77,7 +77,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
             let mut hasher = Md5::new();
             let mut stream = body.open();
             while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
-                hasher.update(chunk.map_err(Error::from)?);
+                hasher.update(chunk.map_err(|error| Error::from(error))?);
             }
             hasher.finalize().into()
         }
@@ -189,8 +189,8 @@ fn as_outcome(head: ObjectHead) -> PutOutcome {
     PutOutcome { etag: head.etag, version_id: head.version_id, last_modified: Some(head.last_modified) }
 }
 
-fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Box<Published> {
-    Box::new(Published {
+fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Published {
+    Published {
         bucket: snapshot.target.store.bucket().to_owned(),
         key: snapshot.target.key.clone(),
         etag: outcome.etag,
@@ -199,7 +199,7 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
         last_modified: outcome.last_modified.unwrap_or_else(SystemTime::now),
         attributes: attributes.clone(),
         replaced: matches!(snapshot.expect, Expect::Anything | Expect::Version(_)),
-    })
+    }
 }
 
 /// The full-object checksum, where every part was sent with one.

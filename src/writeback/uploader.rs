@@ -208,9 +208,7 @@ impl Uploader {
 
     fn publish(&mut self, id: u64, goal: Goal, reply: Option<oneshot::Sender<Answer>>) {
         let Some(job) = self.job(id) else {
-            if let Some(reply) = reply {
-                let _ = reply.send(Err(Error::Discarded));
-            }
+            reply.map(|reply| reply.send(Err(Error::Discarded)));
             return;
         };
         if job.state.is_sealed() && (job.entry.content.lock().changed_since_seal() || job.is_committing() && goal < job.state.goal) {
@@ -384,9 +382,11 @@ impl Uploader {
         }
         job.attempts = 0;
         match (outcome, action) {
-            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) if serial == job.state.serial => {
-                job.snapshot = Some(snapshot);
-                self.apply(id, Event::Prepared { serial, plan, clean });
+            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) => {
+                if serial == job.state.serial {
+                    job.snapshot = Some(snapshot);
+                    self.apply(id, Event::Prepared { serial, plan, clean });
+                }
             }
             (Outcome::Created { target, id: upload }, Action::Create { epoch }) => {
                 if epoch == job.state.epoch && job.state.upload == Upload::Creating {
@@ -420,7 +420,7 @@ impl Uploader {
                     job.running.clear();
                 }
                 publish::settle(&entry, &published);
-                self.finish(id, &entry, *published);
+                self.finish(id, &entry, published);
             }
             Verdict::Restart => {
                 self.stop_transfers(id);
