@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::s3::ChecksumKind;
 
 mod aws_profile;
-pub mod client;
 pub mod layers;
 pub mod resolve;
 pub mod source;
@@ -19,7 +18,7 @@ pub mod typed;
 pub mod values;
 pub mod words;
 
-pub use client::ClientConfig;
+pub use crate::s3::client::ClientConfig;
 pub use layers::Environment;
 pub use resolve::{Argument, Invocation};
 pub use typed::Typed;

@@ -2,6 +2,7 @@
 
 pub mod aws;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -3,11 +3,11 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::client::ClientConfig;
 use super::layers::Environment;
 use super::typed::Typed;
 use super::values::Amount;
 use super::{Config, ConfigError, MountFlags, Origin, Source, aws_profile};
+use crate::s3::client::ClientConfig;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

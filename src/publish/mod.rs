@@ -3,3 +3,4 @@
 pub mod content_type;
 pub mod glob;
 pub mod headers;
+pub mod links;
