@@ -224,9 +224,13 @@ fn copy_in(from: &Path, to: &Path) -> anyhow::Result<String> {
 }
 
 fn checksum(path: &Path) -> anyhow::Result<String> {
-    let mut hasher = Sha256::new();
-    io::copy(&mut File::open(path).with_context(|| path.display().to_string())?, &mut hasher)?;
-    Ok(hex(hasher))
+    let (mut file, mut hasher, mut buffer) = (File::open(path).with_context(|| path.display().to_string())?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(hasher)),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
 }
 
 fn hex(hasher: Sha256) -> String {

@@ -89,8 +89,8 @@ async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line);
-        let length = tokio::time::timeout(IDLE_TIMEOUT, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let mut bounded = (&mut reader).take(MAX_REQUEST);
+        let length = tokio::time::timeout(IDLE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if length == 0 {
             return Ok(());
         }

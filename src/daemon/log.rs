@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -35,24 +34,14 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-/// Writes whole lines to the file as it is now.
-struct Line<'a>(&'a LogFile);
-
-impl Write for Line<'_> {
+/// The file as it is now; a line is one write.
+impl Write for &LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.file.lock().write(bytes)
+        self.file.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for LogFile {
-    type Writer = Line<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        Line(self)
     }
 }
 

@@ -31,8 +31,11 @@ pub(super) struct FolderStore {
     files: FileSystem,
     root: PathBuf,
     /// ETags by key, as long as size and time of the file stay the same: s3s-fs reads a file to know its.
-    etags: Mutex<HashMap<(String, String), (u64, SystemTime, ETag)>>,
+    etags: Mutex<HashMap<(String, String), Known>>,
 }
+
+/// An ETag, and the size and time of the file that it was taken of.
+type Known = (u64, SystemTime, ETag);
 
 /// A file or a folder of a bucket's folder.
 struct Found {

@@ -136,7 +136,7 @@ impl Handler for Answers {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
             Request::Flush { path, as_is: false } => self.flush(path.as_deref()).await,
             Request::Flush { path: None, as_is: true } => Err("--as-is needs the name of one file".into()),
-            Request::Flush { path: Some(path), as_is: true } => self.publish_as_is(&path).await,
+            Request::Flush { path: Some(path), as_is: true } => Err(format!("{}: not a temporary name of this mount", path.display())),
             Request::Refresh => {
                 self.layers.vfs.refresh().await;
                 Ok(Response::Ok)

@@ -18,21 +18,22 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<PathBuf> {
     check_machine(&config.mount)?;
     let shown = config.mountpoint.display();
     let mountpoint = crate::control::resolve(&config.mountpoint)?;
+    // Asked first and of the kernel: the attributes of a dead mount may still be cached.
+    if let Some(mount) = mounted_at(&mountpoint)?.filter(|mount| mount.fs_type == FS_TYPE) {
+        match nix::sys::statfs::statfs(&mountpoint) {
+            Err(nix::errno::Errno::ENOTCONN) => clear_dead(&mountpoint, &mount.source)?,
+            _ => bail!("{shown}: {} is already mounted there: unmount it first (packmule umount {shown})", mount.source),
+        }
+    }
     match std::fs::metadata(&mountpoint) {
         Ok(metadata) if !metadata.is_dir() => bail!("{shown}: not a directory: name a directory to mount on"),
         Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => clear_dead(&mountpoint)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("{shown}: no such directory: make it first (mkdir -p {shown})"),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => bail!("{shown}: a mount whose program has died is in the way: unmount it (fusermount3 -uz {shown})"),
         Err(error) => return Err(error).context(format!("{shown}: cannot be mounted on")),
     }
-    let covering = mounted_at(&mountpoint)?;
-    if let Some(mount) = &covering
-        && mount.fs_type == FS_TYPE
-    {
-        bail!("{shown}: {} is already mounted there: unmount it first (packmule umount {shown})", mount.source);
-    }
     // Looking into a directory that systemd's automount waits on would wait for this very mount.
-    let automount = covering.is_some_and(|mount| mount.fs_type == "autofs");
+    let automount = mounted_at(&mountpoint)?.is_some_and(|mount| mount.fs_type == "autofs");
     if !automount && !config.mount.nonempty {
         let mut entries = std::fs::read_dir(&mountpoint).with_context(|| format!("{shown}: cannot be read"))?;
         if entries.next().is_some() {
@@ -76,24 +77,18 @@ fn user_allow_other() -> bool {
 /// The setuid helper, where fuser and the shell look for it.
 fn fusermount() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("FUSERMOUNT_PATH") {
-        return Some(named.into());
+        return Some(PathBuf::from(named)).filter(|file| file.is_file());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/bin", "/bin", "/sbin"].map(PathBuf::from)).collect::<Vec<_>>();
     ["fusermount3", "fusermount"].iter().find_map(|name| dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file()))
 }
 
-/// "Transport endpoint is not connected": the daemon died and left its mount. Ours goes; anybody else's stays.
-fn clear_dead(mountpoint: &Path) -> anyhow::Result<()> {
+/// "Transport endpoint is not connected": our daemon died and left its mount.
+fn clear_dead(mountpoint: &Path, source: &str) -> anyhow::Result<()> {
     let shown = mountpoint.display();
-    match mounted_at(mountpoint)? {
-        Some(mount) if mount.fs_type == FS_TYPE => {
-            tracing::warn!(mountpoint = %shown, "the packmule that served this mount has died: its mount is taken away");
-            detach(mountpoint).with_context(|| format!("{shown}: the dead mount of {} is in the way: run fusermount3 -uz {shown}", mount.source))
-        }
-        Some(mount) => bail!("{shown}: a dead mount of type {} is in the way: run fusermount3 -uz {shown}", mount.fs_type),
-        None => bail!("{shown}: lies on a mount whose program has died"),
-    }
+    tracing::warn!(mountpoint = %shown, "the packmule that served this mount has died: its mount is taken away");
+    detach(mountpoint).with_context(|| format!("{shown}: the dead mount of {source} is in the way: run fusermount3 -uz {shown}"))
 }
 
 /// Takes a mount out of the tree, in use or not.
