@@ -87,7 +87,7 @@ impl Mount {
         let writeback = Writeback::open(spool_config(config, &client), client.clone(), hooks)
             .await
             .with_context(|| format!("spool_dir: {} cannot be used", config.spool_dir.display()))?;
-        let vfs = Vfs::new(vfs_config(config, &client), root, cache.clone(), writeback.clone())
+        let vfs = Vfs::new(vfs_config(config), root, cache.clone(), writeback.clone())
             .await
             .with_context(|| format!("{}: cannot be used for the state", config.state_dir.display()))?;
 
@@ -188,6 +188,7 @@ impl Mount {
         let unmounted = tokio::task::spawn_blocking(move || session.unmount()).await?;
         // Only now: until the mount is gone, `packmule umount` must find somebody to talk to.
         drop((control, umounts));
+        layers.vfs.close().await;
         layers.cache.shutdown().await;
         unmounted.with_context(|| format!("{}: cannot be unmounted", mountpoint.display()))
     }
@@ -260,7 +261,7 @@ fn spool_config(config: &Config, client: &Client) -> SpoolConfig {
     }
 }
 
-fn vfs_config(config: &Config, client: &Client) -> VfsConfig {
+fn vfs_config(config: &Config) -> VfsConfig {
     VfsConfig {
         uid: config.uid,
         gid: config.gid,
@@ -285,9 +286,8 @@ fn vfs_config(config: &Config, client: &Client) -> VfsConfig {
         rename_limit: config.rename_limit,
         close_timeout: config.close_timeout,
         write_back: config.write_back,
-        allow_other: config.mount.allow_other,
+        max_connections: config.max_connections,
         state_dir: config.state_dir.clone(),
-        plain_http: client.is_plain_http(),
     }
 }
 

@@ -28,11 +28,7 @@ pub(super) fn errno(error: Error) -> Errno {
         Error::Range => Errno::ERANGE,
         Error::BadHandle => Errno::EBADF,
         Error::Busy => Errno::EBUSY,
-        Error::CrossDevice => Errno::EXDEV,
         Error::Io => Errno::EIO,
-        Error::NoMemory => Errno::ENOMEM,
-        Error::Loop => Errno::ELOOP,
-        Error::TextBusy => Errno::ETXTBSY,
-        Error::NoSuchDevice | Error::SeekBeyond => Errno::ENXIO,
+        Error::SeekBeyond => Errno::ENXIO,
     }
 }
