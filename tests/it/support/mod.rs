@@ -5,8 +5,11 @@ pub mod double;
 pub mod files;
 pub mod leash;
 pub mod mount;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
 pub mod proxy;
 pub mod seaweed;
 pub mod stage;
 pub mod store;
 pub mod web;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+pub mod wiretap;

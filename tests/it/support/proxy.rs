@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::wiretap::Wiretap;
+
 /// What lies between client and store.
 #[derive(Clone, Copy, Debug)]
 pub struct Distance {
@@ -33,6 +35,7 @@ struct Meter {
     busy_peak: AtomicUsize,
     open_peak: AtomicUsize,
     bytes: AtomicU64,
+    requests: Wiretap,
     connections: parking_lot::Mutex<Vec<std::sync::Weak<AtomicU64>>>,
 }
 
@@ -81,6 +84,19 @@ impl Proxy {
         self.meter.open_peak.load(Ordering::Relaxed)
     }
 
+    /// Requests that passed, by kind.
+    pub fn requests(&self) -> &Wiretap {
+        &self.meter.requests
+    }
+
+    /// Forgets the peaks, the bytes and the requests so far.
+    pub fn reset(&self) {
+        self.meter.busy_peak.store(0, Ordering::Relaxed);
+        self.meter.open_peak.store(self.meter.open.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.meter.bytes.store(0, Ordering::Relaxed);
+        self.meter.requests.reset();
+    }
+
     /// Bytes carried, both ways.
     pub fn bytes(&self) -> u64 {
         self.meter.bytes.load(Ordering::Relaxed)
@@ -120,17 +136,18 @@ async fn carry(client: TcpStream, target: SocketAddr, distance: Distance, meter:
     let handshake_ends = Instant::now() + distance.round_trip;
     let (client_in, client_out) = client.into_split();
     let (store_in, store_out) = store.into_split();
-    let lane = |from, to, not_before| one_way(from, to, distance, not_before, Arc::clone(&moved), Arc::clone(meter));
-    let up = tokio::spawn(lane(client_in, store_out, handshake_ends));
-    let down = tokio::spawn(lane(store_in, client_out, handshake_ends));
+    let lane = |from, to, asks| one_way(from, to, asks, distance, handshake_ends, Arc::clone(&moved), Arc::clone(meter));
+    let up = tokio::spawn(lane(client_in, store_out, true));
+    let down = tokio::spawn(lane(store_in, client_out, false));
     let _ = tokio::join!(up, down);
     Ok(())
 }
 
-/// One direction: read at the connection's rate, deliver half a round trip later.
+/// One direction (`asks`: the one that requests take): read at the connection's rate, deliver half a round trip later.
 async fn one_way(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    asks: bool,
     distance: Distance,
     not_before: Instant,
     moved: Arc<AtomicU64>,
@@ -145,6 +162,9 @@ async fn one_way(
             let count = from.read_buf(&mut chunk).await?;
             if count == 0 {
                 return Ok::<(), io::Error>(());
+            }
+            if asks {
+                meter.requests.note(&chunk);
             }
             let now = Instant::now();
             free_at = free_at.max(now) + Duration::from_secs_f64(count as f64 / distance.bandwidth as f64);
