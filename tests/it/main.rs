@@ -1,6 +1,7 @@
 //! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod attr;
 mod client;
 mod client_faults;
 mod cost;
@@ -9,6 +10,7 @@ mod foreign;
 mod model;
 mod names;
 mod namespace;
+mod programs;
 mod posix;
 mod read;
 mod support;
