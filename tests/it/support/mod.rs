@@ -1,5 +1,6 @@
 //! What the tests stand on.
 
+pub mod client;
 pub mod double;
 pub mod files;
 pub mod leash;
