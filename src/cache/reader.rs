@@ -105,6 +105,7 @@ impl Reader {
                 Some(bytes) => Found::Ready(vec![Piece::Memory(bytes)]),
                 None => entry.locate(want.clone(), &self.inner.recent),
             };
+            let mut launched = Vec::new();
             if let Found::Missing = found {
                 rounds += 1;
                 if rounds > MAX_ROUNDS {
@@ -113,7 +114,8 @@ impl Reader {
                 if entry.state().detached {
                     entry = self.reopen(&entry).await;
                 }
-                fetch::launch(&self.inner, &entry, &self.store, blocks_of(plan.demand.clone()), MAX_PIECE, false, &hold);
+                let demand = blocks_of(plan.demand.clone());
+                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, &hold);
             }
             if std::mem::take(&mut plans_ahead) {
                 for bytes in &plan.ahead {
@@ -136,7 +138,13 @@ impl Reader {
                         return Err(error);
                     }
                 }
-                Found::Missing => {}
+                Found::Missing => {
+                    for flight in launched.iter().filter(|flight| flight.blocks.start < want.end) {
+                        if let End::Failed(error) = flight.wait(want.end.min(flight.blocks.end) - 1).await {
+                            return Err(error);
+                        }
+                    }
+                }
             }
         };
         let skip = (range.start - want.start * BLOCK) as usize;
