@@ -113,6 +113,9 @@ pub fn launch(
             // Read-ahead leaves some connections to those who wait; it takes its own permit first.
             let _ahead = if ahead { inner.ahead.acquire().await.ok() } else { None };
             let _connection = inner.connections.acquire().await.ok();
+            if ahead {
+                landing.entry.ask_checksum(&store).await;
+            }
             let bytes = bytes_of(landing.flight.blocks.clone(), landing.entry.size);
             let download = Download::new(Arc::clone(&landing.entry), store, bytes);
             fly(Arc::clone(&inner), landing, download).await;
