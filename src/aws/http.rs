@@ -40,6 +40,8 @@ pub struct HttpConfig {
 pub enum Failure {
     /// Refused, not resolved, TLS: nothing reached the store.
     Connect(String),
+    /// No answer to the connection attempt within `connect_timeout`.
+    Unanswered,
     /// Reset, closed early, broken HTTP.
     Broken(String),
     /// No byte moved for so long.
@@ -52,6 +54,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Connect(text) | Self::Broken(text) | Self::Local(text) => f.write_str(text),
+            Self::Unanswered => f.write_str("nothing answers the connection attempt"),
             Self::Silent(time) => write!(f, "no byte moved for {} s", time.as_secs()),
         }
     }
@@ -303,6 +306,7 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
     };
     let answer = answer.map_err(|error| match movement.local.lock().take() {
         Some(text) => Failure::Local(text),
+        None if error.is_connect() && error.is_timeout() => Failure::Unanswered,
         None if error.is_connect() => Failure::Connect(root_cause(&error)),
         None => Failure::Broken(root_cause(&error)),
     })?;

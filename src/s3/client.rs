@@ -246,7 +246,8 @@ impl Client {
         let mut last = S3Error::local(ErrorKind::TimedOut, "ListObjectsV2", resource, format!("nothing answered within {} s", silent.as_secs()));
         loop {
             let request = ListRequest { prefix: prefix.to_owned(), max_keys: Some(2), ..ListRequest::default() };
-            let left = silent.saturating_sub(start.elapsed());
+            let limit = if last.kind == ErrorKind::Network { refused } else { silent };
+            let left = limit.saturating_sub(start.elapsed());
             let Ok(answer) = tokio::time::timeout(left, store.list(request)).await else { return Err(last) };
             let error = match answer {
                 Ok(_) => return Ok(store),
