@@ -257,9 +257,10 @@ fn assume(context: &Context, base: Provider, role: &str, external_id: Option<&st
 }
 
 fn context(client: reqwest::Client) -> Result<Context, String> {
-    // Metadata services are link-local: never through a proxy, and absent ones must not hold up a mount.
+    // Metadata services are link-local plain HTTP: never through a proxy, and absent ones must not hold up a mount.
     let local = reqwest::Client::builder()
         .no_proxy()
+        .tls_certs_only([])
         .connect_timeout(Duration::from_secs(1))
         .timeout(Duration::from_secs(5))
         .build()

@@ -180,6 +180,7 @@ impl Client {
             proxy: config.proxy.clone(),
             ca_bundle: config.ca_bundle.clone(),
             no_check_certificate: config.no_check_certificate,
+            needs_tls: !endpoint.is_plain_http(),
             connect_timeout: config.connect_timeout,
             max_connections: config.max_connections,
         })

@@ -254,7 +254,11 @@ impl Core {
                         Failure::Local(_) => (ErrorKind::LocalIo, Outcome::Final),
                     };
                     repeated |= outcome == Outcome::Lost;
-                    (self.local(place, call, kind, failure.to_string()), outcome, None)
+                    let message = match &failure {
+                        Failure::Local(text) => text.clone(),
+                        remote => format!("{}: {remote}", self.endpoint.shown()),
+                    };
+                    (self.local(place, call, kind, message), outcome, None)
                 }
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
