@@ -90,6 +90,8 @@ pub struct FileState {
     pub kernel_pages: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
+    /// Its spool file is on its way to the cache.
+    pub retiring: bool,
     /// Not opened since the store was last asked.
     pub unopened: bool,
 }
@@ -284,7 +286,7 @@ impl Table {
         let mut ino = ino;
         while ino != ROOT {
             let Some(node) = self.get(ino) else { return };
-            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some();
+            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some() || node.file.retiring;
             let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
             if held || busy {
                 return;

@@ -372,7 +372,9 @@ pub(super) fn object_of(head: ObjectHead) -> Object {
         archived: head.is_archived(),
         decoded: true,
         etag: head.etag,
-        attributes: Some(Attributes { metadata: head.metadata, headers: head.headers, storage_class: head.storage_class, tags: Vec::new() }),
+        // Without its tags they are not all: whoever needs them asks for both.
+        attributes: (head.tag_count == 0)
+            .then_some(Attributes { metadata: head.metadata, headers: head.headers, storage_class: head.storage_class, tags: Vec::new() }),
     }
 }
 

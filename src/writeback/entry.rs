@@ -162,6 +162,8 @@ pub(crate) struct Intent {
     pub travelled: Option<Attributes>,
     pub held: bool,
     pub guess: Option<String>,
+    /// Parts go to the guessed key at any size.
+    pub eager: bool,
     pub phase: Phase,
     pub upload: Option<UploadRecord>,
     pub published: Option<Published>,
@@ -192,6 +194,7 @@ impl Intent {
             travelled: None,
             held: false,
             guess: None,
+            eager: false,
             phase: Phase::Writing,
             upload: None,
             published: None,

@@ -112,6 +112,15 @@ pub struct Attributes {
     pub tags: Vec<(String, String)>,
 }
 
+/// The key that a temporary name will probably be renamed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guess {
+    /// Its upload gets the parts while the application writes.
+    pub key: String,
+    /// All of them are sent before [`Staged::publish`] answers, at any size; else only those of a file that needs several.
+    pub eager: bool,
+}
+
 /// Upward hooks; the composition root supplies them.
 pub trait Hooks: Send + Sync + 'static {
     /// Headers for a new object by its final key; [`Attributes::headers`] win where they are set.

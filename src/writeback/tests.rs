@@ -338,7 +338,7 @@ async fn a_guessed_name_gets_the_parts_and_the_rename_completes_them() {
     let world = World::new();
     let writeback = world.open().await;
     let staged = world.new_file(&writeback, "f.part").await;
-    staged.set_held(true, Some("f".into()));
+    staged.set_held(true, Some(Guess { key: "f".into(), eager: true }));
     write_all(&staged, &pattern(20 * MIB, 0)).await;
     assert!(staged.publish().await.unwrap().is_none());
     assert_eq!((world.store.count("Part"), world.store.count("Complete")), (3, 0));
@@ -348,7 +348,7 @@ async fn a_guessed_name_gets_the_parts_and_the_rename_completes_them() {
     assert_eq!((world.store.count("Part"), world.store.count("Complete")), (3, 1));
     // A wrong guess is aborted and sent again.
     let staged = world.new_file(&writeback, "g.part").await;
-    staged.set_held(true, Some("g".into()));
+    staged.set_held(true, Some(Guess { key: "g".into(), eager: true }));
     staged.write(0, Bytes::from_static(b"small")).await.unwrap();
     assert!(staged.publish().await.unwrap().is_none());
     assert_eq!(world.store.count("Create"), 2);

@@ -214,14 +214,15 @@ fn the_other_words_of_on_conflict() {
         return;
     }
     for (word, closes, holds) in [("fail", Err(Errno::ESTALE), "theirs"), ("overwrite", Ok(()), "ours")] {
-        let stage = Stage::with(Store::double(), &[&format!("on_conflict={word}")]);
-        stage.double().put_object(BUCKET, "f", Object::new("base"));
+        let store = Store::double();
+        store.put("f", "base");
+        store.put("g", "base");
+        let stage = Stage::with(store, &[&format!("on_conflict={word}")]);
         let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("f")).unwrap();
         ours.write_all_at(b"ours", 0).unwrap();
         stage.double().put_object(BUCKET, "f", Object::new("theirs"));
         assert_eq!(close(ours), closes, "{word}");
         assert_eq!(stage.store.bytes("f"), holds, "{word}");
-        stage.double().put_object(BUCKET, "g", Object::new("base"));
         let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("g")).unwrap();
         ours.write_all_at(b"ours", 0).unwrap();
         stage.double().delete_object(BUCKET, "g");

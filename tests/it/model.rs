@@ -248,7 +248,7 @@ impl ReferenceStateMachine for Calls {
     }
 
     fn transitions(_: &Model) -> BoxedStrategy<Step> {
-        let path = || proptest::collection::vec(prop_oneof!["a", "b", "\u{e4}.txt"], 1..=3).prop_map(|steps| steps.join("/"));
+        let path = || proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("\u{e4}.txt")], 1..=3).prop_map(|steps| steps.join("/"));
         let size = || prop_oneof![3 => 0usize..5_000, 1 => Just(6 << 20), 1 => Just(9 << 20)];
         let slot = || 0u8..2;
         prop_oneof![
