@@ -14,7 +14,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub mod bucket;
+pub mod client;
+pub mod endpoint;
 pub mod error;
+pub mod explain;
+mod list;
+pub mod multipart;
+mod object;
+pub mod operation;
+mod request;
+pub mod response;
+pub mod rfc2047;
+mod upload;
+pub mod xml;
 
 pub use error::{ErrorKind, S3Error};
 
@@ -434,3 +447,6 @@ pub trait Account: Send + Sync + fmt::Debug + 'static {
     /// DeleteBucket. [`ErrorKind::NotEmpty`] while it holds objects.
     async fn delete_bucket(&self, name: &str) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,355 @@
+//! Where credentials come from: s3fs's password file, or AWS's chain (environment, profile, SSO, process, web identity, ECS,
+//! IMDSv2), with or without a role on top. Kept until they are about to end or the store refuses them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqsign_aws_v4::{
+    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider, ECSCredentialProvider,
+    EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
+};
+use reqsign_core::{
+    CommandExecute, CommandOutput, Context, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer,
+    SigningCredential as _,
+};
+use reqsign_file_read_tokio::TokioFileRead;
+use reqsign_http_send_reqwest::ReqwestHttpSend;
+
+use super::passwd;
+use super::profile::{self, Profiles};
+
+/// What was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialsConfig {
+    /// A profile's name; it then goes before the environment's keys.
+    pub profile: Option<String>,
+    /// s3fs's password file.
+    pub passwd_file: Option<PathBuf>,
+    /// Instead of `~/.aws/credentials`.
+    pub credentials_file: Option<PathBuf>,
+    /// A role to assume with what the chain gives.
+    pub role_arn: Option<String>,
+    /// `ExternalId` of that role.
+    pub external_id: Option<String>,
+    /// Only the machine's or container's own role (`auto` or its name).
+    pub iam_role: Option<String>,
+    /// Sign nothing.
+    pub no_sign_request: bool,
+    /// Region of STS.
+    pub region: Option<String>,
+}
+
+type Provider = Arc<dyn ProvideCredentialDyn<Credential = Credential>>;
+
+enum Source {
+    Anonymous,
+    Passwd(PathBuf),
+    Chain(Provider),
+}
+
+/// How often credentials are read again only because a refusal may be about them.
+const DOUBT: Duration = Duration::from_secs(60);
+
+struct Kept {
+    credential: Credential,
+    since: Instant,
+}
+
+/// The credentials of a mount.
+pub struct Credentials {
+    source: Source,
+    context: Context,
+    /// By bucket for a password file, else under `None`. The lock is held while they are fetched: one fetch for all.
+    cached: tokio::sync::Mutex<HashMap<Option<String>, Kept>>,
+    missing: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let source = match &self.source {
+            Source::Anonymous => "anonymous",
+            Source::Passwd(_) => "passwd_file",
+            Source::Chain(_) => "chain",
+        };
+        f.debug_struct("Credentials").field("source", &source).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads no credentials yet, but names a file or profile that cannot be used.
+    ///
+    /// # Errors
+    /// One line with the remedy.
+    pub fn new(config: &CredentialsConfig, client: reqwest::Client) -> Result<Self, String> {
+        let context = context(client)?;
+        let source = if config.no_sign_request {
+            Source::Anonymous
+        } else if let Some(path) = &config.passwd_file {
+            Source::Passwd(path.clone())
+        } else {
+            Source::Chain(chain(config, &context)?)
+        };
+        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config) })
+    }
+
+    /// True when nothing is signed.
+    pub fn is_anonymous(&self) -> bool {
+        matches!(self.source, Source::Anonymous)
+    }
+
+    /// Usable credentials for a bucket; `None` when requests are to go unsigned.
+    ///
+    /// # Errors
+    /// One line: none found, or the file or service that failed.
+    pub async fn get(&self, bucket: Option<&str>) -> Result<Option<Credential>, String> {
+        let slot = self.slot(bucket);
+        let mut cached = self.cached.lock().await;
+        if let Some(found) = cached.get(&slot).filter(|kept| kept.credential.is_valid()) {
+            return Ok(Some(found.credential.clone()));
+        }
+        let fresh = match &self.source {
+            Source::Anonymous => return Ok(None),
+            Source::Passwd(path) => {
+                let (path, bucket) = (path.clone(), slot.clone());
+                tokio::task::spawn_blocking(move || passwd::read(&path, bucket.as_deref())).await.map_err(|error| error.to_string())??
+            }
+            Source::Chain(provider) => match provider.provide_credential_dyn(&self.context).await {
+                Ok(Some(credential)) => credential,
+                Ok(None) => return Err(self.missing.clone()),
+                Err(error) => return Err(format!("{}: {error}", self.missing)),
+            },
+        };
+        cached.insert(slot, Kept { credential: fresh.clone(), since: Instant::now() });
+        Ok(Some(fresh))
+    }
+
+    /// The store refused `used`: forgets it, so that the next [`Credentials::get`] reads again. False when there is nothing to
+    /// read again or somebody already did.
+    pub async fn refused(&self, used: &Credential) -> bool {
+        if self.is_anonymous() {
+            return false;
+        }
+        self.cached.lock().await.retain(|_, kept| !same(&kept.credential, used));
+        true
+    }
+
+    /// For a refusal that does not say whether it is about the key: reads again (at most once a minute) and tells whether the
+    /// credentials are others now.
+    pub async fn rotated(&self, bucket: Option<&str>, used: &Credential) -> bool {
+        let slot = self.slot(bucket);
+        {
+            let mut cached = self.cached.lock().await;
+            match cached.get(&slot) {
+                Some(kept) if !same(&kept.credential, used) => return true,
+                Some(kept) if kept.since.elapsed() < DOUBT => return false,
+                _ => cached.remove(&slot),
+            };
+        }
+        matches!(self.get(bucket).await, Ok(Some(fresh)) if !same(&fresh, used))
+    }
+
+    fn slot(&self, bucket: Option<&str>) -> Option<String> {
+        bucket.filter(|_| matches!(self.source, Source::Passwd(_))).map(str::to_owned)
+    }
+}
+
+fn same(one: &Credential, other: &Credential) -> bool {
+    one.access_key_id == other.access_key_id && one.session_token == other.session_token && one.secret_access_key == other.secret_access_key
+}
+
+fn missing(config: &CredentialsConfig) -> String {
+    if let Some(file) = &config.credentials_file {
+        return format!("no credentials found in credentials_file {}", file.display());
+    }
+    if config.iam_role.is_some() {
+        return "no credentials found: this machine or container has no IAM role (iam_role)".to_owned();
+    }
+    match &config.profile {
+        Some(profile) => format!("no credentials found in profile {profile}; run: aws configure --profile {profile}"),
+        None => "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure`, or name passwd_file= or profile=".to_owned(),
+    }
+}
+
+fn chain(config: &CredentialsConfig, context: &Context) -> Result<Provider, String> {
+    if let Some(path) = &config.credentials_file {
+        std::fs::File::open(path).map_err(|error| format!("credentials_file {}: {error}; name a readable file", path.display()))?;
+    }
+    let profiles = Profiles::load(&profile::paths(config.credentials_file.as_deref()));
+    let base: Provider = if config.iam_role.is_some() {
+        Arc::new(ProvideCredentialChain::new().push(ECSCredentialProvider::new()).push(IMDSv2CredentialProvider::new()))
+    } else {
+        let environment = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
+        if let Some(name) = &config.profile
+            && !profiles.contains(name)
+        {
+            return Err(format!("profile {name} is not in ~/.aws/config or ~/.aws/credentials; run: aws configure --profile {name}"));
+        }
+        let name = config.profile.clone().or(environment).unwrap_or_else(|| "default".to_owned());
+        from_profile(config, context, &profiles, &name, 0)?
+    };
+    Ok(match &config.role_arn {
+        Some(role) => assume(context, base, role, config.external_id.as_deref(), None, config.region.as_deref()),
+        None => base,
+    })
+}
+
+fn file_profile(config: &CredentialsConfig, name: &str) -> ProfileCredentialProvider {
+    let provider = ProfileCredentialProvider::new().with_profile(name);
+    match &config.credentials_file {
+        Some(path) => provider.with_credentials_file(path.to_string_lossy()),
+        None => provider,
+    }
+}
+
+/// The chain as one profile means it; roles of profiles may build on each other, five deep.
+fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profiles, name: &str, depth: u8) -> Result<Provider, String> {
+    if depth > 5 {
+        return Err(format!("profile {name}: source_profile goes in a circle"));
+    }
+    let settings = profiles.get(name);
+    let region = settings.region.as_deref().or(config.region.as_deref());
+    // Keys that were set in the environment go before the profile, unless the profile was asked for by name.
+    let explicit = config.profile.is_some() || config.credentials_file.is_some() || depth > 0;
+    let Some(role) = &settings.role_arn else {
+        let mut builder = DefaultCredentialProvider::builder().profile(file_profile(config, name)).with_profile(name);
+        if explicit {
+            builder = builder.no_env();
+        }
+        if config.credentials_file.is_some() {
+            builder = builder.no_ecs().no_imds().no_web_identity();
+        }
+        return Ok(Arc::new(builder.build()));
+    };
+    let assumed: Provider = if let Some(token) = &settings.web_identity_token_file {
+        Arc::new(AssumeRoleWithWebIdentityCredentialProvider::with_config(role.clone(), PathBuf::from(token)))
+    } else {
+        let base: Provider = match (settings.source_profile.as_deref(), settings.credential_source.as_deref()) {
+            (Some(source), _) if source == name => Arc::new(file_profile(config, name)),
+            (Some(source), _) => from_profile(config, context, profiles, source, depth + 1)?,
+            (None, Some("Environment")) => Arc::new(EnvCredentialProvider::new()),
+            (None, Some("Ec2InstanceMetadata")) => Arc::new(IMDSv2CredentialProvider::new()),
+            (None, Some("EcsContainer")) => Arc::new(ECSCredentialProvider::new()),
+            (None, _) => return Err(format!("profile {name} has role_arn but neither source_profile nor credential_source")),
+        };
+        assume(context, base, role, settings.external_id.as_deref().or(config.external_id.as_deref()), settings.role_session_name.as_deref(), region)
+    };
+    if explicit {
+        return Ok(assumed);
+    }
+    Ok(Arc::new(ProvideCredentialChain::new().push(EnvCredentialProvider::new()).push(assumed)))
+}
+
+fn assume(context: &Context, base: Provider, role: &str, external_id: Option<&str>, session: Option<&str>, region: Option<&str>) -> Provider {
+    let region = region.unwrap_or("us-east-1");
+    let signer = Signer::new(context.clone(), base, RequestSigner::new("sts", region));
+    let mut provider = AssumeRoleCredentialProvider::new(role.to_owned(), signer)
+        .with_role_session_name(session.unwrap_or("packmule").to_owned())
+        .with_region(region.to_owned())
+        .with_regional_sts_endpoint();
+    if let Some(id) = external_id {
+        provider = provider.with_external_id(id.to_owned());
+    }
+    Arc::new(provider)
+}
+
+fn context(client: reqwest::Client) -> Result<Context, String> {
+    // Metadata services are link-local plain HTTP: never through a proxy, and absent ones must not hold up a mount.
+    let local = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .connect_timeout(Duration::from_secs(1))
+        .timeout(Duration::from_secs(5))
+        .build()
+        .map_err(|error| super::http::root_cause(&error))?;
+    let http = Http { local: ReqwestHttpSend::new(local), remote: ReqwestHttpSend::new(client) };
+    Ok(Context::new().with_file_read(TokioFileRead).with_http_send(http).with_env(OsEnv).with_command_execute(Command))
+}
+
+/// Sends to metadata services directly and to STS and SSO as S3 requests go.
+#[derive(Debug)]
+struct Http {
+    local: ReqwestHttpSend,
+    remote: ReqwestHttpSend,
+}
+
+impl HttpSend for Http {
+    async fn http_send(&self, request: http::Request<Bytes>) -> reqsign_core::Result<http::Response<Bytes>> {
+        let host = request.uri().host().unwrap_or("").trim_matches(['[', ']']);
+        let near = match host.parse::<IpAddr>() {
+            Ok(IpAddr::V4(ip)) => ip.is_link_local() || ip.is_loopback(),
+            Ok(IpAddr::V6(ip)) => ip.is_unique_local() || ip.is_loopback(),
+            Err(_) => host == "localhost",
+        };
+        if near {
+            return self.local.http_send(request).await;
+        }
+        let limit = Duration::from_secs(30);
+        match tokio::time::timeout(limit, self.remote.http_send(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(reqsign_core::Error::unexpected(format!("no answer within {} s", limit.as_secs()))),
+        }
+    }
+}
+
+/// Runs `credential_process`.
+#[derive(Debug)]
+struct Command;
+
+impl CommandExecute for Command {
+    async fn command_execute<'a>(&'a self, program: &'a str, args: &'a [&'a str]) -> reqsign_core::Result<CommandOutput> {
+        let failed = |text: String| reqsign_core::Error::unexpected(format!("credential_process {program}: {text}"));
+        let run = tokio::process::Command::new(program).args(args).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), run)
+            .await
+            .map_err(|_| failed("no answer within 60 s".into()))?
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(CommandOutput { status: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr: output.stderr })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn secret_file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn a_rotated_file_is_read_again_after_a_refusal() {
+        let file = secret_file("K1:S1\n");
+        let config = CredentialsConfig { passwd_file: Some(file.path().into()), ..Default::default() };
+        let credentials = Credentials::new(&config, reqwest::Client::new()).unwrap();
+        let first = credentials.get(Some("b")).await.unwrap().unwrap();
+        std::fs::write(file.path(), "K2:S2\n").unwrap();
+        assert_eq!(credentials.get(Some("b")).await.unwrap().unwrap().access_key_id, "K1");
+        assert!(credentials.refused(&first).await);
+        assert_eq!(credentials.get(Some("b")).await.unwrap().unwrap().access_key_id, "K2");
+        assert!(!format!("{credentials:?}").contains("S2"));
+    }
+
+    #[tokio::test]
+    async fn a_credentials_file_and_its_profile() {
+        let file = secret_file("[release]\naws_access_key_id = AK\naws_secret_access_key = SK\n");
+        let config = CredentialsConfig { credentials_file: Some(file.path().into()), profile: Some("release".into()), ..Default::default() };
+        let credentials = Credentials::new(&config, reqwest::Client::new()).unwrap();
+        assert_eq!(credentials.get(None).await.unwrap().unwrap().access_key_id, "AK");
+        let absent = CredentialsConfig { profile: Some("nobody".into()), ..config };
+        assert!(Credentials::new(&absent, reqwest::Client::new()).unwrap_err().contains("profile nobody"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_signed_when_asked() {
+        let config = CredentialsConfig { no_sign_request: true, ..Default::default() };
+        let credentials = Credentials::new(&config, reqwest::Client::new()).unwrap();
+        assert!(credentials.is_anonymous() && credentials.get(None).await.unwrap().is_none());
+    }
+}
