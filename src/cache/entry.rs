@@ -61,6 +61,8 @@ pub struct State {
     pub verified: bool,
     /// The whole checksum to be held, where one is known and asked for.
     pub expected: Option<Checksum>,
+    /// Hashing began in an evicted entry; the blocks hashed there need not be here.
+    pub inherited: bool,
     /// When the first and the last block landed that no sidecar claims.
     pub unsaved: Option<(Instant, Instant)>,
 }
@@ -109,6 +111,7 @@ impl Entry {
             detached: false,
             damaged: false,
             verified: false,
+            inherited: false,
             unsaved: None,
         };
         Self {
@@ -142,10 +145,15 @@ impl Entry {
         }
     }
 
+    /// True while [`Self::ask_checksum`] has something to ask.
+    pub fn wants_checksum(&self) -> bool {
+        self.checks && !self.asked.initialized() && self.state().expected.is_none()
+    }
+
     /// Asks for the whole checksum of an object that is about to be read whole over plain HTTP by many GETs, where its ETag is
     /// none: one HEAD an object. Ranged answers do not carry it.
     pub async fn ask_checksum(&self, store: &Arc<dyn Store>) {
-        if !self.checks || self.asked.initialized() || self.state().expected.is_some() {
+        if !self.wants_checksum() {
             return;
         }
         self.asked
@@ -238,6 +246,28 @@ impl Entry {
         *self.whole.lock() = None;
     }
 
+    /// Goes on with the hash of the evicted entry that this one follows, once that took in all it can: an object larger than the
+    /// cache is read whole too.
+    pub fn inherit(&self, old: &Entry) {
+        let mut hash = old.whole.lock();
+        old.hash(&mut hash, (0, &Bytes::new()), u64::MAX);
+        let taken = hash.take();
+        drop(hash);
+        old.state().expected = None;
+        let Some(taken) = taken else { return };
+        let mut whole = self.whole.lock();
+        if whole.as_ref().is_none_or(|own| own.next() < taken.next()) {
+            *whole = Some(taken);
+            drop(whole);
+            self.state().inherited = true;
+        }
+    }
+
+    /// The first block that is not hashed.
+    pub fn hashed_to(&self) -> u64 {
+        self.whole.lock().as_ref().map_or(0, Whole::next)
+    }
+
     /// Hashes blocks in order as far as they are here, at most `limit` of them. `fresh`: a block range that was just written, and its bytes.
     pub fn hash_on(&self, fresh: (u64, &Bytes), limit: u64) {
         if let Some(mut whole) = self.whole.try_lock() {
@@ -256,11 +286,6 @@ impl Entry {
                 Err(CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key)))
             }
         }
-    }
-
-    /// True when hashing reached the end: for entries without a file, whose blocks can be hashed only as they come.
-    pub fn hashed_all(&self) -> bool {
-        self.whole.lock().as_ref().is_some_and(|whole| whole.next() == self.size.div_ceil(BLOCK))
     }
 
     fn hash(&self, whole: &mut Option<Whole>, (first, data): (u64, &Bytes), limit: u64) {
@@ -303,6 +328,12 @@ impl State {
     /// All blocks are here.
     pub fn is_complete(&self) -> bool {
         self.trusted || self.blocks.is_complete()
+    }
+
+    /// With blocks before `hashed_to` taken as seen, all have come.
+    pub fn completes(&self, hashed_to: u64) -> bool {
+        let count = self.source.size.div_ceil(BLOCK);
+        self.blocks.is_complete() || (self.inherited && (hashed_to..count).rev().all(|block| self.blocks.has(block)))
     }
 
     /// Bytes on disk, for the bound of the cache.

@@ -346,6 +346,22 @@ async fn over_plain_http_a_whole_object_is_compared_with_its_checksum() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_plain_http_an_object_larger_than_the_cache_is_compared_too() {
+    let data = content(24 * MIB, 21);
+    let md5: String = Md5::digest(&data).iter().map(|byte| format!("{byte:02x}")).collect();
+    for flip in [None, Some(70_000)] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(CacheConfig { max_size: 8 << 20, checks_ranges_over_http: true, ..config(dir.path()) }).await.unwrap();
+        let fake = Fake::new(data.clone(), &md5);
+        fake.fail(flip.map(Fault::Flip));
+        match read_all(&reader(&cache, &fake), 100_000).await {
+            Ok(all) => assert!(flip.is_none() && all == data),
+            Err(error) => assert!(flip.is_some() && matches!(error, CacheError::Damaged(_))),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_plain_http_an_object_of_one_get_is_never_given_damaged() {
     for disk in [true, false] {
         let dir = tempfile::tempdir().unwrap();
