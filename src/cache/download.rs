@@ -182,6 +182,7 @@ impl Download {
             let text = format!("asked for bytes from {at}, got {}-{}", answer.range.start, answer.range.end);
             return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));
         }
+        let _ = self.entry.head.set(answer.head.clone());
         // With a part of the object may come that part's checksum.
         if let Some(checksum) = answer.head.checksum.filter(|_| answer.range == (0..source.size)) {
             self.entry.expect(checksum);

@@ -28,6 +28,8 @@ pub struct Entry {
     pub uid: u64,
     /// Size of the object in bytes.
     pub size: u64,
+    /// Head of a GET of this version, once one was answered.
+    pub head: std::sync::OnceLock<ObjectHead>,
     /// The sidecar was looked for.
     pub loaded: OnceCell<()>,
     /// Readers that have it open.

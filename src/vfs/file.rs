@@ -241,6 +241,7 @@ impl Vfs {
             node.size = published.size;
             node.checked = Some(Instant::now());
             node.since = Some(Instant::now());
+            node.file.unopened = true;
             node.file.kernel_pages = Some(published.etag.clone());
             row_of(node, published.last_modified)
         };

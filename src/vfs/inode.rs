@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
+use super::error::Error;
 use super::listing::Listing;
 use super::{Ino, ROOT};
 use crate::s3::{ETag, Store};
@@ -108,8 +109,8 @@ pub struct DirState {
     pub removed: HashMap<OsString, Instant>,
     /// Names that the store did not know, and when it was asked.
     pub absent: HashMap<OsString, Instant>,
-    /// Lets one task list while others wait for its result.
-    pub listing_order: Arc<tokio::sync::Mutex<()>>,
+    /// Lets one task list while others wait for its result; holds when and how the last listing failed.
+    pub listing_order: Arc<tokio::sync::Mutex<Option<(Instant, Error)>>>,
     /// A marker object exists; `None`: not known.
     pub marker: Option<bool>,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
