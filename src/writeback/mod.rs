@@ -276,6 +276,11 @@ impl Writeback {
         Ok(Arc::new(Staged::new(entry)))
     }
 
+    /// Headers that a new object gets by its key alone.
+    pub fn default_headers(&self, bucket: &str, key: &str) -> ObjectHeaders {
+        self.shared.hooks.headers(bucket, key)
+    }
+
     /// Every entry of the spool that is not published: being written, queued, on its way, unfinished or parked.
     pub fn status(&self) -> Vec<EntryStatus> {
         self.shared.status()

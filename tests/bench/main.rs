@@ -1,0 +1,253 @@
+//! The benchmark: `scripts/bench`. Everything is measured in one run on one machine, packmule and its peers alike.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod measure;
+#[allow(dead_code, unused_imports, unused_macros, reason = "the tests use the rest")]
+#[path = "../it/support/mod.rs"]
+mod support;
+mod target;
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use measure::{Pattern, Report, Row, drop_caches, peak_rss};
+use support::proxy::{Distance, Proxy};
+use support::store::Store;
+use target::{PEERS, Peer, Target};
+
+/// A region on another continent's near side: what hides in a loopback and hurts in an office.
+const DISTANCE: Distance = Distance { round_trip: Duration::from_millis(20), bandwidth: 80_000_000 };
+
+struct Arguments {
+    /// Only tasks whose name holds this.
+    only: String,
+    /// Only filesystems whose name holds this.
+    program: String,
+    /// Bytes of the sequential file far away; the near one has twice as much.
+    size: u64,
+    json: PathBuf,
+}
+
+fn arguments() -> Arguments {
+    let mut found = Arguments { only: String::new(), program: String::new(), size: 512 << 20, json: PathBuf::from("target/bench.json") };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
+        match word.as_str() {
+            "--only" => found.only = value(),
+            "--program" => found.program = value(),
+            "--size" => found.size = value().parse::<u64>().unwrap() << 20,
+            "--json" => found.json = value().into(),
+            "--bench" => {}
+            other => panic!("unknown word {other}: one of --only WORD, --program WORD, --size MIB, --json FILE"),
+        }
+    }
+    found
+}
+
+type Task = fn(&mut Report, &Arguments);
+
+fn main() {
+    let arguments = arguments();
+    let tasks: [(&str, Task); 4] = [("far", far), ("tree", tree), ("listing", listing), ("near", near)];
+    let mut report = Report::new();
+    for (_, task) in tasks.iter().filter(|(name, _)| name.contains(&arguments.only)) {
+        task(&mut report, &arguments);
+    }
+    report.print().unwrap();
+    report.save(&arguments.json).unwrap();
+    println!("\nalso in {}", arguments.json.display());
+}
+
+/// The store with the distance in front of it.
+struct Far {
+    store: Store,
+    proxy: Proxy,
+}
+
+impl Far {
+    fn new() -> Self {
+        let store = Store::seaweed();
+        let address: SocketAddr = store.endpoint().trim_start_matches("http://").parse().unwrap();
+        Self { proxy: Proxy::start(address, DISTANCE).unwrap(), store }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.proxy.address())
+    }
+
+    /// packmule and every installed peer, one after the other: they share the processors.
+    fn each(&self, arguments: &Arguments, mut task: impl FnMut(Target)) {
+        if "packmule".contains(&arguments.program) {
+            task(Target::packmule(&self.store, &self.endpoint()));
+        }
+        for program in PEERS.iter().filter(|program| program.contains(&arguments.program)) {
+            if let Some(peer) = Peer::start(program, &self.store, &self.endpoint()) {
+                task(Target::Peer(peer));
+            }
+        }
+    }
+
+    /// Times `work` and tells what crossed the distance meanwhile.
+    fn measure(&self, task: &'static str, target: &Target, work: impl FnOnce()) -> Row {
+        self.proxy.reset();
+        let took = timed(work);
+        Row {
+            busy_connections: Some(self.proxy.peak_busy()),
+            open_connections: Some(self.proxy.peak_open()),
+            requests: Some(self.proxy.requests().counts()),
+            bytes: Some(self.proxy.bytes()),
+            peak_rss_mib: peak_rss(target.pid()),
+            ..Row::new(task, target.name(), took)
+        }
+    }
+}
+
+/// One large file, written and read in order through the mount.
+fn far(report: &mut Report, arguments: &Arguments) {
+    let (far, size) = (Far::new(), arguments.size);
+    far.each(arguments, |mut target| {
+        let file = target.dir().join(format!("{}.bin", target.name()));
+        report.add(far.measure("write one file, far", &target, || write(&file, size)).payload(size));
+        target.cold();
+        report.add(far.measure("read one file, far", &target, || read(&file, size)).payload(size));
+    });
+    // What the machine allows: the same bytes through the same proxy, without a filesystem, over as many connections as help.
+    let wide = |from: &str, to: &str| ["--concurrency", "16", "--part-size", "8", from, to].map(str::to_owned);
+    let local = tempfile::tempdir().unwrap();
+    let (file, back) = (local.path().join("file"), local.path().join("back"));
+    write(&file, size);
+    let object = format!("s3://{}/s5cmd.bin", far.store.bucket());
+    far.proxy.reset();
+    let up = Row::new("write one file, far", "s5cmd", timed(|| s5cmd(&far.endpoint(), &wide(file.to_str().unwrap(), &object))));
+    report.add(Row { busy_connections: Some(far.proxy.peak_busy()), ..up }.payload(size));
+    drop_caches();
+    far.proxy.reset();
+    let down = Row::new("read one file, far", "s5cmd", timed(|| s5cmd(&far.endpoint(), &wide(&object, back.to_str().unwrap()))));
+    report.add(Row { busy_connections: Some(far.proxy.peak_busy()), ..down }.payload(size));
+}
+
+/// 200 files in 60 new directories, by `cp -r`.
+fn tree(report: &mut Report, arguments: &Arguments) {
+    let local = tempfile::tempdir().unwrap();
+    let tree = local.path().join("tree");
+    for number in 0..200_u64 {
+        // 59 directories in the tree and the tree itself.
+        let folder = tree.join(format!("{:02}", number % 59));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut content = vec![0; 16 << 10];
+        Pattern::fill(number, &mut content);
+        std::fs::write(folder.join(format!("{number:03}.dat")), content).unwrap();
+    }
+    let far = Far::new();
+    far.each(arguments, |target| {
+        let to = target.dir().join(target.name());
+        let row = far.measure("copy 200 files in 60 directories, far", &target, || run(Command::new("cp").arg("-r").arg(&tree).arg(&to)));
+        report.add(row);
+        run(Command::new("diff").arg("-r").arg(&tree).arg(&to));
+    });
+}
+
+/// `ls -l` of a directory that others filled.
+fn listing(report: &mut Report, arguments: &Arguments) {
+    let far = Far::new();
+    std::thread::scope(|scope| {
+        for lane in 0..4 {
+            let store = &far.store;
+            scope.spawn(move || (lane..5000).step_by(4).for_each(|number| store.put(&format!("many/{number:05}.txt"), "x")));
+        }
+    });
+    far.each(arguments, |mut target| {
+        target.cold();
+        let dir = target.dir().join("many");
+        report.add(far.measure("ls -l of 5,000 keys, far", &target, || {
+            let output = Command::new("ls").arg("-l").arg(&dir).output().unwrap();
+            assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 5001, "{output:?}");
+        }));
+    });
+}
+
+/// One file of twice the size each way, without any distance, beside s5cmd: three times in turn, the median counts.
+fn near(report: &mut Report, arguments: &Arguments) {
+    let size = 2 * arguments.size;
+    let store = Store::seaweed();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, back) = (folder.path().join("file"), folder.path().join("back"));
+    write(&file, size);
+    let mut target = Target::packmule(&store, &store.endpoint());
+    let object = |round: u32| format!("s3://{}/s5cmd-{round}.bin", store.bucket());
+    let (mut ours_up, mut ours_down, mut theirs_up, mut theirs_down) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut peak = 0.0_f64;
+    for round in 0..3 {
+        let copy = target.dir().join(format!("packmule-{round}.bin"));
+        let again = |from: &Path, to: &Path| timed(|| run(Command::new("cp").arg(from).arg(to)));
+        ours_up.push(again(&file, &copy));
+        theirs_up.push(timed(|| s5cmd(&store.endpoint(), &[file.to_str().unwrap(), &object(round)])));
+        peak = peak.max(peak_rss(target.pid()).unwrap_or_default());
+        target.cold();
+        ours_down.push(again(&copy, &back));
+        run(Command::new("cmp").arg(&file).arg(&back));
+        std::fs::remove_file(&back).unwrap();
+        drop_caches();
+        theirs_down.push(timed(|| s5cmd(&store.endpoint(), &[&object(round), back.to_str().unwrap()])));
+        std::fs::remove_file(&back).unwrap();
+        peak = peak.max(peak_rss(target.pid()).unwrap_or_default());
+    }
+    for (task, program, times) in [
+        ("write one file, near", "packmule", ours_up),
+        ("write one file, near", "s5cmd", theirs_up),
+        ("read one file, near", "packmule", ours_down),
+        ("read one file, near", "s5cmd", theirs_down),
+    ] {
+        let row = Row::new(task, program, median(times)).payload(size);
+        report.add(Row { peak_rss_mib: (program == "packmule").then_some(peak), ..row });
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}
+
+fn write(path: &Path, size: u64) {
+    let mut file = File::create(path).unwrap();
+    let mut block = vec![0; Pattern::BLOCK];
+    for number in 0..size / Pattern::BLOCK as u64 {
+        Pattern::fill(number, &mut block);
+        file.write_all(&block).unwrap();
+    }
+    // Dropping a File hides what close() says.
+    nix::unistd::close(file).unwrap();
+}
+
+/// Reads everything and compares it.
+fn read(path: &Path, size: u64) {
+    let mut file = File::open(path).unwrap();
+    let (mut block, mut expected) = (vec![0; Pattern::BLOCK], vec![0; Pattern::BLOCK]);
+    for number in 0..size / Pattern::BLOCK as u64 {
+        file.read_exact(&mut block).unwrap();
+        Pattern::fill(number, &mut expected);
+        assert!(block == expected, "{}: block {number} differs", path.display());
+    }
+    assert_eq!(file.read(&mut block).unwrap(), 0, "{} is too long", path.display());
+}
+
+fn s5cmd(endpoint: &str, words: &[impl AsRef<std::ffi::OsStr>]) {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/s5cmd"));
+    run(target::credentials(&mut command).args(["--endpoint-url", endpoint, "cp"]).args(words));
+}
+
+fn run(command: &mut Command) {
+    let status = command.stdout(Stdio::null()).status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
+}

@@ -1,0 +1,128 @@
+//! What was measured, and how it is shown.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// One line of the table.
+#[derive(Debug, Default, Serialize)]
+pub struct Row {
+    pub task: &'static str,
+    pub program: String,
+    pub seconds: f64,
+    /// Payload, megabytes (10^6) per second.
+    pub mb_per_s: Option<f64>,
+    /// Most connections that carried data within one tenth of a second.
+    pub busy_connections: Option<usize>,
+    pub open_connections: Option<usize>,
+    pub requests: Option<BTreeMap<&'static str, u64>>,
+    /// On the wire, both ways.
+    pub bytes: Option<u64>,
+    /// The daemon's peak, MiB.
+    pub peak_rss_mib: Option<f64>,
+}
+
+impl Row {
+    pub fn new(task: &'static str, program: &str, took: Duration) -> Self {
+        Self { task, program: program.to_owned(), seconds: took.as_secs_f64(), ..Self::default() }
+    }
+
+    pub fn payload(mut self, bytes: u64) -> Self {
+        self.mb_per_s = Some(bytes as f64 / 1e6 / self.seconds);
+        self
+    }
+}
+
+/// Every row of a run, and the machine it comes from.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub processor: String,
+    pub processors: usize,
+    pub kernel: String,
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    pub fn new() -> Self {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        Self {
+            processor: model.trim_start_matches([' ', '\t', ':']).to_owned(),
+            processors: std::thread::available_parallelism().map_or(1, Into::into),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Keeps a row and says it at once: a run takes minutes.
+    pub fn add(&mut self, row: Row) {
+        eprintln!("{}: {}: {:.2} s", row.task, row.program, row.seconds);
+        self.rows.push(row);
+    }
+
+    pub fn print(&self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "\n{} × {}, Linux {}\n", self.processors, self.processor, self.kernel)?;
+        writeln!(
+            out,
+            "| task | program | s | MB/s | busy connections | requests | MB on the wire | peak RSS, MiB |\n|---|---|---|---|---|---|---|---|"
+        )?;
+        for row in &self.rows {
+            let requests = row.requests.as_ref().map(|counts| {
+                let kinds: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+                format!("{} ({})", counts.values().sum::<u64>(), kinds.join(", "))
+            });
+            writeln!(
+                out,
+                "| {} | {} | {:.2} | {} | {} | {} | {} | {} |",
+                row.task,
+                row.program,
+                row.seconds,
+                row.mb_per_s.map(|rate| format!("{rate:.0}")).unwrap_or_default(),
+                row.busy_connections.map(|count| count.to_string()).unwrap_or_default(),
+                requests.unwrap_or_default(),
+                row.bytes.map(|bytes| format!("{:.1}", bytes as f64 / 1e6)).unwrap_or_default(),
+                row.peak_rss_mib.map(|rss| format!("{rss:.0}")).unwrap_or_default(),
+            )?;
+        }
+        Ok(())
+    }
+
+    pub fn save(&self, file: &Path) -> io::Result<()> {
+        std::fs::write(file, serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+/// VmHWM of a process, MiB.
+pub fn peak_rss(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+}
+
+/// Empties the page cache; only root can, and for others a read may come from memory on the store's side.
+pub fn drop_caches() {
+    nix::unistd::sync();
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+}
+
+/// A file's contents that no compression or caching of equal blocks shortens, and that can be told from its offset alone.
+pub struct Pattern;
+
+impl Pattern {
+    pub const BLOCK: usize = 1 << 20;
+
+    /// The block of 1 MiB with this number.
+    pub fn fill(number: u64, block: &mut [u8]) {
+        let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! "Requests are the cost": how many each piece of work may take. On the double, which counts.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
+
+use crate::support::double::{Fault, Object, When};
+use crate::support::files::{self, close, noise, sh};
+use crate::support::mount::can_mount;
+use crate::support::proxy::{Distance, Proxy};
+use crate::support::mount::{Mount, Setup};
+use crate::support::stage::Stage;
+use crate::support::store::Store;
+
+const MIB: usize = 1 << 20;
+const BUCKET: &str = "releases";
+
+/// A mount whose start is not counted.
+fn counted(options: &[&str], objects: impl IntoIterator<Item = (String, Vec<u8>)>) -> Option<Stage> {
+    if !can_mount() {
+        return None;
+    }
+    let store = Store::double();
+    for (key, bytes) in objects {
+        store.put(&key, bytes);
+    }
+    let stage = Stage::with(store, options);
+    stage.double().reset_requests();
+    Some(stage)
+}
+
+/// "creating 200 files in 60 new directories costs at most one request a file, one a directory and 3 more"
+#[test]
+fn two_hundred_files_in_sixty_new_directories() {
+    let Some(stage) = counted(&[], []) else { return };
+    for dir in 0..60 {
+        fs::create_dir(stage.path(&format!("d{dir}"))).unwrap();
+    }
+    for file in 0..200 {
+        files::write(&stage.path(&format!("d{}/f{file}", file % 60)), b"content").unwrap();
+    }
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("PutObject"), 260, "{:?}", requests.summary());
+    assert!(requests.total() <= 263, "{:?}", requests.summary());
+    assert_eq!(stage.store.keys().len(), 260);
+}
+
+/// "`ls -l` of 5,000 keys costs at most 6 requests"
+#[test]
+fn listing_five_thousand_keys() {
+    let Some(stage) = counted(&[], (0..5000).map(|n| (format!("many/file-{n:05}"), b"x".to_vec()))) else { return };
+    let listing = sh(stage.dir(), "ls -l many");
+    assert_eq!(listing.lines().count(), 5001);
+    let requests = stage.double().requests();
+    assert!(requests.total() <= 6, "{:?}", requests.summary());
+    assert_eq!(requests.of("HeadObject"), 0, "a HEAD per file never happens");
+}
+
+/// "A walk of a tree is recognised and listed without delimiter."
+#[test]
+fn walking_a_tree() {
+    let Some(stage) = counted(&[], (0..2000).map(|n| (format!("t/a{}/b{}/f{n}", n % 20, n % 100), b"x".to_vec()))) else { return };
+    let found = sh(stage.dir(), "find t -type f | wc -l");
+    assert_eq!(found.trim(), "2000");
+    let requests = stage.double().requests();
+    // 121 directories, one LIST each, is what it costs without.
+    assert!(requests.total() <= 40, "{:?}", requests.summary());
+}
+
+/// "A handle that changes an existing file … Only changed parts travel; the rest is copied inside S3."
+#[test]
+fn a_small_change_of_a_big_file_moves_little() {
+    let Some(stage) = counted(&[], [("big".to_owned(), noise(1, 64 * MIB))]) else { return };
+    let file = files::open_existing(&stage.path("big"));
+    file.write_all_at(b"changed", 30_000_000).unwrap();
+    close(file).unwrap();
+    let mut expected = noise(1, 64 * MIB);
+    expected[30_000_000..30_000_007].copy_from_slice(b"changed");
+    assert!(stage.store.bytes("big") == expected);
+    let requests = stage.double().requests();
+    assert!(requests.of("UploadPartCopy") > 0, "{:?}", requests.summary());
+    let (up, down) = (requests.bytes_up, requests.bytes_down);
+    assert!(up < 24 << 20 && down < 24 << 20, "{up} bytes up, {down} bytes down");
+}
+
+/// "Opening an existing object for writing without O_TRUNC downloads nothing; a handle that wrote nothing uploads nothing."
+#[test]
+fn opening_for_writing_moves_nothing() {
+    let Some(stage) = counted(&[], [("f".to_owned(), noise(1, 9 * MIB))]) else { return };
+    close(files::open_existing(&stage.path("f"))).unwrap();
+    let requests = stage.double().requests();
+    assert_eq!(requests.of_any(&["GetObject", "PutObject", "CopyObject", "CreateMultipartUpload"]), 0, "{:?}", requests.summary());
+}
+
+/// "reading it back costs nothing"
+#[test]
+fn reading_back_what_was_written_costs_nothing() {
+    let Some(stage) = counted(&[], []) else { return };
+    let bytes = noise(1, 18 * MIB);
+    files::write(&stage.path("f"), &bytes).unwrap();
+    stage.double().reset_requests();
+    assert!(fs::read(stage.path("f")).unwrap() == bytes);
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("GetObject"), 0, "{:?}", requests.summary());
+    assert!(requests.total() <= 1, "{:?}", requests.summary());
+}
+
+/// "A small read costs a small request: ≤ 128 KiB for a 16 KiB sniff, kept."
+#[test]
+fn a_sniff_is_small_and_kept() {
+    let Some(stage) = counted(&[], [("film".to_owned(), noise(1, 32 * MIB))]) else { return };
+    for _ in 0..2 {
+        let mut head = vec![0; 16 << 10];
+        File::open(stage.path("film")).unwrap().read_exact(&mut head).unwrap();
+        assert!(head == noise(1, 32 * MIB)[..16 << 10]);
+    }
+    let requests = stage.double().requests();
+    // The XML of a listing or an error counts too.
+    assert!(requests.bytes_down <= (128 << 10) + 8192, "{} bytes", requests.bytes_down);
+}
+
+/// "a random reader fetches little more than it asked for"
+#[test]
+fn random_reads_fetch_little() {
+    let size = 64 * MIB;
+    let Some(stage) = counted(&[], [("disk".to_owned(), noise(1, size))]) else { return };
+    let expected = noise(1, size);
+    let file = File::open(stage.path("disk")).unwrap();
+    let mut block = vec![0; 4096];
+    for turn in 0..40_usize {
+        let at = (turn * 7_368_787) % (size - 4096);
+        file.read_exact_at(&mut block, at as u64).unwrap();
+        assert!(block == expected[at..at + 4096], "at {at}");
+    }
+    let requests = stage.double().requests();
+    assert!(requests.bytes_down <= 40 * (256 << 10), "{} bytes for 160 KiB", requests.bytes_down);
+}
+
+/// "It survives restarts": a wholly cached file costs one HEAD.
+#[test]
+fn a_cached_file_costs_one_head_after_a_remount() {
+    let Some(mut stage) = counted(&[], [("f".to_owned(), noise(1, 10 * MIB))]) else { return };
+    assert!(fs::read(stage.path("f")).unwrap() == noise(1, 10 * MIB));
+    stage.mount.remount();
+    stage.double().reset_requests();
+    assert!(fs::read(stage.path("f")).unwrap() == noise(1, 10 * MIB));
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("GetObject"), 0, "{:?}", requests.summary());
+}
+
+/// "A FLUSH without new data (dup, fork, readers, placeholders) does nothing."
+#[test]
+fn flushes_without_data_ask_nothing() {
+    let Some(stage) = counted(&[], []) else { return };
+    let mut file = File::create(stage.path("f")).unwrap();
+    file.write_all(b"x").unwrap();
+    close(file.try_clone().unwrap()).unwrap();
+    close(file.try_clone().unwrap()).unwrap();
+    close(file).unwrap();
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("PutObject"), 1, "{:?}", requests.summary());
+}
+
+/// "Bytes go to S3 while the application writes, ahead of the store by at most one part or one second"
+#[test]
+fn parts_travel_while_the_application_writes() {
+    let Some(stage) = counted(&[], []) else { return };
+    let mut file = File::create(stage.path("f")).unwrap();
+    file.write_all(&noise(1, 64 * MIB)).unwrap();
+    let sent = |stage: &Stage| stage.double().requests().of("UploadPart");
+    for _ in 0..100 {
+        if sent(&stage) >= 6 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(sent(&stage) >= 6, "{:?}", stage.double().requests().summary());
+    let before_close = sent(&stage);
+    close(file).unwrap();
+    assert!(sent(&stage) - before_close <= 2, "close() had {} parts to send", sent(&stage) - before_close);
+}
+
+/// "ahead of the store by at most one part or one second of the measured rate": the bar is honest.
+#[test]
+fn a_slow_store_holds_the_writer_back() {
+    let Some(stage) = counted(&[], []) else { return };
+    stage.double().fault(When::operation("UploadPart"), Fault::Delay(Duration::from_millis(400)));
+    let mut file = File::create(stage.path("f")).unwrap();
+    for _ in 0..24 {
+        file.write_all(&noise(1, 4 * MIB)).unwrap();
+    }
+    let before_close = std::time::Instant::now();
+    close(file).unwrap();
+    assert!(before_close.elapsed() < Duration::from_secs(3), "close() took {:?}", before_close.elapsed());
+}
+
+/// "chmod, chown, utimens … that change nothing cost nothing"; later ones are one copy.
+#[test]
+fn metadata_after_close_is_one_copy() {
+    let Some(stage) = counted(&[], []) else { return };
+    files::write(&stage.path("f"), b"content").unwrap();
+    stage.double().reset_requests();
+    sh(stage.dir(), "chmod 600 f; touch -d '2001-02-03 04:05:06 UTC' f; chmod 640 f");
+    stage.store.eventually("mtime and mode are in the bucket", |store| {
+        let metadata = store.get("f").unwrap().metadata;
+        metadata.get("mtime").is_some_and(|m| m.starts_with("981173106")) && metadata.get("mode").is_some_and(|m| m == "33184")
+    });
+    sh(stage.dir(), "chmod 640 f; touch -d '2001-02-03 04:05:06 UTC' f");
+    std::thread::sleep(Duration::from_millis(2500));
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("CopyObject"), 1, "{:?}", requests.summary());
+    assert_eq!(requests.of("PutObject"), 0, "{:?}", requests.summary());
+}
+
+/// "Names that desktops probe … are absent without a request unless a listing holds them."
+#[test]
+fn probed_names_cost_nothing() {
+    let Some(stage) = counted(&["metadata_ttl=0", "negative_metadata_ttl=0"], []) else { return };
+    for name in [".hidden", ".directory", ".sh_thumbnails", ".xdg-volume-info", "autorun.inf", ".Trash", ".Trash-1000"] {
+        assert!(!stage.path(name).exists(), "{name}");
+    }
+    let requests = stage.double().requests();
+    assert_eq!(requests.total(), 0, "{:?}", requests.summary());
+}
+
+/// A tree's removal deletes in batches.
+#[test]
+fn removing_a_tree() {
+    let Some(stage) = counted(&[], (0..300).map(|n| (format!("t/d{}/f{n}", n % 3), b"x".to_vec()))) else { return };
+    sh(stage.dir(), "rm -r t");
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    let requests = stage.double().requests();
+    assert!(requests.total() <= 330, "{:?}", requests.summary());
+}
+
+/// A directory's rename: copies, then deletes in batches.
+#[test]
+fn renaming_a_tree() {
+    let Some(stage) = counted(&[], (0..120).map(|n| (format!("t/d{}/f{n}", n % 3), n.to_string().into_bytes()))) else { return };
+    fs::rename(stage.path("t"), stage.path("u")).unwrap();
+    let expected: Vec<_> = (0..120).map(|n| format!("u/d{}/f{n}", n % 3)).collect();
+    let keys = stage.store.keys();
+    for key in &expected {
+        assert!(keys.contains(key), "{key} is missing");
+    }
+    assert!(!keys.iter().any(|key| key.starts_with("t/")), "{keys:?}");
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("CopyObject"), 120, "{:?}", requests.summary());
+    assert!(requests.of("DeleteObject") == 0 && requests.of("DeleteObjects") == 1, "{:?}", requests.summary());
+}
+
+/// Far from the store a big file travels over many connections.
+#[test]
+fn distance_is_met_with_connections() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let bytes = noise(1, 96 * MIB);
+    store.as_double().unwrap().put_object(BUCKET, "down", Object::new(bytes.clone()));
+    let target = store.endpoint().trim_start_matches("http://").parse().unwrap();
+    let distance = Distance { round_trip: Duration::from_millis(20), bandwidth: 20_000_000 };
+    let proxy = Proxy::start(target, distance).unwrap();
+    let mut setup = Setup::of(&store);
+    setup.options = vec![format!("endpoint_url=http://{}", proxy.address())];
+    let mount = Mount::start(setup);
+    assert!(fs::read(mount.path("down")).unwrap() == bytes);
+    let (peak, open) = (proxy.peak_busy(), proxy.peak_open());
+    assert!(peak >= 4, "{peak} of {open} connections were busy, {} bytes", proxy.bytes());
+    files::write(&mount.path("up"), &bytes).unwrap();
+    assert!(store.bytes("up") == bytes);
+}

@@ -1,0 +1,366 @@
+//! When the store or the way to it fails: semantics 2, 12, 15, 16, 22 to 24.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::support::double::{Fault, Object, When};
+use crate::support::files::{self, close, errno, noise};
+use crate::support::mount::can_mount;
+use crate::support::stage::Stage;
+use crate::support::store::Store;
+
+const MIB: usize = 1 << 20;
+const BUCKET: &str = "releases";
+
+/// A fault on the way of one write; the file arrives whole all the same.
+fn arrives_in_spite_of(size: usize, when: When, fault: Fault) {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "f", Object::new("old"));
+    stage.double().fault(when, fault);
+    let bytes = noise(size as u64, size);
+    files::write(&stage.path("f"), &bytes).unwrap();
+    assert!(stage.store.bytes("f") == bytes);
+    assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+}
+
+#[test]
+fn throttled_put() {
+    arrives_in_spite_of(1000, When::operation("PutObject").times(2), Fault::Error(503, "SlowDown"));
+}
+
+#[test]
+fn internal_error_of_a_part() {
+    arrives_in_spite_of(20 * MIB, When::operation("UploadPart").after(1).times(2), Fault::Error(500, "InternalError"));
+}
+
+#[test]
+fn lost_answer_of_a_put() {
+    arrives_in_spite_of(1000, When::operation("PutObject").times(1), Fault::LostAnswer);
+}
+
+#[test]
+fn lost_answer_of_a_part() {
+    arrives_in_spite_of(20 * MIB, When::operation("UploadPart").times(1), Fault::LostAnswer);
+}
+
+#[test]
+fn lost_answer_of_create() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    stage.double().fault(When::operation("CreateMultipartUpload").times(1), Fault::LostAnswer);
+    let bytes = noise(1, 20 * MIB);
+    files::write(&stage.path("f"), &bytes).unwrap();
+    assert!(stage.store.bytes("f") == bytes);
+    // "one without parts, begun after the intent, is the unrecorded one"
+    stage.mount.umount();
+    assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+}
+
+#[test]
+fn lost_answer_of_complete() {
+    arrives_in_spite_of(20 * MIB, When::operation("CompleteMultipartUpload").times(1), Fault::LostAnswer);
+}
+
+#[test]
+fn error_in_the_200_of_complete() {
+    arrives_in_spite_of(20 * MIB, When::operation("CompleteMultipartUpload").times(1), Fault::ErrorIn200("InternalError"));
+}
+
+#[test]
+fn refused_connections() {
+    arrives_in_spite_of(1000, When::operation("PutObject").times(3), Fault::Refuse);
+}
+
+#[test]
+fn a_captive_portal_is_no_success() {
+    arrives_in_spite_of(1000, When::operation("PutObject").times(1), Fault::Html);
+}
+
+/// "Outages of minutes are ridden out."
+#[test]
+fn an_outage_of_seconds() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().set_down(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(6));
+            stage.double().set_down(false);
+        });
+        files::write(&stage.path("f"), &noise(1, 12 * MIB)).unwrap();
+    });
+    assert!(stage.store.bytes("f") == noise(1, 12 * MIB));
+}
+
+/// "otherwise an errno. What S3 holds is whole either way"; "EACCES for 403"
+#[test]
+fn a_refused_upload_is_close_s_error_and_leaves_the_old_object() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "f", Object::new("old"));
+    for (size, operation) in [(1000, "PutObject"), (20 * MIB, "UploadPart"), (20 * MIB, "CreateMultipartUpload")] {
+        stage.double().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
+        let error = errno(files::write(&stage.path("f"), &noise(1, size)));
+        assert_eq!(error, Errno::EACCES, "{operation}");
+        stage.double().clear_faults();
+        // "A parked file leaves the namespace: its name shows what S3 holds"
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"old", "{operation}");
+        assert_eq!(stage.store.bytes("f"), "old", "{operation}");
+    }
+    // "superseded by a new copy"
+    files::write(&stage.path("f"), b"new").unwrap();
+    assert_eq!(stage.store.bytes("f"), "new");
+}
+
+/// "ENOSPC for quota"
+#[test]
+fn a_full_account_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().fault(When::operation("PutObject"), Fault::Error(403, "QuotaExceeded"));
+    assert_eq!(errno(files::write(&stage.path("f"), b"x")), Errno::ENOSPC);
+}
+
+/// "O_EXCL creates only if the name is free in S3 too … close() fail with EEXIST … no request at create"
+#[test]
+fn exclusive_create_of_a_name_taken_meanwhile() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["on_conflict=overwrite"]);
+    files::names(stage.dir());
+    let mut ours = OpenOptions::new().write(true).create_new(true).open(stage.path("f")).unwrap();
+    ours.write_all(b"ours").unwrap();
+    stage.double().put_object(BUCKET, "f", Object::new("theirs"));
+    assert_eq!(close(ours), Err(Errno::EEXIST));
+    assert_eq!(stage.store.bytes("f"), "theirs");
+}
+
+/// "`on_conflict=keep` publishes ours beside theirs as `name (conflict of HOST DATE).ext`, close() returns 0"
+#[test]
+fn a_whole_new_content_is_kept_beside_theirs() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "report.txt", Object::new("base"));
+    let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("report.txt")).unwrap();
+    ours.write_all_at(b"ours", 0).unwrap();
+    stage.double().put_object(BUCKET, "report.txt", Object::new("theirs"));
+    close(ours).unwrap();
+    assert_eq!(stage.store.bytes("report.txt"), "theirs");
+    let keys = stage.store.keys();
+    let conflict = keys.iter().find(|key| key.starts_with("report (conflict of ") && key.ends_with(").txt"));
+    let conflict = conflict.unwrap_or_else(|| panic!("no conflict copy among {keys:?}"));
+    assert_eq!(stage.store.bytes(conflict), "ours");
+}
+
+/// "any other change of a part answers ESTALE"
+#[test]
+fn a_changed_part_of_a_changed_file_is_stale() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "f", Object::new("base base base"));
+    let ours = files::open_existing(&stage.path("f"));
+    ours.write_all_at(b"OURS", 5).unwrap();
+    stage.double().put_object(BUCKET, "f", Object::new("theirs is here"));
+    assert_eq!(close(ours), Err(Errno::ESTALE));
+    assert_eq!(stage.store.bytes("f"), "theirs is here");
+}
+
+/// "an O_APPEND handle appends again to theirs"
+#[test]
+fn an_append_is_done_again_on_theirs() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "log", Object::new("one\n"));
+    let mut ours = OpenOptions::new().append(true).open(stage.path("log")).unwrap();
+    ours.write_all(b"ours\n").unwrap();
+    stage.double().put_object(BUCKET, "log", Object::new("one\ntheirs\n"));
+    close(ours).unwrap();
+    assert_eq!(stage.store.bytes("log"), "one\ntheirs\nours\n");
+}
+
+/// "`fail` answers ESTALE", "`overwrite` overwrites", "Theirs deleted → ours is created."
+#[test]
+fn the_other_words_of_on_conflict() {
+    if !can_mount() {
+        return;
+    }
+    for (word, closes, holds) in [("fail", Err(Errno::ESTALE), "theirs"), ("overwrite", Ok(()), "ours")] {
+        let stage = Stage::with(Store::double(), &[&format!("on_conflict={word}")]);
+        stage.double().put_object(BUCKET, "f", Object::new("base"));
+        let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("f")).unwrap();
+        ours.write_all_at(b"ours", 0).unwrap();
+        stage.double().put_object(BUCKET, "f", Object::new("theirs"));
+        assert_eq!(close(ours), closes, "{word}");
+        assert_eq!(stage.store.bytes("f"), holds, "{word}");
+        stage.double().put_object(BUCKET, "g", Object::new("base"));
+        let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("g")).unwrap();
+        ours.write_all_at(b"ours", 0).unwrap();
+        stage.double().delete_object(BUCKET, "g");
+        close(ours).unwrap();
+        assert_eq!(stage.store.bytes("g"), "ours", "{word}");
+    }
+}
+
+/// A GET that ends early is gone on with; the reader notices nothing.
+#[test]
+fn reads_go_on_after_resets_and_short_bodies() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    let bytes = noise(7, 24 * MIB);
+    stage.double().put_object(BUCKET, "f", Object::new(bytes.clone()));
+    stage.double().fault(When::operation("GetObject").times(1), Fault::Reset(100_000));
+    stage.double().fault(When::operation("GetObject").after(1).times(1), Fault::Truncate(50_000));
+    stage.double().fault(When::operation("GetObject").after(2).times(1), Fault::Error(503, "SlowDown"));
+    assert!(fs::read(stage.path("f")).unwrap() == bytes);
+}
+
+/// "A damaged byte is never delivered … for every object read whole that has a whole checksum"
+#[test]
+fn a_damaged_byte_is_never_delivered() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    let bytes = noise(8, 200_000);
+    stage.double().put_object(BUCKET, "f", Object::new(bytes.clone()));
+    stage.double().fault(When::operation("GetObject").times(1), Fault::Corrupt(77_777));
+    let mut file = File::open(stage.path("f")).unwrap();
+    let mut seen = Vec::new();
+    match file.read_to_end(&mut seen) {
+        Ok(_) => assert!(seen == bytes, "a damaged byte was delivered"),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::EIO as i32)),
+    }
+    drop(file);
+    // "the cache dropped": asked again, it comes right.
+    assert!(fs::read(stage.path("f")).unwrap() == bytes);
+}
+
+/// "A reader sees one version from open to close … ESTALE. Never a mixture"
+#[test]
+fn a_reader_never_sees_two_versions() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    let old = noise(1, 40 * MIB);
+    stage.double().put_object(BUCKET, "f", Object::new(old.clone()));
+    let mut file = File::open(stage.path("f")).unwrap();
+    let mut head = vec![0; 16 << 10];
+    file.read_exact(&mut head).unwrap();
+    stage.double().put_object(BUCKET, "f", Object::new(noise(2, 40 * MIB)));
+    let mut rest = Vec::new();
+    match file.read_to_end(&mut rest) {
+        Ok(_) => assert!([head, rest].concat() == old, "a mixture of two versions"),
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32));
+            assert!(old[head.len()..].starts_with(&rest), "a mixture of two versions");
+        }
+    }
+    drop(file);
+    assert!(fs::read(stage.path("f")).unwrap() == noise(2, 40 * MIB), "open() sees the change at once");
+}
+
+/// "an archived object lists, and opening it fails with EACCES and the remedy in the log"
+#[test]
+fn an_archived_object_lists_and_does_not_open() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "cold", Object::new("ice").class("GLACIER"));
+    assert_eq!(files::names(stage.dir()), ["cold"]);
+    assert_eq!(fs::metadata(stage.path("cold")).unwrap().len(), 3);
+    assert_eq!(errno(File::open(stage.path("cold"))), Errno::EACCES);
+    assert!(stage.mount.log().contains("restore"), "no remedy in the log: {}", stage.mount.log());
+}
+
+/// "EACCES for 403", and a listing's refusal is no empty directory.
+#[test]
+fn refusals_of_reading() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["metadata_ttl=0"]);
+    stage.double().put_object(BUCKET, "d/f", Object::new("x"));
+    assert_eq!(files::names(&stage.path("d")), ["f"]);
+    stage.double().fault(When::any(), Fault::Error(403, "AccessDenied"));
+    let refused = fs::read_dir(stage.path("d")).and_then(|mut entries| entries.next().transpose());
+    assert_eq!(errno(refused), Errno::EACCES);
+    let refused = File::open(stage.path("d/f")).and_then(|mut file| file.read(&mut [0; 1]));
+    assert_eq!(errno(refused), Errno::EACCES);
+    assert_eq!(errno(fs::create_dir(stage.path("e"))), Errno::EACCES);
+}
+
+/// "With the store gone, reads, lookups, listings, unlink, mkdir, rmdir and attribute changes end within 90 s by an errno"
+#[test]
+fn every_call_ends_with_the_store_gone() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["metadata_ttl=0", "close_timeout=5s"]);
+    stage.double().put_object(BUCKET, "d/f", Object::new("x"));
+    assert_eq!(files::names(&stage.path("d")), ["f"]);
+    stage.double().set_down(true);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| errno(fs::read(stage.path("d/f"))));
+        scope.spawn(|| errno(fs::metadata(stage.path("unknown"))));
+        scope.spawn(|| errno(fs::create_dir(stage.path("new"))));
+        scope.spawn(|| errno(fs::remove_file(stage.path("d/f"))));
+        scope.spawn(|| errno(files::write(&stage.path("w"), b"x")));
+    });
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
+    stage.double().set_down(false);
+    assert_eq!(fs::read(stage.path("d/f")).unwrap(), b"x", "it works again when the store does");
+}
+
+/// A store that accepts and says nothing is given up like one that is gone.
+#[test]
+fn silence_ends_too() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["request_timeout=2s", "retries=1"]);
+    stage.double().put_object(BUCKET, "f", Object::new("x"));
+    stage.double().fault(When::operation("GetObject"), Fault::Stall(Duration::from_secs(60)));
+    let began = Instant::now();
+    assert_eq!(errno(fs::read(stage.path("f"))), Errno::ETIMEDOUT);
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+}
+
+/// A body that stops coming is asked for again.
+#[test]
+fn a_stalled_body_is_resumed() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["request_timeout=2s"]);
+    let bytes = noise(4, 3 * MIB);
+    stage.double().put_object(BUCKET, "f", Object::new(bytes.clone()));
+    stage.double().fault(When::operation("GetObject").times(1), Fault::StallBody(70_000, Duration::from_secs(60)));
+    assert!(fs::read(stage.path("f")).unwrap() == bytes);
+}

@@ -1,0 +1,73 @@
+//! The project's own client, pointed at a test's store.
+
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use packmule::s3::client::{Client, ClientConfig};
+use packmule::s3::{GetRequest, Result, Source};
+use tempfile::TempDir;
+
+use super::store::Store;
+
+/// A client of one bucket; its password file lives as long.
+pub struct Connected {
+    pub client: Arc<Client>,
+    pub bucket: Arc<dyn packmule::s3::Store>,
+    _home: TempDir,
+}
+
+/// With these keys in a password file of its own: the environment of a test process is everybody's.
+pub fn connect_as(store: &Store, access_key: &str, secret_key: &str, change: impl FnOnce(&mut ClientConfig)) -> Connected {
+    let home = tempfile::tempdir().unwrap();
+    let passwd = home.path().join("passwd");
+    let mut file = std::fs::File::options().create(true).write(true).mode(0o600).open(&passwd).unwrap();
+    std::io::Write::write_all(&mut file, format!("{access_key}:{secret_key}\n").as_bytes()).unwrap();
+    let mut config = ClientConfig {
+        endpoint_url: Some(store.endpoint().parse().unwrap()),
+        region: Some("us-east-1".to_owned()),
+        passwd_file: Some(passwd),
+        ..ClientConfig::default()
+    };
+    change(&mut config);
+    let client = Client::new(config).unwrap();
+    let bucket = client.open(store.bucket()).unwrap();
+    Connected { client, bucket, _home: home }
+}
+
+/// With the store's own keys.
+pub fn connect_with(store: &Store, change: impl FnOnce(&mut ClientConfig)) -> Connected {
+    connect_as(store, store.access_key(), store.secret_key(), change)
+}
+
+/// With the defaults.
+pub fn connect(store: &Store) -> Connected {
+    connect_with(store, |_| ())
+}
+
+/// Runs a future of a test that is none.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(future)
+}
+
+/// Bytes to upload.
+pub fn source(bytes: impl Into<Bytes>) -> Arc<dyn Source> {
+    Arc::new(bytes.into())
+}
+
+/// A whole object.
+pub async fn get(bucket: &Arc<dyn packmule::s3::Store>, key: &str) -> Result<Bytes> {
+    get_with(bucket, key, GetRequest::default()).await
+}
+
+/// What a GET brings, all of it.
+pub async fn get_with(bucket: &Arc<dyn packmule::s3::Store>, key: &str, request: GetRequest) -> Result<Bytes> {
+    let mut answer = bucket.get(key, request).await?;
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = answer.body.next().await {
+        bytes.extend_from_slice(&chunk?);
+    }
+    assert_eq!(bytes.len() as u64, answer.range.end - answer.range.start, "the body ended well and short");
+    Ok(bytes.freeze())
+}

@@ -1,0 +1,59 @@
+//! What was asked of the double.
+
+use std::collections::BTreeMap;
+
+use super::request::Asked;
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub operation: &'static str,
+    pub key: String,
+    /// HTTP status; 0 when the answer was kept back by a fault.
+    pub status: u16,
+}
+
+/// Requests since the start or the last reset.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    pub log: Vec<Entry>,
+    /// Bytes of request bodies.
+    pub bytes_up: u64,
+    /// Bytes of answers' bodies.
+    pub bytes_down: u64,
+}
+
+impl Requests {
+    pub(super) fn add(&mut self, asked: Asked, status: u16) {
+        self.log.push(Entry { operation: asked.operation, key: asked.key, status });
+    }
+
+    /// How many of one operation, by S3's name.
+    pub fn of(&self, operation: &str) -> usize {
+        self.log.iter().filter(|entry| entry.operation == operation).count()
+    }
+
+    /// How many of several operations.
+    pub fn of_any(&self, operations: &[&str]) -> usize {
+        operations.iter().map(|operation| self.of(operation)).sum()
+    }
+
+    /// How many for one key.
+    pub fn about(&self, key: &str) -> usize {
+        self.log.iter().filter(|entry| entry.key == key).count()
+    }
+
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.log.len()
+    }
+
+    /// By operation, for a message.
+    pub fn summary(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for entry in &self.log {
+            *counts.entry(entry.operation).or_default() += 1;
+        }
+        counts
+    }
+}

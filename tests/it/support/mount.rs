@@ -1,0 +1,306 @@
+//! A mount by the real binary, in the foreground, with folders of its own.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::leash::Leash;
+use super::store::Store;
+
+/// The program under test.
+pub const PACKMULE: &str = env!("CARGO_BIN_EXE_packmule");
+
+/// Names the variable that lets a machine without /dev/fuse pass.
+const SKIP: &str = "PACKMULE_TESTS_WITHOUT_FUSE";
+
+/// How long a mount may take to answer, and how long to end.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// No mount of these tests is needed for so long.
+const LONGEST_TEST: Duration = Duration::from_secs(400);
+
+/// True where filesystems can be mounted. Elsewhere a test fails, unless the environment says that this is known.
+pub fn can_mount() -> bool {
+    if Path::new("/dev/fuse").exists() {
+        return true;
+    }
+    assert!(std::env::var_os(SKIP).is_some(), "there is no /dev/fuse here: tests that mount cannot run ({SKIP}=1 skips them)");
+    eprintln!("skipped: there is no /dev/fuse here");
+    false
+}
+
+/// What `packmule mount` is given.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub source: String,
+    pub options: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// The store's bucket with the store's keys.
+    pub fn of(store: &Store) -> Self {
+        Self {
+            source: format!("s3://{}", store.bucket()),
+            options: vec![format!("endpoint_url={}", store.endpoint())],
+            env: vec![
+                ("AWS_ACCESS_KEY_ID".to_owned(), store.access_key().to_owned()),
+                ("AWS_SECRET_ACCESS_KEY".to_owned(), store.secret_key().to_owned()),
+                ("AWS_REGION".to_owned(), "us-east-1".to_owned()),
+            ],
+        }
+    }
+
+    /// With one more `-o` word.
+    pub fn option(mut self, word: &str) -> Self {
+        self.options.push(word.to_owned());
+        self
+    }
+
+    /// With a variable set (the last one of a name counts).
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another source.
+    pub fn source(mut self, source: &str) -> Self {
+        source.clone_into(&mut self.source);
+        self
+    }
+}
+
+/// `packmule` with nothing of the tester's own in its environment and its folders under `home`.
+pub fn packmule(home: &Path, env: &[(String, String)]) -> Command {
+    let mut command = Command::new(PACKMULE);
+    command.env_clear();
+    for name in ["PATH", "LANG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.env("HOME", home).env("AWS_EC2_METADATA_DISABLED", "true");
+    for (name, folder) in [("XDG_CACHE_HOME", "cache"), ("XDG_STATE_HOME", "state"), ("XDG_CONFIG_HOME", "config"), ("XDG_RUNTIME_DIR", "run")] {
+        let folder = home.join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        command.env(name, folder);
+    }
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// How a command ended that was to mount.
+#[derive(Debug)]
+pub struct Failure {
+    pub status: ExitStatus,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+/// A running mount; it ends with this value.
+pub struct Mount {
+    home: TempDir,
+    dir: PathBuf,
+    setup: Setup,
+    running: Option<(Child, Guards)>,
+}
+
+/// What ends the mount when nobody else does.
+struct Guards {
+    _leash: Leash,
+    /// Dropped when the mount ends; a thread waits for that.
+    _watch: mpsc::Sender<()>,
+}
+
+/// A call into a filesystem that hangs cannot be interrupted from here: its daemon's end ends it.
+fn watch(pid: Pid) -> mpsc::Sender<()> {
+    let (alive, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(LONGEST_TEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("a mount of {LONGEST_TEST:?} is ended: its test hangs");
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    alive
+}
+
+impl Mount {
+    /// Mounts and waits until it answers.
+    pub fn start(setup: Setup) -> Self {
+        match Self::try_start(setup) {
+            Ok(mount) => mount,
+            Err(failure) => panic!("the mount did not come up: {failure:?}"),
+        }
+    }
+
+    /// Mounts; a program that ended instead of mounting is a [`Failure`].
+    pub fn try_start(setup: Setup) -> Result<Self, Failure> {
+        let home = tempfile::Builder::new().prefix("packmule-it-").tempdir().unwrap();
+        let dir = home.path().join("mnt");
+        std::fs::create_dir(&dir).unwrap();
+        let mut mount = Self { home, dir, setup, running: None };
+        mount.up()?;
+        Ok(mount)
+    }
+
+    fn up(&mut self) -> Result<(), Failure> {
+        assert!(self.running.is_none(), "mounted already");
+        let began = Instant::now();
+        let mut command = packmule(self.home.path(), &self.setup.env);
+        command.arg("mount").arg(&self.setup.source).arg(&self.dir).arg("-f");
+        if !self.setup.options.is_empty() {
+            command.arg("-o").arg(self.setup.options.join(","));
+        }
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let pid = child.id().to_string();
+        let leash = Leash::new(
+            "kill -9 \"$1\"; fusermount3 -uz \"$2\"; rm -rf \"$3\"",
+            &[&pid, self.dir.to_str().unwrap(), self.home.path().to_str().unwrap()],
+        );
+        let guards = Guards { _leash: leash, _watch: watch(Pid::from_raw(i32::try_from(child.id()).unwrap())) };
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Err(Failure { status, stderr: self.log(), took: began.elapsed() });
+            }
+            if is_mounted(&self.dir) && std::fs::metadata(&self.dir).is_ok() {
+                self.running = Some((child, guards));
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                self.running = Some((child, guards));
+                panic!("no mount after {PATIENCE:?}; it says: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The mountpoint.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A path below the mountpoint.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.dir.join(relative)
+    }
+
+    /// Where the program's own folders are (`cache`, `state`, `config`, `run`).
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A command of `packmule` that speaks to this mount.
+    pub fn command(&self) -> Command {
+        packmule(self.home.path(), &self.setup.env)
+    }
+
+    /// Process id of the mount.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().map(|(child, _)| child.id()).unwrap()
+    }
+
+    /// Everything that it said.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("stderr")
+    }
+
+    /// Ends it by SIGTERM and waits for the work; it must leave in good order.
+    pub fn umount(&mut self) {
+        let (mut child, _guards) = self.running.take().unwrap();
+        signal(&child, Signal::SIGTERM);
+        let status = wait(&mut child, PATIENCE);
+        let log = self.log();
+        self.clear(&mut child);
+        let status = status.unwrap_or_else(|| panic!("still running {PATIENCE:?} after SIGTERM; it says: {log}"));
+        assert!(status.success(), "{status} after SIGTERM; it says: {log}");
+    }
+
+    /// Ends it and mounts again with the same folders.
+    pub fn remount(&mut self) {
+        self.umount();
+        self.again();
+    }
+
+    /// SIGKILL: what a crash leaves.
+    pub fn crash(&mut self) {
+        let (mut child, _guards) = self.running.take().unwrap();
+        signal(&child, Signal::SIGKILL);
+        self.clear(&mut child);
+    }
+
+    /// Mounts again after [`Self::umount`] or [`Self::crash`].
+    pub fn again(&mut self) {
+        if let Err(failure) = self.up() {
+            panic!("the mount did not come up again: {failure:?}");
+        }
+    }
+
+    fn clear(&self, child: &mut Child) {
+        if is_mounted(&self.dir) {
+            let mut command = Command::new("fusermount3");
+            let _ = command.arg("-uz").arg(&self.dir).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+        if wait(child, Duration::from_secs(1)).is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Some((mut child, _leash)) = self.running.take() {
+            signal(&child, Signal::SIGTERM);
+            let patience = if std::thread::panicking() { Duration::from_secs(2) } else { Duration::from_secs(20) };
+            wait(&mut child, patience);
+            self.clear(&mut child);
+        }
+        if std::thread::panicking() {
+            eprintln!("the mount said:\n{}", self.log());
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
+}
+
+/// The child's end, if it comes in time.
+pub fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > until {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Read from the kernel's table: asking the folder itself would wait for a filesystem that does not answer.
+pub fn is_mounted(dir: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let dir = dir.to_str().unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == Some(dir))
+}
+
+/// True when both lie on one filesystem.
+pub fn same_filesystem(a: &Path, b: &Path) -> bool {
+    std::fs::metadata(a).unwrap().dev() == std::fs::metadata(b).unwrap().dev()
+}

@@ -1,0 +1,207 @@
+//! The store behind a test: the double or SeaweedFS, looked into the same way.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::double::{self, Double, Object};
+use super::web::{self, Answer};
+use super::seaweed::{self, Seaweed};
+
+/// Which store.
+pub enum Backend {
+    Double(Double),
+    Seaweed(&'static Seaweed),
+}
+
+/// An object as the store gives it to others.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub bytes: Bytes,
+    /// User metadata, names without `x-amz-meta-`.
+    pub metadata: BTreeMap<String, String>,
+    pub content_type: Option<String>,
+    pub etag: String,
+}
+
+/// A bucket of its own in a store.
+pub struct Store {
+    backend: Backend,
+    bucket: String,
+}
+
+impl Store {
+    /// A double with AWS's defaults.
+    pub fn double() -> Self {
+        Self::double_with(double::Options::default())
+    }
+
+    pub fn double_with(options: double::Options) -> Self {
+        Self { backend: Backend::Double(Double::with(options, &["releases"])), bucket: "releases".to_owned() }
+    }
+
+    /// A new bucket of the one SeaweedFS.
+    pub fn seaweed() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let bucket = format!("releases-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let store = Self { backend: Backend::Seaweed(Seaweed::shared()), bucket };
+        let made = store.send(Method::PUT, "", &[], Vec::new());
+        assert_eq!(made.status, 200, "{}", made.text());
+        store
+    }
+
+    /// The double, for tests that count or break.
+    pub fn as_double(&self) -> Option<&Double> {
+        match &self.backend {
+            Backend::Double(double) => Some(double),
+            Backend::Seaweed(_) => None,
+        }
+    }
+
+    pub fn endpoint(&self) -> String {
+        match &self.backend {
+            Backend::Double(double) => double.endpoint(),
+            Backend::Seaweed(seaweed) => seaweed.endpoint().to_owned(),
+        }
+    }
+
+    pub fn access_key(&self) -> &'static str {
+        match &self.backend {
+            Backend::Double(_) => double::ACCESS_KEY,
+            Backend::Seaweed(_) => seaweed::ACCESS_KEY,
+        }
+    }
+
+    pub fn secret_key(&self) -> &'static str {
+        match &self.backend {
+            Backend::Double(_) => double::SECRET_KEY,
+            Backend::Seaweed(_) => seaweed::SECRET_KEY,
+        }
+    }
+
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// All keys, in order.
+    pub fn keys(&self) -> Vec<String> {
+        if let Some(double) = self.as_double() {
+            return double.keys(&self.bucket);
+        }
+        let mut keys = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let mut query = "?list-type=2&encoding-type=url".to_owned();
+            if let Some(token) = &token {
+                query += &format!("&continuation-token={}", utf8_percent_encode(token, NON_ALPHANUMERIC));
+            }
+            let page = self.send(Method::GET, &query, &[], Vec::new()).text();
+            keys.extend(elements(&page, "Key").map(|key| percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()));
+            token = elements(&page, "NextContinuationToken").next().map(str::to_owned);
+            if token.is_none() {
+                return keys;
+            }
+        }
+    }
+
+    /// What another client gets for this key.
+    pub fn get(&self, key: &str) -> Option<Seen> {
+        if let Some(double) = self.as_double() {
+            return double.object(&self.bucket, key).map(|object| Seen {
+                bytes: object.bytes,
+                metadata: object.metadata,
+                content_type: object.headers.content_type,
+                etag: object.etag,
+            });
+        }
+        let answer = self.send(Method::GET, &path(key), &[], Vec::new());
+        if answer.status == 404 {
+            return None;
+        }
+        assert_eq!(answer.status, 200, "GET {key}: {}", answer.text());
+        let named = |(name, value): (&String, &String)| Some((name.strip_prefix("x-amz-meta-")?.to_owned(), value.clone()));
+        Some(Seen {
+            metadata: answer.headers.iter().filter_map(named).collect(),
+            content_type: answer.headers.get("content-type").cloned(),
+            etag: answer.headers.get("etag").cloned().unwrap_or_default().trim_matches('"').to_owned(),
+            bytes: answer.body,
+        })
+    }
+
+    /// The bytes of a key that must be there.
+    pub fn bytes(&self, key: &str) -> Bytes {
+        self.get(key).unwrap_or_else(|| panic!("no object {key:?}; there are {:?}", self.keys())).bytes
+    }
+
+    /// Another client's PUT.
+    pub fn put(&self, key: &str, bytes: impl Into<Vec<u8>>) {
+        self.put_with(key, bytes, &[]);
+    }
+
+    /// Another client's PUT with user metadata.
+    pub fn put_with(&self, key: &str, bytes: impl Into<Vec<u8>>, metadata: &[(&str, &str)]) {
+        let bytes = bytes.into();
+        if let Some(double) = self.as_double() {
+            let object = metadata.iter().fold(Object::new(bytes), |object, (name, value)| object.meta(name, value));
+            return double.put_object(&self.bucket, key, object);
+        }
+        let names: Vec<String> = metadata.iter().map(|(name, _)| format!("x-amz-meta-{name}")).collect();
+        let headers: Vec<(&str, &str)> = names.iter().zip(metadata).map(|(name, (_, value))| (name.as_str(), *value)).collect();
+        let answer = self.send(Method::PUT, &path(key), &headers, bytes);
+        assert_eq!(answer.status, 200, "PUT {key}: {}", answer.text());
+    }
+
+    /// Another client's DELETE.
+    pub fn delete(&self, key: &str) {
+        match self.as_double() {
+            Some(double) => double.delete_object(&self.bucket, key),
+            None => assert_eq!(self.send(Method::DELETE, &path(key), &[], Vec::new()).status, 204),
+        }
+    }
+
+    /// Keys of uploads that were begun and neither completed nor aborted.
+    pub fn unfinished_uploads(&self) -> Vec<String> {
+        if let Some(double) = self.as_double() {
+            return double.unfinished_uploads(&self.bucket).into_iter().map(|(key, _)| key).collect();
+        }
+        let page = self.send(Method::GET, "?uploads", &[], Vec::new()).text();
+        elements(&page, "Key").map(str::to_owned).collect()
+    }
+
+    /// Waits until `holds` is true of the store; background copies and markers take their time.
+    pub fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !holds(self) {
+            assert!(Instant::now() < until, "not within 20 s: {what}; keys: {:?}", self.keys());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn send(&self, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        let url = format!("{}/{}{rest}", self.endpoint(), self.bucket);
+        web::send(method, &url, headers, body).unwrap()
+    }
+}
+
+/// S3's own rule for signed paths, and plain enough for unsigned ones.
+const KEY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
+
+fn path(key: &str) -> String {
+    format!("/{}", utf8_percent_encode(key, KEY))
+}
+
+/// The texts of all elements of a name; enough for the listings of a store that is known.
+fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let mut rest = xml;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once(open.as_str())?;
+        let (text, after) = after.split_once(close.as_str())?;
+        rest = after;
+        Some(text)
+    })
+}

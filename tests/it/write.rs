@@ -1,0 +1,268 @@
+//! Writing: semantics 1 to 12.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+
+use nix::errno::Errno;
+
+use crate::support::files::{self, close, errno, noise, sh};
+use crate::support::stage::{Stage, on_every_store};
+
+const MIB: usize = 1 << 20;
+
+on_every_store! {
+    /// "close() returns 0 only when the object is in S3 under its name, byte for byte"
+    fn close_publishes_byte_for_byte(store) {
+        let stage = Stage::new(store);
+        for (name, size) in [("one", 1), ("page", 4096), ("odd", MIB + 1), ("parts", 21 * MIB + 7)] {
+            let bytes = noise(size as u64, size);
+            files::write(&stage.path(name), &bytes).unwrap();
+            assert!(stage.store.bytes(name) == bytes, "{name} differs in the bucket");
+            assert!(fs::read(stage.path(name)).unwrap() == bytes, "{name} differs in the mount");
+        }
+        assert_eq!(stage.store.keys(), ["odd", "one", "page", "parts"]);
+        assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+    }
+
+    /// "No object exists, and none changes, before close."
+    fn nothing_shows_before_close(store) {
+        store.put("old", "before");
+        let stage = Stage::new(store);
+        let new = File::create(stage.path("new")).unwrap();
+        new.write_all_at(&noise(1, 20 * MIB), 0).unwrap();
+        let old = File::create(stage.path("old")).unwrap();
+        old.write_all_at(b"after", 0).unwrap();
+        assert_eq!(stage.store.keys(), ["old"]);
+        assert_eq!(stage.store.bytes("old"), "before");
+        close(new).unwrap();
+        close(old).unwrap();
+        assert_eq!(stage.store.keys(), ["new", "old"]);
+        assert_eq!(stage.store.bytes("old"), "after");
+        assert!(stage.store.bytes("new") == noise(1, 20 * MIB));
+    }
+
+    /// Writes in any order, holes read as zeros.
+    fn writes_in_any_order(store) {
+        let stage = Stage::new(store);
+        let file = File::create(stage.path("f")).unwrap();
+        let bytes = noise(3, 18 * MIB);
+        for (index, chunk) in bytes.chunks(MIB).enumerate().collect::<Vec<_>>().into_iter().rev() {
+            file.write_all_at(chunk, (index * MIB) as u64).unwrap();
+        }
+        // Written once more after it may have been sent, and a hole of 3 MiB behind the end.
+        file.write_all_at(b"again", 100).unwrap();
+        file.write_all_at(b"end", (21 * MIB) as u64).unwrap();
+        close(file).unwrap();
+        let mut expected = bytes;
+        expected[100..105].copy_from_slice(b"again");
+        expected.resize(21 * MIB, 0);
+        expected.extend_from_slice(b"end");
+        assert!(stage.store.bytes("f") == expected);
+        assert!(fs::read(stage.path("f")).unwrap() == expected);
+    }
+
+    /// "A file being written or uploaded is read by everybody on the mount from the local copy"
+    fn others_read_what_is_written(store) {
+        let stage = Stage::new(store);
+        let file = File::create(stage.path("f")).unwrap();
+        file.write_all_at(b"hello world", 0).unwrap();
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"hello world");
+        assert_eq!(fs::metadata(stage.path("f")).unwrap().len(), 11);
+        let other = files::open_existing(&stage.path("f"));
+        other.write_all_at(b"WORLD", 6).unwrap();
+        let mut seen = [0; 11];
+        file.set_len(11).unwrap();
+        File::open(stage.path("f")).unwrap().read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello WORLD");
+        close(file).unwrap();
+        close(other).unwrap();
+        assert_eq!(stage.store.bytes("f"), "hello WORLD");
+    }
+
+    /// "O_APPEND writes at the size so learned"
+    fn appends(store) {
+        store.put("log", "one\n");
+        let stage = Stage::new(store);
+        let mut file = OpenOptions::new().append(true).open(stage.path("log")).unwrap();
+        file.write_all(b"two\n").unwrap();
+        close(file).unwrap();
+        sh(stage.dir(), "echo three >> log; echo first >> new; echo second >> new");
+        assert_eq!(stage.store.bytes("log"), "one\ntwo\nthree\n");
+        assert_eq!(stage.store.bytes("new"), "first\nsecond\n");
+    }
+
+    /// "truncate(path) publishes before it returns"
+    fn truncates_both_ways(store) {
+        store.put("f", "0123456789");
+        let stage = Stage::new(store);
+        sh(stage.dir(), "truncate -s 4 f");
+        assert_eq!(stage.store.bytes("f"), "0123");
+        sh(stage.dir(), "truncate -s 6 f");
+        assert_eq!(stage.store.bytes("f"), "0123\0\0".as_bytes());
+        let file = files::open_existing(&stage.path("f"));
+        file.set_len(2).unwrap();
+        file.set_len(3).unwrap();
+        close(file).unwrap();
+        assert_eq!(stage.store.bytes("f"), "01\0".as_bytes());
+        sh(stage.dir(), "truncate -s 0 f");
+        assert_eq!(stage.store.bytes("f"), "");
+    }
+
+    /// "A new file closed empty … becomes an object if it is still empty 2 s later"
+    fn empty_files_become_objects(store) {
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "touch a; : > b");
+        assert_eq!(files::names(stage.dir()), ["a", "b"]);
+        stage.store.eventually("both empty files are objects", |store| store.keys() == ["a", "b"]);
+        assert_eq!(stage.store.bytes("a"), "");
+        sh(stage.dir(), "touch c");
+        stage.mount.umount();
+        assert_eq!(stage.store.keys(), ["a", "b", "c"]);
+    }
+
+    /// "A FLUSH by another process than the opener's publishes nothing: the opener's does"
+    fn a_shell_group_publishes_once_and_whole(store) {
+        let stage = Stage::new(store);
+        sh(stage.dir(), "(echo a; /bin/echo b; /bin/echo c) > f");
+        assert_eq!(stage.store.bytes("f"), "a\nb\nc\n");
+        if let Some(double) = stage.store.as_double() {
+            assert_eq!(double.requests().of("PutObject"), 1, "{:?}", double.requests().summary());
+        }
+    }
+
+    /// An unlinked file lives on for those who hold it open, and for nobody else.
+    fn unlinked_while_open(store) {
+        store.put("old", "bytes of old");
+        let stage = Stage::new(store);
+        let mut old = File::open(stage.path("old")).unwrap();
+        let new = OpenOptions::new().read(true).write(true).create_new(true).open(stage.path("new")).unwrap();
+        new.write_all_at(b"bytes of new", 0).unwrap();
+        fs::remove_file(stage.path("old")).unwrap();
+        fs::remove_file(stage.path("new")).unwrap();
+        assert_eq!(errno(fs::metadata(stage.path("new"))), Errno::ENOENT);
+        new.write_all_at(b"more", 12).unwrap();
+        let mut seen = [0; 16];
+        new.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(&seen, b"bytes of newmore");
+        close(new).unwrap();
+        let mut text = String::new();
+        // The object is gone from the store: the bytes, or ESTALE, but never an empty file.
+        match old.read_to_string(&mut text) {
+            Ok(_) => assert_eq!(text, "bytes of old"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32)),
+        }
+        assert_eq!(stage.store.keys(), Vec::<String>::new());
+    }
+
+    /// "Rename of an open, dirty file carries its data to the new name"
+    fn renamed_while_open(store) {
+        store.put("target", "old");
+        let stage = Stage::new(store);
+        let mut file = File::create(stage.path("draft")).unwrap();
+        file.write_all(b"begin ").unwrap();
+        fs::rename(stage.path("draft"), stage.path("target")).unwrap();
+        file.write_all(b"end").unwrap();
+        close(file).unwrap();
+        assert_eq!(stage.store.keys(), ["target"]);
+        assert_eq!(stage.store.bytes("target"), "begin end");
+        assert_eq!(files::names(stage.dir()), ["target"]);
+    }
+
+    /// Several descriptors on one file see one file.
+    fn several_descriptors(store) {
+        let stage = Stage::new(store);
+        let one = File::create(stage.path("f")).unwrap();
+        let two = files::open_existing(&stage.path("f"));
+        let three = one.try_clone().unwrap();
+        one.write_all_at(b"aaaa", 0).unwrap();
+        two.write_all_at(b"bb", 1).unwrap();
+        close(one).unwrap();
+        three.write_all_at(b"c", 3).unwrap();
+        close(two).unwrap();
+        close(three).unwrap();
+        assert_eq!(stage.store.bytes("f"), "abbc");
+    }
+
+    /// fallocate makes room, punches holes, and what it says is published.
+    fn fallocate_reserves_and_punches(store) {
+        let stage = Stage::new(store);
+        let path = stage.path("f");
+        files::write(&path, &[7; 10_000]).unwrap();
+        sh(stage.dir(), "fallocate -l 20000 f; fallocate -p -o 1000 -l 2000 f");
+        let mut expected = vec![7; 10_000];
+        expected[1000..3000].fill(0);
+        expected.resize(20_000, 0);
+        assert!(fs::read(&path).unwrap() == expected);
+        assert!(stage.store.bytes("f") == expected);
+    }
+
+    /// A name that was published is written again: the last content counts.
+    fn overwritten_again_and_again(store) {
+        let stage = Stage::new(store);
+        for round in 0..8_u8 {
+            files::write(&stage.path("f"), &vec![round; 1000 * usize::from(round)]).unwrap();
+            if round > 0 {
+                assert_eq!(stage.store.bytes("f"), vec![round; 1000 * usize::from(round)]);
+            }
+        }
+    }
+
+    /// "Content-Type from the final name"
+    fn content_type_follows_the_name(store) {
+        let stage = Stage::new(store);
+        sh(stage.dir(), "echo x > a.html; echo x > b.bin; mv b.bin b.css; echo '{}' > c.json");
+        let kind = |key: &str| stage.store.get(key).unwrap().content_type.unwrap_or_default();
+        assert!(kind("a.html").starts_with("text/html"), "{}", kind("a.html"));
+        assert!(kind("c.json").starts_with("application/json"), "{}", kind("c.json"));
+    }
+
+    /// "Temporary names … never become objects under that name … the rename completes it"
+    fn a_desktop_replaces_a_file(store) {
+        store.put("letter.odt", "old");
+        let stage = Stage::new(store);
+        let part = stage.path(".goutputstream-A1B2C3");
+        let mut file = File::create(&part).unwrap();
+        file.write_all(&noise(9, 9 * MIB)).unwrap();
+        file.sync_all().unwrap();
+        fs::rename(&part, stage.path("letter.odt")).unwrap();
+        close(file).unwrap();
+        assert_eq!(stage.store.keys(), ["letter.odt"]);
+        assert!(stage.store.bytes("letter.odt") == noise(9, 9 * MIB));
+        files::write(&stage.path(".~lock.letter.odt#"), b",me,host,;").unwrap();
+        assert_eq!(stage.store.keys(), ["letter.odt"]);
+        assert_eq!(fs::read(stage.path(".~lock.letter.odt#")).unwrap(), b",me,host,;");
+        assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+    }
+
+    /// "With `write_back` close() returns 0 when bytes and intent are durable in the spool"
+    fn write_back_publishes_later_and_at_umount(store) {
+        let mut stage = Stage::with(store, &["write_back=1h"]);
+        files::write(&stage.path("f"), b"one").unwrap();
+        files::write(&stage.path("f"), b"two").unwrap();
+        files::write(&stage.path("g"), b"other").unwrap();
+        assert_eq!(stage.store.keys(), Vec::<String>::new());
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"two");
+        stage.mount.umount();
+        assert_eq!(stage.store.keys(), ["f", "g"]);
+        assert_eq!(stage.store.bytes("f"), "two");
+    }
+
+    /// "kill -9 at any moment: what close() promised is published or queued after the next mount"
+    fn a_crash_keeps_what_close_promised(store) {
+        let mut stage = Stage::with(store, &["write_back=1h"]);
+        files::write(&stage.path("promised"), &noise(5, 9 * MIB)).unwrap();
+        let open = File::create(stage.path("open")).unwrap();
+        open.write_all_at(b"never closed", 0).unwrap();
+        open.sync_all().unwrap();
+        stage.mount.crash();
+        drop(open);
+        assert_eq!(stage.store.keys(), Vec::<String>::new());
+        stage.mount.again();
+        assert_eq!(files::names(stage.dir()), ["promised"]);
+        stage.mount.umount();
+        assert_eq!(stage.store.keys(), ["promised"]);
+        assert!(stage.store.bytes("promised") == noise(5, 9 * MIB));
+        assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+    }
+}
