@@ -35,6 +35,8 @@ mod uploader;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_durable;
 
 pub use manifest::Phase;
 pub use staged::Staged;
