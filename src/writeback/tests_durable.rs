@@ -78,6 +78,24 @@ fn what_write_back_promised_is_published_after_a_crash() {
 }
 
 #[test]
+fn what_is_written_after_the_promise_is_not_published_torn() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open_with(|config| config.write_back = Duration::from_millis(200)).await;
+        let staged = world.new_file(&writeback, "a").await;
+        staged.write(0, pattern(100, 0)).await.unwrap();
+        staged.publish().await.unwrap();
+        staged.write(50, pattern(100, 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    });
+    run(async {
+        let writeback = world.open().await;
+        writeback.drain(Duration::from_secs(1)).await;
+        assert_eq!(writeback.status()[0].phase, Phase::Writing);
+        assert!(world.store.object("a").is_none());
+    });
+}
+
+#[test]
 fn an_interrupted_upload_goes_on_with_the_parts_that_arrived() {
     let world = crash(World::new(), |world| async move {
         let writeback = world.open().await;
