@@ -279,6 +279,21 @@ async fn a_writer_is_held_back_and_let_go_by_close_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_part_refused_for_good_is_told_to_the_writer() {
+    let world = World::new();
+    let writeback = world.open().await;
+    world.store.fail(|op, _| (op == "Part").then_some(ErrorKind::AccessDenied));
+    let staged = world.new_file(&writeback, "a").await;
+    let mut error = None;
+    for index in 0..64u64 {
+        error = error.or(staged.write(index * MIB as u64, pattern(MIB, 0)).await.err());
+    }
+    assert!(matches!(error, Some(Error::S3(error)) if error.kind == ErrorKind::AccessDenied));
+    assert!(staged.publish().await.is_err());
+    until(|| writeback.status()[0].phase == Phase::Parked && world.nothing_pending()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_are_found_out() {
     let world = World::new();
     let writeback = world.open().await;

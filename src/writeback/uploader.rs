@@ -129,7 +129,7 @@ impl Uploader {
                 }
                 self.publish(id, Goal::Object, None);
             }
-            Message::Park(id, error) => self.fail(id, error),
+            Message::Park(id, error) => self.give_up(id, error, true),
             Message::Retarget { .. } | Message::Discard { .. } => self.redirect(message),
             Message::Resume { id, upload } => self.resume(id, upload),
             Message::Found { id, published } => {
@@ -488,8 +488,12 @@ impl Uploader {
 
     /// Refused for good: parked with its reason, or, while it is still written, reported to the writer.
     fn fail(&mut self, id: u64, error: Error) {
+        let closed = self.jobs.get(&id).is_some_and(|job| job.state.step != Step::Idle);
+        self.give_up(id, error, closed);
+    }
+
+    fn give_up(&mut self, id: u64, error: Error, park: bool) {
         let Some(job) = self.job(id) else { return };
-        let waits = job.state.step != Step::Idle || matches!(error, Error::Poisoned);
         let entry = job.entry.clone();
         let waiters = std::mem::take(&mut job.waiters);
         let next = std::mem::take(&mut job.next);
@@ -501,7 +505,7 @@ impl Uploader {
                 (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
                 _ => error.to_string(),
             });
-            if waits {
+            if park {
                 intent.phase = Phase::Parked;
             } else {
                 intent.failed = Some(error.clone());
