@@ -45,8 +45,8 @@ pub(crate) struct Shared {
     pub boot: String,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
-    /// Uploads being aborted.
-    pub aborts: AtomicUsize,
+    /// Uploads being aborted and publications being told of: drain() waits for them.
+    pub chores: AtomicUsize,
 }
 
 impl Shared {
@@ -68,7 +68,7 @@ impl Shared {
             credit: AtomicI64::new(0),
             boot: boot_id(),
             unconditional: AtomicBool::new(false),
-            aborts: AtomicUsize::new(0),
+            chores: AtomicUsize::new(0),
         };
         (Arc::new(shared), receiver)
     }
@@ -180,6 +180,8 @@ pub(crate) struct Intent {
     pub fetches: bool,
     /// The parts that Complete was sent with.
     pub completing: Option<Vec<Part>>,
+    /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
+    pub sealed: bool,
     /// The generation whose bytes were fsynced.
     pub durable: Option<u64>,
 }
@@ -206,6 +208,7 @@ impl Intent {
             retired: false,
             fetches: false,
             completing: None,
+            sealed: false,
             durable: None,
         }
     }
@@ -321,7 +324,7 @@ impl Entry {
             let content = self.content.lock();
             Record {
                 version: Record::current(),
-                phase: intent.phase,
+                phase: if intent.phase.frees() && !intent.sealed { Phase::Writing } else { intent.phase },
                 bucket: intent.target.store.bucket().to_owned(),
                 key: intent.target.key.clone(),
                 expect: intent.expect.clone(),
@@ -351,6 +354,22 @@ impl Entry {
         blocking(move || record.store(&path, sync)).await?;
         *recorded = true;
         Ok(())
+    }
+
+    /// Before the content of a sealed entry changes: what a crash leaves from here on may be torn, so its record says
+    /// that it is being written. Call it with `writer` held.
+    pub async fn unseal(&self) -> Result<(), Error> {
+        let durable = {
+            let mut intent = self.intent.lock();
+            if !std::mem::take(&mut intent.sealed) {
+                return Ok(());
+            }
+            if intent.phase == Phase::Sealed {
+                intent.phase = Phase::Writing;
+            }
+            intent.durable.is_some()
+        };
+        self.persist(durable).await
     }
 
     /// fsyncs the spool file, then the record.

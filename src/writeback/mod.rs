@@ -19,6 +19,7 @@ use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Sto
 mod commit;
 mod content;
 mod entry;
+mod job;
 mod manifest;
 mod metacopy;
 mod pace;
@@ -35,6 +36,8 @@ mod uploader;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_durable;
 
 pub use manifest::Phase;
 pub use staged::Staged;

@@ -128,6 +128,7 @@ fn even(range: Range<u64>, least: u64) -> impl Iterator<Item = Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)]
     use super::*;
     use proptest::prelude::*;
 

@@ -91,6 +91,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.travelled = Some(record.attributes.clone());
     intent.poisoned = record.poisoned;
     intent.durable = record.durable.then_some(0);
+    intent.sealed = promised;
     intent.recovered = true;
     intent.retired = true;
     intent.phase = match record.phase {

@@ -91,6 +91,7 @@ impl Staged {
                 Place::End => self.size(),
             };
             let range = offset..self.fits(offset, len)?;
+            entry.unseal().await?;
             let file = entry.file.clone();
             blocking(move || file.write_all_at(&data, offset)).await?;
             entry.content.lock().wrote(range.clone());
@@ -211,6 +212,7 @@ impl Staged {
             if self.size() == size {
                 return Ok(());
             }
+            self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || file.set_len(size)).await?;
             self.entry.content.lock().truncated(size);
@@ -240,6 +242,7 @@ impl Staged {
             if offset >= end {
                 return Ok(());
             }
+            self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || punch(&file, offset, end - offset)).await?;
             self.entry.content.lock().punched(offset..end);
@@ -348,7 +351,9 @@ impl Staged {
     async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {
         let entry = &self.entry;
         if !held {
+            let _writer = entry.writer.lock().await;
             let mut intent = entry.intent.lock();
+            intent.sealed = true;
             if !intent.phase.frees() {
                 intent.phase = Phase::Sealed;
             }

@@ -11,7 +11,7 @@ use super::publish::StoreReader;
 use super::*;
 use crate::s3::{ErrorKind, ObjectHeaders};
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
 struct Plain;
 
@@ -23,17 +23,17 @@ impl Hooks for Plain {
     fn published(&self, _: &Published) {}
 }
 
-struct World {
-    dir: tempfile::TempDir,
-    store: Arc<Fake>,
+pub(super) struct World {
+    pub dir: tempfile::TempDir,
+    pub store: Arc<Fake>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), store: Arc::default() }
     }
 
-    fn config(&self) -> SpoolConfig {
+    pub fn config(&self) -> SpoolConfig {
         SpoolConfig {
             dir: self.dir.path().into(),
             identity: "id".into(),
@@ -48,41 +48,41 @@ impl World {
         }
     }
 
-    async fn open_with(&self, change: impl FnOnce(&mut SpoolConfig)) -> Writeback {
+    pub async fn open_with(&self, change: impl FnOnce(&mut SpoolConfig)) -> Writeback {
         let mut config = self.config();
         change(&mut config);
         Writeback::open(config, Arc::new(OneBucket(self.store.clone())), Arc::new(Plain)).await.unwrap()
     }
 
-    async fn open(&self) -> Writeback {
+    pub async fn open(&self) -> Writeback {
         self.open_with(|_| {}).await
     }
 
-    fn target(&self, key: &str) -> Target {
+    pub fn target(&self, key: &str) -> Target {
         Target { store: self.store.clone(), key: key.into() }
     }
 
-    async fn new_file(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
+    pub async fn new_file(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
         writeback.stage(self.target(key), Expect::NewFile, None, Attributes::default()).await.unwrap()
     }
 
     /// Opens an object that is there, without O_TRUNC.
-    async fn existing(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
+    pub async fn existing(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
         let object = self.store.object(key).unwrap();
         let reader = Arc::new(StoreReader { store: self.store.clone(), key: key.into(), etag: object.etag.clone() });
         let base = Base { bucket: "bucket".into(), key: key.into(), etag: object.etag.clone(), size: object.bytes.len() as u64, version_id: None, reader };
         writeback.stage(self.target(key), Expect::Version(object.etag), Some(base), Attributes::default()).await.unwrap()
     }
 
-    fn bytes(&self, key: &str) -> Bytes {
+    pub fn bytes(&self, key: &str) -> Bytes {
         self.store.object(key).unwrap().bytes
     }
 
-    fn nothing_pending(&self) -> bool {
+    pub fn nothing_pending(&self) -> bool {
         self.store.inner.lock().uploads.is_empty()
     }
 
-    fn files(&self) -> Vec<String> {
+    pub fn files(&self) -> Vec<String> {
         let dirs = std::fs::read_dir(self.dir.path()).unwrap().flatten();
         let names = dirs.flat_map(|dir| std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect::<Vec<_>>());
         names.filter(|name| name != "lock" && name != "identity").collect()
@@ -90,11 +90,11 @@ impl World {
 }
 
 /// Bytes that differ everywhere.
-fn pattern(len: usize, seed: u8) -> Bytes {
+pub(super) fn pattern(len: usize, seed: u8) -> Bytes {
     (0..len).map(|i| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[1] ^ seed).collect::<Vec<_>>().into()
 }
 
-async fn write_all(staged: &Staged, bytes: &Bytes) {
+pub(super) async fn write_all(staged: &Staged, bytes: &Bytes) {
     let mut at = 0;
     while at < bytes.len() {
         let end = (at + MIB).min(bytes.len());
@@ -103,7 +103,7 @@ async fn write_all(staged: &Staged, bytes: &Bytes) {
     }
 }
 
-async fn until(what: impl Fn() -> bool) {
+pub(super) async fn until(what: impl Fn() -> bool) {
     let began = Instant::now();
     while !what() {
         assert!(began.elapsed() < Duration::from_secs(20), "it does not happen");
@@ -276,6 +276,21 @@ async fn a_writer_is_held_back_and_let_go_by_close_timeout() {
         }
     }
     panic!("the writer ran away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_refused_for_good_is_told_to_the_writer() {
+    let world = World::new();
+    let writeback = world.open().await;
+    world.store.fail(|op, _| (op == "Part").then_some(ErrorKind::AccessDenied));
+    let staged = world.new_file(&writeback, "a").await;
+    let mut error = None;
+    for index in 0..64u64 {
+        error = error.or(staged.write(index * MIB as u64, pattern(MIB, 0)).await.err());
+    }
+    assert!(matches!(error, Some(Error::S3(error)) if error.kind == ErrorKind::AccessDenied));
+    assert!(staged.publish().await.is_err());
+    until(|| writeback.status()[0].phase == Phase::Parked && world.nothing_pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,9 +85,11 @@ impl Counts {
     }
 
     fn hand(&self, bytes: u64) {
-        let handed = self.handed.fetch_add(bytes, Relaxed) + bytes;
-        self.entry.in_flight.fetch_sub(bytes, Relaxed);
-        self.entry.sent.fetch_add(bytes, Relaxed);
+        // A client may read a body twice at once (to hash it): no more than its length is ever counted.
+        let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len))).unwrap_or(self.len);
+        let handed = (before + bytes).min(self.len);
+        self.entry.in_flight.fetch_sub(handed - before, Relaxed);
+        self.entry.sent.fetch_add(handed - before, Relaxed);
         let news = handed > self.most.fetch_max(handed, Relaxed);
         if news {
             self.entry.progressed();
