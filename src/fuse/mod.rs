@@ -27,6 +27,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use self::convert::{caller, file_attr, file_type, reply_attr, reply_create, reply_entry, reply_open, reply_xattr, set_time, shared_ttl};
+pub(crate) use self::errno::describe;
 use self::errno::errno;
 use crate::vfs::{DirEntry, Error, SetAttr, Vfs};
 

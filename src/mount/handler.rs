@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Asker, Layers};
 use crate::control::server::Handler;
 use crate::control::{Request, Response, Status, Upload};
+use crate::fuse::describe;
 use crate::s3::{Account, explain};
 use crate::vfs::{Caller, Ino, ROOT, Vfs};
 use crate::writeback::EntryStatus;
@@ -90,7 +91,7 @@ impl Answers {
         let mut looked = Looked { vfs: self.layers.vfs.clone(), inodes: Vec::new() };
         for name in relative {
             let parent = looked.inodes.last().copied().unwrap_or(ROOT);
-            let entry = looked.vfs.lookup(caller, parent, name).await.map_err(|error| format!("{shown}: {error:?}"))?;
+            let entry = looked.vfs.lookup(caller, parent, name).await.map_err(|error| format!("{shown}: {}", describe(error)))?;
             looked.inodes.push(entry.attr.ino);
         }
         Ok(looked)
