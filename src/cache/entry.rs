@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +16,10 @@ use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::Whole;
 use super::{CacheError, ObjectVersion};
-use crate::s3::Checksum;
+use crate::s3::{Checksum, Store};
+
+/// Reads wait for blocks that wait for this answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cached version, shared by its readers and flights.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Entry {
     whole: Mutex<Option<Whole>>,
     warned: AtomicBool,
     checks: bool,
+    /// The store was asked for the whole checksum; landings of read-ahead wait for its answer.
+    asked: OnceCell<()>,
 }
 
 /// What changes in an [`Entry`]. A leaf lock, never held across I/O.
@@ -115,6 +120,7 @@ impl Entry {
             whole: Mutex::new(None),
             warned: AtomicBool::new(false),
             checks,
+            asked: OnceCell::new(),
         }
     }
 
@@ -128,12 +134,31 @@ impl Entry {
         self.state().source.clone()
     }
 
-    /// A store's own full-object checksum, better than an ETag that may not be one. Ignored once hashing began.
+    /// The store's full-object checksum. Ignored where one is known already.
     pub fn expect(&self, checksum: Checksum) {
         let mut state = self.state();
-        if self.checks && state.blocks.present() == 0 && state.flights.len() <= 1 {
+        if self.checks && state.expected.is_none() {
             state.expected = Some(checksum);
         }
+    }
+
+    /// Asks for the whole checksum of an object that is about to be read whole over plain HTTP by many GETs, where its ETag is
+    /// none: one HEAD an object. Ranged answers do not carry it.
+    pub async fn ask_checksum(&self, store: &Arc<dyn Store>) {
+        if !self.checks || self.asked.initialized() || self.state().expected.is_some() {
+            return;
+        }
+        self.asked
+            .get_or_init(|| async {
+                let source = self.source();
+                match tokio::time::timeout(ASK_TIMEOUT, store.head(&source.key)).await {
+                    Ok(Ok(head)) if head.etag == source.etag => head.checksum.into_iter().for_each(|sum| self.expect(sum)),
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "whole checksum not learned"),
+                    Err(_) => tracing::debug!(key = source.key, "whole checksum not learned in time"),
+                }
+            })
+            .await;
     }
 
     /// Finds the blocks of a read.

@@ -94,19 +94,34 @@ impl Drop for Landing {
     }
 }
 
-/// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes. `ahead`: nobody waits for it yet.
-pub fn launch(inner: &Arc<Inner>, entry: &Arc<Entry>, store: &Arc<dyn Store>, blocks: Range<u64>, piece: u64, ahead: bool, hold: &Hold) {
-    for landing in register(inner, entry, blocks, piece, hold) {
+/// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes, and gives their flights: who waits
+/// for one must hold it, lest it fails unseen. `ahead`: nobody waits for it yet.
+pub fn launch(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    store: &Arc<dyn Store>,
+    blocks: Range<u64>,
+    piece: u64,
+    ahead: bool,
+    hold: &Hold,
+) -> Vec<Arc<Flight>> {
+    let landings = register(inner, entry, blocks, piece, hold);
+    let flights = landings.iter().map(|landing| Arc::clone(&landing.flight)).collect();
+    for landing in landings {
         let (inner, store) = (Arc::clone(inner), Arc::clone(store));
         tokio::spawn(async move {
             // Read-ahead leaves some connections to those who wait; it takes its own permit first.
             let _ahead = if ahead { inner.ahead.acquire().await.ok() } else { None };
             let _connection = inner.connections.acquire().await.ok();
+            if ahead {
+                landing.entry.ask_checksum(&store).await;
+            }
             let bytes = bytes_of(landing.flight.blocks.clone(), landing.entry.size);
             let download = Download::new(Arc::clone(&landing.entry), store, bytes);
             fly(Arc::clone(&inner), landing, download).await;
         });
     }
+    flights
 }
 
 /// Fetches the head of the object by a GET, if none of its first `bytes` are here or coming, and gives the head of the answer.

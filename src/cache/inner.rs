@@ -53,7 +53,7 @@ pub struct Inner {
     unchecked: AtomicU64,
     disk_full: AtomicBool,
     disk_warned: AtomicBool,
-    save_soon: Notify,
+    save_soon: Arc<Notify>,
 }
 
 /// Which entries are open, and which files there are.
@@ -113,7 +113,7 @@ impl Inner {
             unchecked: AtomicU64::new(SPACE_EVERY),
             disk_full: AtomicBool::new(false),
             disk_warned: AtomicBool::new(false),
-            save_soon: Notify::new(),
+            save_soon: Arc::new(Notify::new()),
             disk,
             config,
         };
@@ -124,7 +124,8 @@ impl Inner {
     /// Largest read-ahead window in bytes that this cache can hold.
     pub fn max_window(&self) -> u64 {
         let wished = self.config.read_ahead.unwrap_or(super::window::MAX_WINDOW);
-        let room = if self.disk.is_some() { self.config.max_size / 4 } else { self.config.memory_limit / 12 };
+        let on_disk = self.disk.is_some() && !self.disk_full.load(Ordering::Relaxed);
+        let room = if on_disk { self.config.max_size / 4 } else { self.recent.limit() / 4 };
         wished.min(room).min(self.config.max_connections as u64 * super::window::MAX_PIECE)
     }
 
@@ -229,8 +230,9 @@ impl Inner {
         if written {
             self.note_unsaved(entry);
             self.account(entry);
-            self.make_room(data.len() as u64);
         }
+        // Where nothing was written this asks whether there is room again.
+        self.make_room(data.len() as u64);
         Ok(())
     }
 
@@ -466,11 +468,10 @@ impl Inner {
 
     /// Writes sidecars until the cache is gone.
     pub async fn save_forever(this: Weak<Self>) {
+        let Some(soon) = this.upgrade().map(|inner| Arc::clone(&inner.save_soon)) else { return };
         loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            _ = tokio::time::timeout(Duration::from_secs(1), soon.notified()).await;
             let Some(inner) = this.upgrade() else { return };
-            let wake = tokio::time::timeout(Duration::from_secs(1), inner.save_soon.notified());
-            _ = wake.await;
             if let Err(error) = tokio::task::spawn_blocking(move || inner.save(false)).await {
                 tracing::debug!(%error, "sidecars not written");
             }

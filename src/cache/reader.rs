@@ -81,6 +81,7 @@ impl Reader {
         if head.etag != source.etag || head.size != source.size {
             return Err(CacheError::Stale);
         }
+        head.checksum.into_iter().for_each(|checksum| entry.expect(checksum));
         Ok(head)
     }
 
@@ -105,17 +106,22 @@ impl Reader {
                 Some(bytes) => Found::Ready(vec![Piece::Memory(bytes)]),
                 None => entry.locate(want.clone(), &self.inner.recent),
             };
+            let mut launched = Vec::new();
             if let Found::Missing = found {
                 rounds += 1;
+                self.ahead.lock().window.missed();
                 if rounds > MAX_ROUNDS {
                     break self.fetch_alone(&entry, want.clone()).await?;
                 }
                 if entry.state().detached {
                     entry = self.reopen(&entry).await;
                 }
-                fetch::launch(&self.inner, &entry, &self.store, blocks_of(plan.demand.clone()), MAX_PIECE, false, &hold);
+                let demand = blocks_of(plan.demand.clone());
+                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, &hold);
             }
             if std::mem::take(&mut plans_ahead) {
+                // What is evicted gets no more blocks: those ahead go to the entry that this reader will turn to.
+                let entry = if entry.state().detached { self.current(&entry).await } else { Arc::clone(&entry) };
                 for bytes in &plan.ahead {
                     fetch::launch(&self.inner, &entry, &self.store, blocks_of(bytes.clone()), plan.piece, true, &hold);
                 }
@@ -136,7 +142,13 @@ impl Reader {
                         return Err(error);
                     }
                 }
-                Found::Missing => {}
+                Found::Missing => {
+                    for flight in launched.iter().filter(|flight| flight.blocks.start < want.end) {
+                        if let End::Failed(error) = flight.wait(want.end.min(flight.blocks.end) - 1).await {
+                            return Err(error);
+                        }
+                    }
+                }
             }
         };
         let skip = (range.start - want.start * BLOCK) as usize;
@@ -182,9 +194,14 @@ impl Reader {
 
     /// The entry was evicted and lacks a block: goes on with a new one, under the name that the object has now.
     async fn reopen(&self, old: &Arc<Entry>) -> Arc<Entry> {
+        let entry = self.current(old).await;
+        *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
+        entry
+    }
+
+    async fn current(&self, old: &Arc<Entry>) -> Arc<Entry> {
         let entry = self.inner.entry(&old.source());
         self.inner.load(&entry).await;
-        *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
         entry
     }
 

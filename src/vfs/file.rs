@@ -54,6 +54,11 @@ impl Vfs {
         }
         let order = self.order(ino)?;
         let _turn = order.lock().await;
+        self.staged_in_turn(ino).await
+    }
+
+    /// As [`Vfs::staged`], with the file's order held.
+    pub(super) async fn staged_in_turn(&self, ino: Ino) -> Result<Arc<Staged>> {
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }

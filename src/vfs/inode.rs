@@ -90,6 +90,8 @@ pub struct FileState {
     pub kernel_pages: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
+    /// Not opened since the store was last asked.
+    pub unopened: bool,
 }
 
 /// A directory's knowledge of its names.

@@ -296,6 +296,7 @@ impl Vfs {
                 if node.kind == kind {
                     update(node);
                     node.checked = Some(started);
+                    node.file.unopened = true;
                     return child;
                 }
             }
@@ -303,6 +304,7 @@ impl Vfs {
         let mut node = Node::new(parent, name, segment.to_owned(), kind, SystemTime::now());
         update(&mut node);
         node.checked = Some(started);
+        node.file.unopened = true;
         table.insert(node)
     }
 

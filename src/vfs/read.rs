@@ -51,6 +51,7 @@ impl Vfs {
             readable: access != libc::O_WRONLY,
             writable,
             append: flags & libc::O_APPEND != 0,
+            truncated: flags & libc::O_TRUNC != 0,
             wrote: AtomicBool::new(false),
             reader: Mutex::new(None),
         })
@@ -59,18 +60,21 @@ impl Vfs {
     /// Close-to-open: what another client published is seen now. True when the kernel's pages are still true.
     async fn open_object(&self, ino: Ino, reads: bool) -> Result<bool> {
         let (object, fresh) = {
-            let table = self.table.lock();
-            let node = table.get(ino).ok_or(Error::Stale)?;
+            let mut table = self.table.lock();
+            let node = table.get_mut(ino).ok_or(Error::Stale)?;
             match node.kind {
                 Kind::Directory => return Err(Error::IsDirectory),
                 Kind::Symlink => return Err(Error::Invalid),
                 Kind::File => {}
             }
-            if node.file.staged.is_some() || !node.linked {
+            if node.file.staged.is_some() {
                 return Ok(true);
             }
-            let Some(object) = node.object.clone() else { return Err(Error::Stale) };
-            (object, node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
+            // ESTALE makes the kernel look the name up again.
+            let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
+            // The first open after a look costs nothing; the next one may come after another client's change.
+            let first = std::mem::take(&mut node.file.unopened);
+            (object, first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
         };
         if object.archived && reads {
             let place = self.place(ino)?;

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
-use super::grid::PartPlan;
 use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
 use super::metacopy::Copies;
 use super::pace::Meter;
@@ -19,6 +18,7 @@ use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use crate::s3::Part;
+use crate::s3::multipart::PartPlan;
 use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
 
 /// How many bytes are reserved between looks at the disk's free space.

@@ -19,7 +19,6 @@ use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Sto
 mod commit;
 mod content;
 mod entry;
-mod grid;
 mod manifest;
 mod metacopy;
 mod pace;
@@ -31,6 +30,11 @@ mod staged;
 mod state;
 mod transfer;
 mod uploader;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use manifest::Phase;
 pub use staged::Staged;

@@ -30,7 +30,6 @@ pub(crate) struct Snapshot {
     pub size: u64,
     /// No byte comes from the base.
     pub whole: bool,
-    pub attributes: Attributes,
     /// When it was sealed.
     pub began: SystemTime,
 }
@@ -47,7 +46,7 @@ pub(crate) enum Outcome {
 
 /// What PutObject or CompleteMultipartUpload came to.
 pub(crate) enum Verdict {
-    Published(Published),
+    Published(Box<Published>),
     /// Every part again under a new upload.
     Restart,
     /// Under another key, beside theirs.
@@ -142,7 +141,6 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
             base,
             size: content.size,
             whole: content.is_whole(),
-            attributes: intent.attributes.clone(),
             began: SystemTime::now(),
         };
         (snapshot, plan, clean)

@@ -156,7 +156,7 @@ async fn go_on(shared: &Arc<Shared>, entry: &Arc<Entry>, record: &Record) {
         }
     }
     match done {
-        Some(published) => shared.send(Message::Found { id: entry.id, published }),
+        Some(published) => shared.send(Message::Found { id: entry.id, published: Box::new(published) }),
         None => shared.send(Message::Resume { id: entry.id, upload: resumed }),
     }
 }

@@ -183,7 +183,7 @@ pub(crate) fn read_exact(file: &File, at: u64, len: usize) -> io::Result<Bytes> 
 pub(crate) enum Hasher {
     Off,
     Md5(Box<Md5>),
-    Crc(ChecksumKind, crc_fast::Digest),
+    Crc(ChecksumKind, Box<crc_fast::Digest>),
 }
 
 impl Hasher {
@@ -191,8 +191,8 @@ impl Hasher {
         match kind {
             ChecksumKind::Off => Hasher::Off,
             ChecksumKind::Md5 => Hasher::Md5(Box::default()),
-            ChecksumKind::Crc32c => Hasher::Crc(kind, crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
-            ChecksumKind::Crc64Nvme => Hasher::Crc(kind, crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme)),
+            ChecksumKind::Crc32c => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))),
+            ChecksumKind::Crc64Nvme => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))),
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) enum Message {
     /// An upload of an earlier run goes on, with the parts that are right.
     Resume { id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)> },
     /// An upload of an earlier run turns out to be published.
-    Found { id: u64, published: Published },
+    Found { id: u64, published: Box<Published> },
     /// It left the spool.
     Forget(u64),
     /// A task's answer.
@@ -190,7 +190,7 @@ impl Uploader {
             Message::Found { id, published } => {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
                     publish::settle(&entry, &published);
-                    self.finish(id, &entry, published);
+                    self.finish(id, &entry, *published);
                 }
             }
             Message::Forget(id) => {
@@ -208,7 +208,9 @@ impl Uploader {
 
     fn publish(&mut self, id: u64, goal: Goal, reply: Option<oneshot::Sender<Answer>>) {
         let Some(job) = self.job(id) else {
-            reply.map(|reply| reply.send(Err(Error::Discarded)));
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(Error::Discarded));
+            }
             return;
         };
         if job.state.is_sealed() && (job.entry.content.lock().changed_since_seal() || job.is_committing() && goal < job.state.goal) {
@@ -382,11 +384,9 @@ impl Uploader {
         }
         job.attempts = 0;
         match (outcome, action) {
-            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) => {
-                if serial == job.state.serial {
-                    job.snapshot = Some(snapshot);
-                    self.apply(id, Event::Prepared { serial, plan, clean });
-                }
+            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) if serial == job.state.serial => {
+                job.snapshot = Some(snapshot);
+                self.apply(id, Event::Prepared { serial, plan, clean });
             }
             (Outcome::Created { target, id: upload }, Action::Create { epoch }) => {
                 if epoch == job.state.epoch && job.state.upload == Upload::Creating {
@@ -420,7 +420,7 @@ impl Uploader {
                     job.running.clear();
                 }
                 publish::settle(&entry, &published);
-                self.finish(id, &entry, published);
+                self.finish(id, &entry, *published);
             }
             Verdict::Restart => {
                 self.stop_transfers(id);

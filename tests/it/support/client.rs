@@ -1,39 +1,43 @@
 //! The project's own client, pointed at a test's store.
 
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use packmule::s3::client::{Client, ClientConfig};
 use packmule::s3::{GetRequest, Result, Source};
-use tempfile::TempDir;
 
+use super::double::{self, Double};
 use super::store::Store;
 
-/// A client of one bucket; its password file lives as long.
+/// A client, and its bucket; the password file lives as long as the store.
 pub struct Connected {
     pub client: Arc<Client>,
     pub bucket: Arc<dyn packmule::s3::Store>,
-    _home: TempDir,
 }
 
-/// With these keys in a password file of its own: the environment of a test process is everybody's.
+/// With these keys.
 pub fn connect_as(store: &Store, access_key: &str, secret_key: &str, change: impl FnOnce(&mut ClientConfig)) -> Connected {
-    let home = tempfile::tempdir().unwrap();
-    let passwd = home.path().join("passwd");
-    let mut file = std::fs::File::options().create(true).write(true).mode(0o600).open(&passwd).unwrap();
+    connected(&store.endpoint(), store.bucket(), store.home(), access_key, secret_key, change)
+}
+
+/// Keys go by a password file: the environment of a test process is everybody's.
+fn connected(endpoint: &str, bucket: &str, home: &Path, access_key: &str, secret_key: &str, change: impl FnOnce(&mut ClientConfig)) -> Connected {
+    let passwd = home.join(format!("passwd-{access_key}-{}", secret_key.len()));
+    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&passwd).unwrap();
     std::io::Write::write_all(&mut file, format!("{access_key}:{secret_key}\n").as_bytes()).unwrap();
     let mut config = ClientConfig {
-        endpoint_url: Some(store.endpoint().parse().unwrap()),
+        endpoint_url: Some(endpoint.parse().unwrap()),
         region: Some("us-east-1".to_owned()),
         passwd_file: Some(passwd),
         ..ClientConfig::default()
     };
     change(&mut config);
     let client = Client::new(config).unwrap();
-    let bucket = client.open(store.bucket()).unwrap();
-    Connected { client, bucket, _home: home }
+    let bucket = client.open(bucket).unwrap();
+    Connected { client, bucket }
 }
 
 /// With the store's own keys.
@@ -70,4 +74,11 @@ pub async fn get_with(bucket: &Arc<dyn packmule::s3::Store>, key: &str, request:
     }
     assert_eq!(bytes.len() as u64, answer.range.end - answer.range.start, "the body ended well and short");
     Ok(bytes.freeze())
+}
+
+/// Another double's first bucket, by a password file in `home`.
+pub fn connect_to(double: &Double, home: &Path) -> Connected {
+    let endpoint = double.endpoint();
+    let bucket = double.buckets().remove(0);
+    connected(&endpoint, &bucket, home, double::ACCESS_KEY, double::SECRET_KEY, |_| ())
 }

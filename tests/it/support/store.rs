@@ -1,12 +1,14 @@
 //! The store behind a test: the double or SeaweedFS, looked into the same way.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use tempfile::TempDir;
 
 use super::double::{self, Double, Object};
 use super::web::{self, Answer};
@@ -32,6 +34,7 @@ pub struct Seen {
 pub struct Store {
     backend: Backend,
     bucket: String,
+    home: TempDir,
 }
 
 impl Store {
@@ -41,14 +44,14 @@ impl Store {
     }
 
     pub fn double_with(options: double::Options) -> Self {
-        Self { backend: Backend::Double(Double::with(options, &["releases"])), bucket: "releases".to_owned() }
+        Self { backend: Backend::Double(Double::with(options, &["releases"])), bucket: "releases".to_owned(), home: home() }
     }
 
     /// A new bucket of the one SeaweedFS.
     pub fn seaweed() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let bucket = format!("releases-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let store = Self { backend: Backend::Seaweed(Seaweed::shared()), bucket };
+        let store = Self { backend: Backend::Seaweed(Seaweed::shared()), bucket, home: home() };
         let made = store.send(Method::PUT, "", &[], Vec::new());
         assert_eq!(made.status, 200, "{}", made.text());
         store
@@ -81,6 +84,11 @@ impl Store {
             Backend::Double(_) => double::SECRET_KEY,
             Backend::Seaweed(_) => seaweed::SECRET_KEY,
         }
+    }
+
+    /// A folder that lives as long as the store.
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
     pub fn bucket(&self) -> &str {
@@ -185,6 +193,10 @@ impl Store {
         let url = format!("{}/{}{rest}", self.endpoint(), self.bucket);
         web::send(method, &url, headers, body).unwrap()
     }
+}
+
+fn home() -> TempDir {
+    tempfile::Builder::new().prefix("packmule-it-").tempdir().unwrap()
 }
 
 /// S3's own rule for signed paths, and plain enough for unsigned ones.

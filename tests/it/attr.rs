@@ -1,0 +1,204 @@
+//! Attributes: semantics 13, 27, 28, 29, and the extended ones of the options.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::time::{Duration, SystemTime};
+
+use crate::support::double::Object;
+use crate::support::files::{self, sh};
+use crate::support::mount::can_mount;
+use crate::support::stage::{Stage, on_every_store};
+use crate::support::store::Store;
+
+/// A key's user metadata, or nothing.
+fn metadata(store: &Store, key: &str, name: &str) -> Option<String> {
+    store.get(key)?.metadata.get(name).cloned()
+}
+
+on_every_store! {
+    /// "mtime and mode known before the upload began travel with it"; later ones reach S3 in the background.
+    fn times_and_modes_reach_the_store(store) {
+        let mut stage = Stage::new(store);
+        files::write(&stage.path("f"), b"content").unwrap();
+        sh(stage.dir(), "chmod 750 f; touch -d '2001-02-03 04:05:06.25 UTC' f");
+        assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f").trim(), "750 981173106", "true on this mount at once");
+        stage.store.eventually("mode and mtime are in the bucket", |store| {
+            metadata(store, "f", "mode").as_deref() == Some("33256") && metadata(store, "f", "mtime").is_some_and(|m| m.starts_with("981173106"))
+        });
+        assert_eq!(stage.store.bytes("f"), "content");
+        stage.mount.remount();
+        let _ = fs::read(stage.path("f")).unwrap();
+        assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f").trim(), "750 981173106", "after a remount");
+    }
+
+    /// What another program wrote as s3fs and rclone write it is understood.
+    fn metadata_of_other_programs(store) {
+        store.put_with("f", "x", &[("mtime", "981173106.25"), ("mode", "33152"), ("uid", "12"), ("gid", "34")]);
+        let stage = Stage::new(store);
+        // A listing carries no metadata: the file is looked at by itself.
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
+        let meta = fs::metadata(stage.path("f")).unwrap();
+        assert_eq!((meta.mtime(), meta.permissions().mode() & 0o7777), (981_173_106, 0o600));
+        assert_eq!((meta.uid(), meta.gid()), (12, 34));
+    }
+
+    /// "They never fail a copy."
+    fn changing_owner_and_times_never_fails(store) {
+        let stage = Stage::new(store);
+        files::write(&stage.path("f"), b"x").unwrap();
+        fs::create_dir(stage.path("d")).unwrap();
+        sh(stage.dir(), "touch -r f d; chmod 700 d; chmod u+w f");
+        let meta = fs::metadata(stage.path("f")).unwrap();
+        let owner = format!("{}:{}", meta.uid(), meta.gid());
+        files::run(stage.dir(), "chown", &[&owner, "f", "d"]);
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
+    }
+
+    /// "A symbolic link is an object as s3fs writes one (S_IFLNK in `x-amz-meta-mode`, the target as body)"
+    fn symbolic_links(store) {
+        let mut stage = Stage::new(store);
+        files::write(&stage.path("target"), b"content").unwrap();
+        symlink("target", stage.path("link")).unwrap();
+        symlink("/absolute/elsewhere", stage.path("dangling")).unwrap();
+        assert_eq!(fs::read(stage.path("link")).unwrap(), b"content");
+        assert_eq!(stage.store.bytes("link"), "target");
+        assert_eq!(metadata(&stage.store, "link", "mode").as_deref(), Some("41471"));
+        assert!(fs::symlink_metadata(stage.path("link")).unwrap().is_symlink());
+        assert_eq!(fs::symlink_metadata(stage.path("link")).unwrap().len(), 6);
+        stage.mount.remount();
+        assert_eq!(fs::read_link(stage.path("link")).unwrap().to_str(), Some("target"));
+        assert_eq!(fs::read_link(stage.path("dangling")).unwrap().to_str(), Some("/absolute/elsewhere"));
+        assert_eq!(fs::read(stage.path("link")).unwrap(), b"content");
+        assert!(!stage.path("dangling").exists());
+    }
+
+    /// "statfs says 1 PiB free"
+    fn statfs_has_room(store) {
+        let stage = Stage::new(store);
+        let stat = nix::sys::statvfs::statvfs(stage.dir()).unwrap();
+        let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+        assert_eq!(free, 1 << 50);
+        assert!(stat.name_max() >= 255);
+    }
+
+    /// "other `user.*` are kept as s3fs keeps them"; `user.s3.*` read and write what S3 has.
+    fn extended_attributes(store) {
+        let mut stage = Stage::new(store);
+        files::write(&stage.path("page.html"), b"<p>").unwrap();
+        let attribute = |stage: &Stage, name: &str| sh(stage.dir(), &format!("getfattr --only-values -n {name} page.html"));
+        assert_eq!(attribute(&stage, "user.s3.etag").trim_matches('"'), stage.store.get("page.html").unwrap().etag);
+        sh(stage.dir(), "setfattr -n user.comment -v 'made by hand' page.html");
+        sh(stage.dir(), "setfattr -n user.s3.content-type -v text/plain page.html; setfattr -n user.s3.meta.origin -v here page.html");
+        assert_eq!(attribute(&stage, "user.comment"), "made by hand");
+        stage.store.eventually("the attributes are in the bucket", |store| {
+            let seen = store.get("page.html").unwrap();
+            seen.content_type.as_deref() == Some("text/plain") && seen.metadata.get("origin").map(String::as_str) == Some("here") && seen.metadata.contains_key("xattr")
+        });
+        stage.mount.remount();
+        assert_eq!(attribute(&stage, "user.comment"), "made by hand");
+        assert_eq!(attribute(&stage, "user.s3.content-type"), "text/plain");
+        assert!(sh(stage.dir(), "getfattr -d page.html").contains("user.comment"));
+        sh(stage.dir(), "setfattr -x user.comment page.html; ! getfattr -n user.comment page.html 2>/dev/null");
+    }
+
+    /// "Where `uid=` or `gid=` is given every file shows it; where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
+    fn owner_and_mode_options(store) {
+        store.put_with("f", "x", &[("mode", "33188"), ("uid", "5")]);
+        store.put("d/g", "y");
+        let stage = Stage::with(store, &["uid=1234", "gid=5678", "file_mode=0640", "dir_mode=0710"]);
+        assert_eq!(sh(stage.dir(), "stat -c '%u %g %a' f d d/g").trim(), "1234 5678 640\n1234 5678 710\n1234 5678 640");
+        sh(stage.dir(), "chmod 777 f; chown 99:99 f");
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
+        assert_eq!(metadata(&stage.store, "f", "mode").as_deref(), Some("33188"), "taken and not kept");
+    }
+
+    /// "file_mode=0644, dir_mode=0755", "uid and gid of who mounts"
+    fn defaults_of_owner_and_mode(store) {
+        store.put("f", "x");
+        store.put("d/g", "y");
+        let stage = Stage::new(store);
+        let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+        assert_eq!(sh(stage.dir(), "stat -c '%u %g %a' f d").trim(), format!("{uid} {gid} 644\n{uid} {gid} 755"));
+    }
+
+    /// "Setuid, setgid and sticky bits that come from a bucket are masked."
+    fn no_setuid_from_a_bucket(store) {
+        store.put_with("f", "#!/bin/sh", &[("mode", "36333")]);
+        let stage = Stage::new(store);
+        let _ = fs::read(stage.path("f")).unwrap();
+        assert_eq!(sh(stage.dir(), "stat -c %a f").trim(), "755");
+    }
+
+    /// The time of a file that others wrote is the store's.
+    fn modification_time_of_plain_objects(store) {
+        store.put("f", "x");
+        let stage = Stage::new(store);
+        let modified = fs::metadata(stage.path("f")).unwrap().modified().unwrap();
+        let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+        assert!(age < Duration::from_secs(60), "{age:?}");
+    }
+}
+
+/// "with `x-amz-website-redirect-location` where the target lies in the same bucket", "written with checksum algorithm SHA1"
+#[test]
+fn links_carry_redirect_and_mark() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    fs::create_dir(stage.path("d")).unwrap();
+    symlink("../target.html", stage.path("d/link")).unwrap();
+    symlink("../../outside", stage.path("d/out")).unwrap();
+    let object = |key: &str| stage.double().object("releases", key).unwrap();
+    assert_eq!(object("d/link").headers.website_redirect.as_deref(), Some("/target.html"));
+    assert_eq!(object("d/link").checksum.algorithm.name(), "SHA1");
+    assert_eq!(object("d/out").headers.website_redirect, None);
+    fs::rename(stage.path("d/link"), stage.path("link")).unwrap();
+    assert_eq!(object("link").headers.website_redirect, None, "../target.html now lies outside");
+    assert_eq!(object("link").checksum.algorithm.name(), "SHA1");
+}
+
+/// "so that another machine looks at just those": links made by another mount show as links.
+#[test]
+fn another_machine_sees_links() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    files::write(&stage.path("target"), b"content").unwrap();
+    symlink("target", stage.path("link")).unwrap();
+    let other = crate::support::mount::Mount::start(crate::support::mount::Setup::of(&stage.store));
+    assert!(fs::symlink_metadata(other.path("link")).unwrap().is_symlink());
+    let listing = sh(other.dir(), "ls -l");
+    assert!(listing.contains("link -> target"), "{listing}");
+}
+
+/// "Headers, tags, storage class … survive it, and renames"
+#[test]
+fn metadata_copies_keep_everything_else() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let mut object = Object::new("content").meta("origin", "elsewhere").class("STANDARD_IA").aged(Duration::from_secs(600));
+    object.headers.content_type = Some("text/x-own".to_owned());
+    object.headers.cache_control = Some("max-age=5".to_owned());
+    object.tags = vec![("stage".to_owned(), "release".to_owned())];
+    store.as_double().unwrap().put_object("releases", "f", object.clone());
+    let stage = Stage::new(store);
+    let same = |key: &str| {
+        let now = stage.double().object("releases", key).unwrap();
+        assert_eq!((now.headers, now.tags, now.storage_class), (object.headers.clone(), object.tags.clone(), object.storage_class.clone()), "{key}");
+        assert_eq!(now.metadata.get("origin").map(String::as_str), Some("elsewhere"), "{key}");
+    };
+    sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f");
+    stage.store.eventually("the mtime is in the bucket", |store| metadata(store, "f", "mtime").is_some());
+    same("f");
+    fs::rename(stage.path("f"), stage.path("g")).unwrap();
+    same("g");
+    let file = files::open_existing(&stage.path("g"));
+    std::os::unix::fs::FileExt::write_all_at(&file, b"C", 0).unwrap();
+    files::close(file).unwrap();
+    same("g");
+    assert_eq!(stage.store.bytes("g"), "Content");
+}
