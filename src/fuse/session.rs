@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -234,7 +234,11 @@ impl Session {
     /// What mount(2) or fusermount3 answered, the latter in its own words.
     pub fn start(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, options: &Options) -> io::Result<Self> {
         let in_flight = Arc::new(AtomicUsize::new(0));
-        let (session, unmounter) = open_session(Fuse::new(vfs.clone(), runtime, in_flight.clone()), mountpoint, options)?;
+        let for_opens = Arc::new(OnceLock::new());
+        let filesystem = Fuse::new(vfs.clone(), runtime, in_flight.clone(), for_opens.clone());
+        let (session, unmounter) = open_session(filesystem, mountpoint, options)?;
+        // Set before any request is read, so it is never set twice.
+        let _ = for_opens.set(session.notifier());
         let device = mounted_at(mountpoint)?.map(|mount| mount.device);
         if let Some(device) = &device {
             widen_read_ahead(device);
