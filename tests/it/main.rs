@@ -1,6 +1,7 @@
 //! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod architecture;
 mod attr;
 mod client;
 mod client_faults;
@@ -12,5 +13,6 @@ mod namespace;
 mod programs;
 mod posix;
 mod read;
+mod start;
 mod support;
 mod write;
