@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that stay in their layers.
-const CONFINED: &[(&str, &[&str])] = &[("fuser", &["fuse"]), ("reqwest", &["aws", "s3"]), ("clap", &["cli", "main"]), ("rusqlite", &["publish"])];
+const CONFINED: &[(&str, &[&str])] = &[("fuser", &["fuse"]), ("reqwest", &["aws", "s3"]), ("clap", &["cli", "main"])];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
