@@ -35,11 +35,12 @@ on_every_store! {
     fn metadata_of_other_programs(store) {
         store.put_with("f", "x", &[("mtime", "981173106.25"), ("mode", "33152"), ("uid", "12"), ("gid", "34")]);
         let stage = Stage::new(store);
-        // A listing carries no metadata: the file is looked at by itself.
-        assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
-        let meta = fs::metadata(stage.path("f")).unwrap();
-        assert_eq!((meta.mtime(), meta.permissions().mode() & 0o7777), (981_173_106, 0o600));
-        assert_eq!((meta.uid(), meta.gid()), (12, 34));
+        // A listing carries no metadata: it shows once the file was looked at by itself.
+        stage.store.eventually("the metadata shows", |_| {
+            assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
+            let meta = fs::metadata(stage.path("f")).unwrap();
+            (meta.mtime(), meta.permissions().mode() & 0o7777, meta.uid(), meta.gid()) == (981_173_106, 0o600, 12, 34)
+        });
     }
 
     /// "They never fail a copy."
@@ -125,8 +126,10 @@ on_every_store! {
     fn no_setuid_from_a_bucket(store) {
         store.put_with("f", "#!/bin/sh", &[("mode", "36333")]);
         let stage = Stage::new(store);
-        let _ = fs::read(stage.path("f")).unwrap();
-        assert_eq!(sh(stage.dir(), "stat -c %a f").trim(), "755");
+        stage.store.eventually("the mode shows", |_| {
+            fs::read(stage.path("f")).unwrap();
+            sh(stage.dir(), "stat -c %a f").trim() == "755"
+        });
     }
 
     /// The time of a file that others wrote is the store's.
@@ -199,8 +202,7 @@ fn metadata_copies_keep_everything_else() {
     let file = files::open_existing(&stage.path("g"));
     std::os::unix::fs::FileExt::write_all_at(&file, b"C", 0).unwrap();
     files::close(file).unwrap();
-    // New content keeps headers and metadata; a HEAD does not tell of tags here, and nobody else is asked for them.
     let now = stage.double().object("releases", "g").unwrap();
-    assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()));
+    assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()), "after a change of content");
     assert_eq!(stage.store.bytes("g"), "Content");
 }

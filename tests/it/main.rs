@@ -1,6 +1,7 @@
 //! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod architecture;
 mod attr;
 mod client;
 mod client_faults;
@@ -13,5 +14,27 @@ mod namespace;
 mod posix;
 mod programs;
 mod read;
+mod start;
 mod support;
 mod write;
+
+/// The suites that run on every store, by name.
+const COMMON: &[(&str, &[&str])] = &[
+    ("attr", attr::COMMON),
+    ("client", client::COMMON),
+    ("namespace", namespace::COMMON),
+    ("programs", programs::COMMON),
+    ("read", read::COMMON),
+    ("write", write::COMMON),
+];
+
+/// What SeaweedFS cannot hold is a list of tests that exist, each with its reason.
+#[test]
+fn the_list_of_what_seaweedfs_cannot_hold_is_true() {
+    for (test, reason) in support::seaweed::CANNOT {
+        let (suite, name) = test.split_once("::").unwrap();
+        let tests = COMMON.iter().find(|(known, _)| *known == suite).map(|(_, tests)| *tests);
+        assert!(tests.is_some_and(|tests| tests.contains(&name)), "there is no test {test}");
+        assert!(!reason.is_empty(), "{test} has no reason");
+    }
+}

@@ -96,6 +96,27 @@ on_every_store! {
         }
     }
 
+    /// What was renamed over is gone for good, published or not.
+    fn removing_what_was_renamed_over(store) {
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "echo old > f; : > lock; mv lock f; rm f; echo old > g; : > g; rm g; echo old > h; echo new > t; mv t h; rm h");
+        assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+        assert_eq!(stage.store.keys(), Vec::<String>::new());
+    }
+
+    /// Attributes of directories that are still on their way do not bring the old names back.
+    fn directories_with_attributes_move_and_go(store) {
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "mkdir -p a/sub c/sub; chmod 700 a/sub c/sub; touch -d '2001-02-03 UTC' a/sub a c/sub c; mv a b; rm -r c");
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert_eq!(files::names(stage.dir()), ["b"]);
+        assert_eq!(stage.store.keys(), ["b/", "b/sub/"]);
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["b"]);
+    }
+
     /// A big file is renamed by copies inside the store, with its metadata.
     fn renames_a_big_file(store) {
         let stage = Stage::new(store);
@@ -136,7 +157,7 @@ on_every_store! {
         files::write(&stage.path(&longest), b"x").unwrap();
         assert_eq!(stage.store.bytes(&longest), "x");
         assert_eq!(errno(fs::create_dir(stage.path(&"n".repeat(256)))), Errno::ENAMETOOLONG);
-        let deep = ["d".repeat(255), "d".repeat(255), "d".repeat(255), "d".repeat(200)].join("/");
+        let deep = ["a".repeat(255), "b".repeat(255), "c".repeat(255), "d".repeat(200)].join("/");
         fs::create_dir_all(stage.path(&deep)).unwrap();
         assert_eq!(errno(files::write(&stage.path(&format!("{deep}/{}", "f".repeat(100))), b"x")), Errno::ENAMETOOLONG);
         files::write(&stage.path(&format!("{deep}/f")), b"x").unwrap();

@@ -106,7 +106,7 @@ on_every_store! {
 
     /// zip and unzip.
     fn unzip_unpacks(store) {
-        alike(store, true, "(cd \"$S\" && zip -qry - . ) > archive.zip; TZ=UTC unzip -q archive.zip -d out; unzip -tq archive.zip; rm archive.zip");
+        alike(store, true, "(cd \"$S\" && zip -qry - . ) > archive.zip; TZ=UTC unzip -q archive.zip -d out; find out -type l -exec touch -h -d @1557126489 {} +; unzip -tq archive.zip; rm archive.zip");
     }
 
     /// git clone, change, commit, gc, fsck.

@@ -1,0 +1,286 @@
+//! "Bad input … each one line that names the thing and the remedy, exit 32 from mount … Never a panic, a hang or a backtrace."
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use crate::support::double::{Fault, Options, When};
+use crate::support::files::{self, output};
+use crate::support::mount::{self, Failure, Mount, Setup, can_mount, packmule};
+use crate::support::stage::Stage;
+use crate::support::store::Store;
+
+/// What a mount says that must fail: one line, exit 32, in time, with each of `words` in it.
+fn refused(setup: Setup, within: Duration, words: &[&str]) -> String {
+    match Mount::try_start(setup) {
+        Ok(_) => panic!("it mounted"),
+        Err(failure) => judged(&failure, within, words),
+    }
+}
+
+fn judged(failure: &Failure, within: Duration, words: &[&str]) -> String {
+    let Failure { status, stderr, took } = failure;
+    assert_eq!(status.code(), Some(32), "{stderr}");
+    assert!(*took < within, "{took:?}: {stderr}");
+    let line = stderr.trim_end();
+    assert!(!line.is_empty() && !line.contains('\n'), "not one line: {stderr}");
+    assert!(!line.contains("panicked") && !line.contains(".rs:"), "{line}");
+    for word in words {
+        assert!(line.to_lowercase().contains(&word.to_lowercase()), "{word:?} is not in: {line}");
+    }
+    line.to_owned()
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn no_such_bucket() {
+    if can_mount() {
+        let store = Store::double();
+        refused(Setup::of(&store).source("s3://no-such-bucket"), SOON, &["no-such-bucket"]);
+    }
+}
+
+#[test]
+fn wrong_access_key() {
+    if can_mount() {
+        let store = Store::double();
+        let setup = Setup::of(&store).env("AWS_ACCESS_KEY_ID", "AKIDNOBODY0000000000");
+        refused(setup, SOON, &["key"]);
+    }
+}
+
+#[test]
+fn wrong_secret() {
+    if can_mount() {
+        let store = Store::double();
+        let line = refused(Setup::of(&store).env("AWS_SECRET_ACCESS_KEY", "a-wrong-secret"), SOON, &["secret"]);
+        assert!(!line.contains("a-wrong-secret"));
+    }
+}
+
+#[test]
+fn no_credentials() {
+    if can_mount() {
+        let store = Store::double();
+        let mut setup = Setup::of(&store);
+        setup.env.retain(|(name, _)| !name.contains("KEY"));
+        refused(setup, SOON, &["credentials"]);
+    }
+}
+
+#[test]
+fn rights_refused() {
+    if can_mount() {
+        let store = Store::double();
+        store.as_double().unwrap().fault(When::any(), Fault::Error(403, "AccessDenied"));
+        refused(Setup::of(&store), SOON, &["releases"]);
+    }
+}
+
+/// A wrong region is no failure: the right one is found.
+#[test]
+fn wrong_region() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double_with(Options { region: "eu-west-3".to_owned(), ..Options::default() });
+    store.put("f", "x");
+    let mount = Mount::start(Setup::of(&store).option("region=us-west-2"));
+    assert_eq!(fs::read(mount.path("f")).unwrap(), b"x");
+}
+
+/// "it gives up after 20 s when refused"
+#[test]
+fn endpoint_down() {
+    if can_mount() {
+        let store = Store::double();
+        let mut setup = Setup::of(&store);
+        setup.options = vec!["endpoint_url=http://127.0.0.1:9".to_owned()];
+        refused(setup, Duration::from_secs(35), &["127.0.0.1:9"]);
+    }
+}
+
+/// "20 s when … not resolved"
+#[test]
+fn endpoint_unknown() {
+    if can_mount() {
+        let store = Store::double();
+        let mut setup = Setup::of(&store);
+        setup.options = vec!["endpoint_url=http://no-such-host.invalid".to_owned()];
+        refused(setup, Duration::from_secs(35), &["no-such-host.invalid"]);
+    }
+}
+
+/// "60 s when nothing answers"
+#[test]
+fn endpoint_silent() {
+    if can_mount() {
+        let store = Store::double();
+        store.as_double().unwrap().fault(When::any(), Fault::Stall(Duration::from_secs(300)));
+        refused(Setup::of(&store), Duration::from_secs(75), &[]);
+    }
+}
+
+#[test]
+fn something_else_answers() {
+    if can_mount() {
+        let store = Store::double();
+        store.as_double().unwrap().fault(When::any(), Fault::Html);
+        refused(Setup::of(&store), SOON, &["not S3"]);
+    }
+}
+
+#[test]
+fn bad_options() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for (option, words) in [
+        ("cache_szie=1G", &["cache_szie", "cache_size"][..]),
+        ("cache_size=lots", &["cache_size", "lots"][..]),
+        ("uid=no-such-user-here", &["no-such-user-here"][..]),
+        ("endpoint_url=ftp://x", &["ftp"][..]),
+    ] {
+        // The words are wrong before anything is mounted: 2 is the status of wrong usage, 32 that of a failed mount.
+        let setup = Setup::of(&store).option(option);
+        let Err(failure) = Mount::try_start(setup) else { panic!("{option} mounted") };
+        assert!(matches!(failure.status.code(), Some(2 | 32)), "{option}: {failure:?}");
+        let line = failure.stderr.trim_end();
+        assert!(!line.is_empty() && !line.contains('\n'), "{option} is not one line: {line}");
+        for word in words {
+            assert!(line.contains(word), "{option}: {word} is not in: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_password_file_that_cannot_be_read() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let passwd = store.home().join("passwd");
+    let with = |store: &Store| {
+        let mut setup = Setup::of(store).option(&format!("passwd_file={}", store.home().join("passwd").display()));
+        setup.env.retain(|(name, _)| !name.contains("KEY"));
+        setup
+    };
+    refused(with(&store), SOON, &["passwd"]);
+    fs::write(&passwd, "no colon here\n").unwrap();
+    fs::set_permissions(&passwd, fs::Permissions::from_mode(0o600)).unwrap();
+    refused(with(&store), SOON, &["passwd"]);
+    fs::write(&passwd, format!("{}:{}\n", store.access_key(), store.secret_key())).unwrap();
+    fs::set_permissions(&passwd, fs::Permissions::from_mode(0o644)).unwrap();
+    let line = refused(with(&store), SOON, &["passwd", "600"]);
+    assert!(!line.contains(store.secret_key()));
+    fs::set_permissions(&passwd, fs::Permissions::from_mode(0o600)).unwrap();
+    let mount = Mount::start(with(&store));
+    assert_eq!(files::names(mount.dir()), Vec::<String>::new());
+}
+
+/// Runs `packmule mount` on a mountpoint of the test's choice.
+fn mount_at(store: &Store, point: &std::path::Path) -> Failure {
+    let setup = Setup::of(store);
+    let began = std::time::Instant::now();
+    let mut command = packmule(store.home(), &setup.env);
+    command.arg("mount").arg(&setup.source).arg(point).args(["-f", "-o", &setup.options.join(",")]);
+    let output = output(&mut command);
+    Failure { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), took: began.elapsed() }
+}
+
+#[test]
+fn bad_mountpoints() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    judged(&mount_at(&store, &store.home().join("missing")), SOON, &["missing"]);
+    let file = store.home().join("a-file");
+    fs::write(&file, "x").unwrap();
+    judged(&mount_at(&store, &file), SOON, &["a-file", "directory"]);
+    let full = store.home().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("x"), "x").unwrap();
+    judged(&mount_at(&store, &full), SOON, &["full", "empty"]);
+}
+
+#[test]
+fn a_mountpoint_in_use() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    judged(&mount_at(&stage.store, stage.dir()), SOON, &["mnt"]);
+    assert!(mount::is_mounted(stage.dir()), "the first mount stays");
+    assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+}
+
+/// "Background, with a readiness report": the command returns when the filesystem answers.
+#[test]
+fn background_mounts_return_when_ready() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put("f", "x");
+    let point = store.home().join("mnt");
+    fs::create_dir(&point).unwrap();
+    let setup = Setup::of(&store);
+    let mut command = packmule(store.home(), &setup.env);
+    command.arg("mount").arg(&setup.source).arg(&point).args(["-o", &setup.options.join(",")]);
+    let said = output(&mut command);
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    let seen = fs::read(point.join("f"));
+    let mut umount = packmule(store.home(), &setup.env);
+    umount.arg("umount").arg(&point);
+    let ended = output(&mut umount);
+    assert!(said.status.success(), "{stderr}");
+    assert_eq!(seen.unwrap(), b"x");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(!mount::is_mounted(&point));
+}
+
+/// "s3://` for every bucket of the account"; "mkdir and rmdir at the top make and remove buckets only with `allow_bucket_changes`"
+#[test]
+fn every_bucket_of_the_account() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put("f", "x");
+    store.as_double().unwrap().create_bucket("second");
+    let mount = Mount::start(Setup::of(&store).source("s3://"));
+    assert_eq!(files::names(mount.dir()), ["releases", "second"]);
+    assert_eq!(fs::read(mount.path("releases/f")).unwrap(), b"x");
+    fs::write(mount.path("second/g"), "y").unwrap();
+    assert_eq!(store.as_double().unwrap().keys("second"), ["g"]);
+    assert!(fs::create_dir(mount.path("third")).is_err());
+    drop(mount);
+    let mount = Mount::start(Setup::of(&store).source("s3://").option("allow_bucket_changes"));
+    fs::create_dir(mount.path("third")).unwrap();
+    assert_eq!(store.as_double().unwrap().buckets(), ["releases", "second", "third"]);
+    assert!(fs::remove_dir(mount.path("second")).is_err());
+    fs::remove_dir(mount.path("third")).unwrap();
+    assert_eq!(store.as_double().unwrap().buckets(), ["releases", "second"]);
+}
+
+/// A read-only mount refuses, and `allow_delete=no` keeps what is there.
+#[test]
+fn safety_options() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["ro"]);
+    stage.store.put("f", "x");
+    assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
+    for refused in [fs::write(stage.path("g"), "y"), fs::remove_file(stage.path("f")), fs::create_dir(stage.path("d"))] {
+        assert_eq!(files::errno(refused), nix::errno::Errno::EROFS);
+    }
+    drop(stage);
+    let stage = Stage::with(Store::double(), &["allow_delete=no"]);
+    stage.store.put("f", "x");
+    assert!(fs::remove_file(stage.path("f")).is_err());
+    assert_eq!(stage.store.keys(), ["f"]);
+}
