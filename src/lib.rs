@@ -1,5 +1,59 @@
-//! packmule: S3 mounted as a filesystem.
+//! packmule mounts S3 as a filesystem: buckets are directories, keys are files. When the copy dialog closes, the object is
+//! whole in S3 under its name, with the right headers.
+//!
+//! # Bird's-eye view
+//! ```text
+//! kernel ── fuse ── vfs ──┬── cache ──────┐
+//!                         └── writeback ──┴── s3 ── aws ── network
+//!          (publish: headers by name)   mount, daemon, control, cli: around it
+//! ```
+//! * [`fuse`] decodes a request, spawns a task that owns its reply, and turns [`vfs::Error`] into an errno. fuser's types stay there.
+//! * [`vfs`] is the filesystem: inodes, directories, names ↔ keys, attributes, what each call promises.
+//! * [`cache`] reads one version of an object through blocks on disk, many connections at a time.
+//! * [`writeback`] keeps what is written in a spool file, sends parts while the application writes, and publishes at close.
+//! * [`s3`] is the store: one bucket behind the [`s3::Store`] trait, in S3's own nouns. [`aws`] is below it: HTTP, retries,
+//!   credentials, signatures.
+//! * [`publish`] knows what an object should be served with. [`config`] is what was asked for, [`mount`] puts all together,
+//!   [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cli`] is the command line.
+//!
+//! A lower layer never imports a higher one; what must flow upward is a trait that the lower layer owns
+//! ([`writeback::Hooks`], [`writeback::BaseReader`], [`vfs::Notify`]). `tests/it/architecture.rs` fails when one does.
+//!
+//! # A file's life
+//! `create` is local. `write` goes to a sparse spool file; behind the sequential frontier full parts are uploaded at once, with
+//! back-pressure, so that a progress bar is honest. The FLUSH of the opener publishes (one PUT, or the remaining parts and
+//! Complete) and returns the store's answer: no object exists before, none is ever partial. The spool file then becomes the
+//! cache's. Opening for reading sends the first ranged GET with the known ETag; every later GET carries it too, so old and
+//! new bytes never mix.
+//!
+//! # What is known, and for how long
+//! A directory that was listed or made within `metadata_ttl` answers lookups without a request. Listings carry no metadata:
+//! owner, mode, mtime and link targets learned from our own writes or a HEAD are remembered by key and ETag.
+//!
+//! # Lock order
+//! A file's order (async) → key guards (async) → one table lock (a leaf, never held across `.await`). Workers never block over
+//! half a millisecond: disk I/O runs on the blocking pool.
+//!
+//! # Where state lives
+//! The state directory (`$XDG_STATE_HOME/packmule`, `/var/lib/packmule` for root) holds the spool (data that S3 does not have yet:
+//! never in a cache directory, people delete those) and the remembered attributes. The cache directory can be deleted at any
+//! time. Every mount locks sub-directories of its own.
+//!
+//! # Deliberately absent
+//! The kernel's write-back cache (sizes and the order of writes must be ours), a HEAD per file, hidden objects of ours in the
+//! bucket, and every retry that could outlive the caller's deadline.
 
 pub mod aws;
 pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod demo;
+pub mod fuse;
+pub mod mount;
+pub mod publish;
+pub mod ranges;
 pub mod s3;
+pub mod vfs;
+pub mod writeback;

@@ -80,16 +80,17 @@ pub fn authorization(subject: &Subject<'_>, credential: &Credential) -> Option<S
 
 /// The query parameters that turn a GET into a link valid until `expires` (seconds since the epoch).
 pub fn presigned_query(subject: &Subject<'_>, credential: &Credential, expires: u64) -> Option<String> {
-    let signature = hmac_sha1(&credential.secret_access_key, &string_to_sign(subject, &expires.to_string()))?;
-    let mut query = format!(
-        "AWSAccessKeyId={}&Signature={}&Expires={expires}",
-        encode::component(&credential.access_key_id),
-        encode::component(&signature)
-    );
-    if let Some(token) = &credential.session_token {
-        query.push_str(&format!("&x-amz-security-token={}", encode::component(token)));
+    let mut headers = subject.headers.clone();
+    let mut token = String::new();
+    if let Some(session) = &credential.session_token {
+        // The token is signed as the header that it stands for.
+        headers.insert("x-amz-security-token", http::HeaderValue::from_str(session).ok()?);
+        token = format!("x-amz-security-token={}&", encode::component(session));
     }
-    Some(query)
+    let subject = Subject { headers: &headers, ..*subject };
+    let signature = hmac_sha1(&credential.secret_access_key, &string_to_sign(&subject, &expires.to_string()))?;
+    let (id, signature) = (encode::component(&credential.access_key_id), encode::component(&signature));
+    Some(format!("AWSAccessKeyId={id}&Signature={signature}&{token}Expires={expires}"))
 }
 
 #[cfg(test)]
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
     use http::{HeaderName, HeaderValue};
 
-    // The published examples of AWS, "Signing and authenticating REST requests".
+    // The examples of AWS, "Signing and authenticating REST requests"; its editions name the bucket johnsmith or awsexamplebucket1.
     fn credential() -> Credential {
         Credential {
             access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
@@ -131,15 +132,15 @@ mod tests {
         );
         assert_eq!(sign("GET", "/awsexamplebucket1/", &[("acl", "")], &[("date", "Tue, 27 Mar 2007 19:44:46 +0000")]), "82ZHiFIjc+WbcwFKGUVEQspPn+0=");
         assert_eq!(
-            sign("DELETE", "/awsexamplebucket1/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 21:20:27 +0000"), ("x-amz-date", "Tue, 27 Mar 2007 21:20:26 +0000")]),
-            "XbyTlbQdu9Xw5o8P4iMwPktxQd8="
+            sign("DELETE", "/johnsmith/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 21:20:27 +0000"), ("x-amz-date", "Tue, 27 Mar 2007 21:20:26 +0000")]),
+            "R4dJ53KECjStyBO5iTBJZ4XVOaI="
         );
     }
 
     #[test]
     fn published_link() {
         let headers = HeaderMap::new();
-        let subject = Subject { method: "GET", resource: "/awsexamplebucket1/photos/puppy.jpg", query: &[], headers: &headers };
+        let subject = Subject { method: "GET", resource: "/johnsmith/photos/puppy.jpg", query: &[], headers: &headers };
         let query = presigned_query(&subject, &credential(), 1_175_139_620).unwrap();
         assert_eq!(query, "AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE&Signature=NpgCjnDzrM%2BWFzoENXmpNDUsSn8%3D&Expires=1175139620");
     }

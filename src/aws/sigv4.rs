@@ -51,7 +51,16 @@ pub async fn presigned_query(scope: Scope<'_>, method: &Method, url: &str, expir
         .sign_request(&Context::new(), &mut parts, Some(credential), Some(expires))
         .await
         .map_err(|_| "the credentials end before the link would: ask for a shorter time, or sign with a long-lived key".to_owned())?;
-    parts.uri.query().map(str::to_owned).ok_or_else(|| "signing gave no query".to_owned())
+    parts.uri.query().map(as_botocore).ok_or_else(|| "signing gave no query".to_owned())
+}
+
+/// The parameters in botocore's order, so that links compare byte for byte: the token follows the signed headers. The signature
+/// covers them sorted and does not care.
+fn as_botocore(query: &str) -> String {
+    let (token, mut others): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| pair.starts_with("X-Amz-Security-Token="));
+    let end = others.len().saturating_sub(1);
+    others.splice(end..end, token);
+    others.join("&")
 }
 
 #[cfg(test)]

@@ -1,18 +1,45 @@
 //! Block cache of object versions: what is read is kept on disk, and read ahead where the reader goes.
 //!
 //! A [`Reader`] is pinned to one [`ObjectVersion`]; every GET carries `If-Match`, so bytes of two versions never mix.
+//! An `Entry` is one version's sparse file, shared by its readers: `block` says which blocks are here and what they sum to,
+//! `fetch` brings the missing ones (one flight a block, over `download`, which resumes), `window` says what to bring ahead,
+//! `evict` and `disk` keep the directory within its bounds and across restarts. The cache can only be wrong by missing: every
+//! block read from disk is compared with its CRC-32C, and a surprise is a block to be fetched again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use tokio::sync::Semaphore;
 
-use crate::s3::{ETag, ErrorKind, GetRequest, ObjectHead, S3Error, Store};
+use crate::s3::{ETag, S3Error, Store};
+use inner::Inner;
+
+mod adopt;
+mod block;
+mod disk;
+mod download;
+mod entry;
+mod evict;
+mod fetch;
+mod inner;
+mod memory;
+mod reader;
+mod whole;
+mod window;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use reader::Reader;
 
 /// A read ends within this time, by bytes or by an error (semantics 22).
 pub const READ_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Shutdown waits so long for the sums of adopted files.
+const SUM_DEADLINE: Duration = Duration::from_secs(10);
 
 /// One version of one object: what a reader is pinned to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -79,89 +106,84 @@ pub struct CacheUsage {
 /// The block cache of a mount.
 #[derive(Debug)]
 pub struct Cache {
-    config: CacheConfig,
-}
-
-/// A reader pinned to one version, with its own sequential detection: one a file handle.
-#[derive(Debug)]
-pub struct Reader {
-    store: Arc<dyn Store>,
-    version: ObjectVersion,
+    inner: Arc<Inner>,
+    /// One adopted file is summed at a time: it competes with the copy that goes on.
+    summing: Arc<Semaphore>,
 }
 
 impl Cache {
     /// Opens the cache. Where its directory cannot be used, reads go through memory and one warning says so.
     pub async fn open(config: CacheConfig) -> std::io::Result<Arc<Cache>> {
-        Ok(Arc::new(Cache { config }))
+        let inner = Arc::new(tokio::task::spawn_blocking(move || Inner::open(config)).await.map_err(std::io::Error::other)?);
+        if inner.disk.is_some() {
+            tokio::spawn(Inner::save_forever(Arc::downgrade(&inner)));
+        }
+        Ok(Arc::new(Cache { inner, summing: Arc::new(Semaphore::new(1)) }))
     }
 
     /// A reader of one version. Cheap; makes no request.
     pub fn reader(self: &Arc<Self>, store: Arc<dyn Store>, version: ObjectVersion) -> Reader {
-        Reader { store, version }
+        Reader::new(Arc::clone(&self.inner), store, version)
     }
 
     /// All blocks of the version are here.
     pub fn is_complete(&self, version: &ObjectVersion) -> bool {
-        version.size == 0
+        version.size == 0 || self.inner.is_complete(version)
     }
 
-    /// Takes a closed spool file with exactly `version.size` valid bytes as the version's cache file, by rename;
-    /// where that cannot be, the file is removed.
+    /// Takes a closed spool file with exactly `version.size` valid bytes as the version's cache file, by rename; where that
+    /// cannot be (another filesystem, no disk cache, an empty file), the file is removed. Its sums are computed in the background.
+    /// An error says that the file could not be removed, or had another size.
     pub async fn adopt(self: &Arc<Self>, version: ObjectVersion, path: &Path) -> std::io::Result<()> {
-        tracing::debug!(key = version.key, dir = %self.config.dir.display(), "spool file not kept");
-        tokio::fs::remove_file(path).await
+        let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
+        let adopted = tokio::task::spawn_blocking(move || inner.adopt(&version, &path)).await.map_err(std::io::Error::other)??;
+        let Some(entry) = adopted else { return Ok(()) };
+        let (inner, summing) = (Arc::clone(&self.inner), Arc::clone(&self.summing));
+        tokio::spawn(async move {
+            let _one = summing.acquire().await.ok();
+            let summed = tokio::task::spawn_blocking(move || inner.sum_adopted(&entry)).await;
+            if let Err(error) = summed {
+                tracing::debug!(%error, "adopted file not summed");
+            }
+        });
+        Ok(())
     }
 
-    /// The same bytes under another key or ETag (metadata copy, rename): the cache file follows.
+    /// The same bytes under another key or ETag (metadata copy, rename): the cache file and its readers follow.
     pub async fn rekey(&self, from: &ObjectVersion, to: &ObjectVersion) {
-        tracing::debug!(from = from.key, to = to.key, "rekey");
+        if from == to || from.size != to.size {
+            return;
+        }
+        let entry = self.inner.entry(from);
+        self.inner.load(&entry).await;
+        let (inner, from, to) = (Arc::clone(&self.inner), from.clone(), to.clone());
+        self.blocking(move || inner.rekey(&entry, &from, &to)).await;
     }
 
     /// Forgets every version of the key. Readers of it keep what they have open.
     pub async fn remove(&self, bucket: &str, key: &str) {
-        tracing::debug!(bucket, key, "remove");
+        let (inner, bucket, key) = (Arc::clone(&self.inner), bucket.to_owned(), key.to_owned());
+        self.blocking(move || inner.remove(&bucket, &key)).await;
     }
 
-    /// What is cached.
+    /// What is cached on disk.
     pub fn usage(&self) -> CacheUsage {
-        CacheUsage::default()
+        let (files, bytes) = self.inner.usage();
+        CacheUsage { files, bytes }
     }
 
-    /// Writes what the next mount needs to know of the cached blocks.
-    pub async fn shutdown(&self) {}
-}
-
-impl Reader {
-    /// The version that this reader is pinned to.
-    pub fn version(&self) -> &ObjectVersion {
-        &self.version
-    }
-
-    /// Exactly `len` bytes at `offset`, fewer only at the end of the object.
-    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, CacheError> {
-        let end = self.version.size.min(offset.saturating_add(len as u64));
-        if offset >= end {
-            return Ok(Bytes::new());
+    /// Writes the sidecars: what the next mount needs to know of the cached blocks. Adopted files are summed first.
+    pub async fn shutdown(&self) {
+        if tokio::time::timeout(SUM_DEADLINE, self.summing.acquire()).await.is_err() {
+            tracing::debug!("adopted files that were not summed yet are not kept");
         }
-        let request = GetRequest { range: Some(offset..end), if_match: Some(self.version.etag.clone()), version_id: None };
-        let mut answer = self.store.get(&self.version.key, request).await.map_err(stale_or)?;
-        let mut bytes = BytesMut::new();
-        while let Some(chunk) = answer.body.next().await {
-            bytes.extend_from_slice(&chunk?);
+        let inner = Arc::clone(&self.inner);
+        self.blocking(move || inner.save(true)).await;
+    }
+
+    async fn blocking(&self, work: impl FnOnce() + Send + 'static) {
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::warn!(%error, "cache: background work failed");
         }
-        Ok(bytes.freeze())
-    }
-
-    /// Proves that the object is still this version, by at most one request, and keeps what it brought.
-    pub async fn revalidate(&self) -> Result<ObjectHead, CacheError> {
-        let head = self.store.head(&self.version.key).await.map_err(stale_or)?;
-        if head.etag != self.version.etag { Err(CacheError::Stale) } else { Ok(head) }
-    }
-}
-
-fn stale_or(error: S3Error) -> CacheError {
-    match error.kind {
-        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => CacheError::Stale,
-        _ => CacheError::S3(error),
     }
 }

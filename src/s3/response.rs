@@ -194,7 +194,7 @@ pub fn content_range(value: &str) -> Option<(u64, u64, u64)> {
     let (range, size) = value.trim().strip_prefix("bytes")?.trim_start_matches([' ', '=']).split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last, size) = (first.parse().ok()?, last.parse::<u64>().ok()?, size.parse().ok()?);
-    (first <= last && last < size).then_some((first, last + 1, size))
+    (first <= last && last < size).then(|| (first, last + 1, size))
 }
 
 #[cfg(test)]

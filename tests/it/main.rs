@@ -7,6 +7,7 @@ mod client_faults;
 mod cost;
 mod failing;
 mod foreign;
+mod model;
 mod names;
 mod namespace;
 mod posix;

@@ -1,0 +1,226 @@
+//! One byte range of one version, whatever happens to its connections: a body that stops short or stalls is resumed where it was.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::block::BLOCK;
+use super::entry::Entry;
+use super::{CacheError, ObjectVersion};
+use crate::s3::{ErrorKind, GetObject, GetRequest, ObjectHead, S3Error, Store};
+
+/// A fetch that brings nothing ends within this time, a little before the read that waits for it ([`super::READ_DEADLINE`]), so that
+/// the reader gets the store's error and not just "timed out".
+const FETCH_DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 2_000 } else { 80_000 });
+/// A connection that brings nothing for so long is given up for another.
+const STALL: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 10_000 });
+/// Failures in a row, without a block between them, that end a fetch.
+const MAX_RESUMES: u32 = 5;
+/// Bytes gathered before they are written: four blocks, 3 ms at 80 MB/s. It bounds the memory of a connection.
+pub const SEGMENT: usize = 4 * BLOCK as usize;
+/// On a slow connection whole blocks are handed on after this time already.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// A resumable GET.
+pub struct Download {
+    entry: Arc<Entry>,
+    store: Arc<dyn Store>,
+    /// Next byte to hand on; a block's start.
+    pos: u64,
+    end: u64,
+    buffer: BytesMut,
+    body: Option<BoxStream<'static, crate::s3::Result<Bytes>>>,
+    /// Bytes of the body before the ones that were asked for.
+    skip: u64,
+    by_version: bool,
+    failures: u32,
+    since_failure: u64,
+    last_bytes: Instant,
+    last_segment: Instant,
+}
+
+impl Download {
+    /// Of `bytes`, whose start is a block's.
+    pub fn new(entry: Arc<Entry>, store: Arc<dyn Store>, bytes: Range<u64>) -> Self {
+        let now = Instant::now();
+        Self {
+            entry,
+            store,
+            pos: bytes.start,
+            end: bytes.end,
+            buffer: BytesMut::new(),
+            body: None,
+            skip: 0,
+            by_version: false,
+            failures: 0,
+            since_failure: 0,
+            last_bytes: now,
+            last_segment: now,
+        }
+    }
+
+    /// Sends the first GET, for the current version only, and gives the head of the answer; [`Self::next`] goes on with its body.
+    pub async fn open(&mut self) -> Result<ObjectHead, CacheError> {
+        let source = self.entry.source();
+        let answer = self.get(&source).await.map_err(stale_or)?;
+        let head = answer.head.clone();
+        self.accept(answer, &source)?;
+        Ok(head)
+    }
+
+    /// The next whole blocks (the object's last one may be short), or `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, CacheError> {
+        loop {
+            if self.pos + self.buffer.len() as u64 >= self.end {
+                return Ok(self.cut(self.buffer.len()));
+            }
+            let Some(body) = &mut self.body else {
+                self.connect().await?;
+                continue;
+            };
+            let chunk = match body.next().now_or_never() {
+                Some(chunk) => chunk,
+                None if self.buffer.len() >= BLOCK as usize && self.last_segment.elapsed() >= PATIENCE => {
+                    return Ok(self.cut(self.buffer.len() / BLOCK as usize * BLOCK as usize));
+                }
+                None => match timeout(STALL, body.next()).await {
+                    Ok(chunk) => chunk,
+                    Err(_) => Some(Err(self.error(ErrorKind::TimedOut, format!("no byte for {STALL:?}")))),
+                },
+            };
+            match chunk {
+                Some(Ok(chunk)) => self.take(chunk),
+                Some(Err(error)) => self.failed(error).await?,
+                None => self.failed(self.error(ErrorKind::Network, "the body stopped short".into())).await?,
+            }
+            if self.buffer.len() >= SEGMENT {
+                let whole = self.buffer.len() / BLOCK as usize * BLOCK as usize;
+                return Ok(self.cut(whole));
+            }
+        }
+    }
+
+    /// Bytes that are still to come.
+    pub fn remaining(&self) -> u64 {
+        self.end - self.pos
+    }
+
+    fn take(&mut self, mut chunk: Bytes) {
+        if self.skip > 0 {
+            let skipped = self.skip.min(chunk.len() as u64);
+            self.skip -= skipped;
+            chunk = chunk.slice(skipped as usize..);
+        }
+        let room = self.end - self.pos - self.buffer.len() as u64;
+        chunk.truncate(room.min(chunk.len() as u64) as usize);
+        if self.buffer.is_empty() {
+            self.buffer.reserve(SEGMENT.min(room as usize));
+        }
+        self.buffer.extend_from_slice(&chunk);
+        self.last_bytes = Instant::now();
+        self.since_failure += chunk.len() as u64;
+        if self.since_failure >= BLOCK {
+            self.failures = 0;
+        }
+    }
+
+    fn cut(&mut self, len: usize) -> Option<(u64, Bytes)> {
+        if len == 0 {
+            return None;
+        }
+        let at = self.pos;
+        self.pos += len as u64;
+        self.last_segment = Instant::now();
+        Some((at / BLOCK, self.buffer.split_to(len).freeze()))
+    }
+
+    async fn connect(&mut self) -> Result<(), CacheError> {
+        loop {
+            let source = self.entry.source();
+            let error = match self.get(&source).await {
+                Ok(answer) => return self.accept(answer, &source),
+                Err(error) => error,
+            };
+            match stale_or(error) {
+                // A metadata copy or rename of ours gave the bytes another name meanwhile.
+                CacheError::Stale if self.entry.source() != source => {}
+                // Replaced, but a versioned bucket still has it. Asked for only now: reading by version needs a right of its own.
+                CacheError::Stale if !self.by_version && source.version_id.is_some() => self.by_version = true,
+                CacheError::S3(error) if self.by_version && error.kind == ErrorKind::AccessDenied => return Err(CacheError::Stale),
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn get(&mut self, source: &ObjectVersion) -> Result<GetObject, S3Error> {
+        let range = self.pos + self.buffer.len() as u64..self.end;
+        let request = GetRequest {
+            // Asked for without a range the store adds its whole checksum, where it has one.
+            range: (range != (0..source.size)).then_some(range),
+            if_match: Some(source.etag.clone()),
+            version_id: source.version_id.clone().filter(|_| self.by_version),
+        };
+        let left = FETCH_DEADLINE.saturating_sub(self.last_bytes.elapsed());
+        match timeout(left, self.store.get(&source.key, request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.error(ErrorKind::TimedOut, "no answer in time".into())),
+        }
+    }
+
+    /// Takes an answer's body after its head was found to be the version's. A store that ignores ranges sends more; it is skipped.
+    fn accept(&mut self, answer: GetObject, source: &ObjectVersion) -> Result<(), CacheError> {
+        if answer.head.etag != source.etag || answer.head.size != source.size {
+            return Err(CacheError::Stale);
+        }
+        let at = self.pos + self.buffer.len() as u64;
+        if answer.range.start > at || answer.range.end <= at {
+            let text = format!("asked for bytes from {at}, got {}-{}", answer.range.start, answer.range.end);
+            return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));
+        }
+        // With a part of the object may come that part's checksum.
+        if let Some(checksum) = answer.head.checksum.filter(|_| answer.range == (0..source.size)) {
+            self.entry.expect(checksum);
+        }
+        self.skip = at - answer.range.start;
+        self.body = Some(answer.body);
+        Ok(())
+    }
+
+    /// Ends the fetch, or waits a little and lets it go on from where it is.
+    async fn failed(&mut self, error: S3Error) -> Result<(), CacheError> {
+        self.body = None;
+        self.failures += 1;
+        self.since_failure = 0;
+        let passing = matches!(
+            error.kind,
+            ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled | ErrorKind::BadDigest | ErrorKind::Protocol
+        );
+        if !passing || self.failures > MAX_RESUMES || self.last_bytes.elapsed() >= FETCH_DEADLINE {
+            return Err(CacheError::S3(error));
+        }
+        tracing::debug!(%error, at = self.pos, "a GET is resumed");
+        if self.failures > 1 {
+            let millis = (50 << self.failures) * rand::random_range(50..150) / 100;
+            sleep(Duration::from_millis(millis)).await;
+        }
+        Ok(())
+    }
+
+    fn error(&self, kind: ErrorKind, message: String) -> S3Error {
+        let source = self.entry.source();
+        S3Error::local(kind, "GetObject", format!("s3://{}/{}", source.bucket, source.key), message)
+    }
+}
+
+/// What an answer says of the version: 412 and 404 are not errors of the store.
+pub fn stale_or(error: S3Error) -> CacheError {
+    match error.kind {
+        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey | ErrorKind::InvalidRange => CacheError::Stale,
+        _ => CacheError::S3(error),
+    }
+}

@@ -1,0 +1,340 @@
+//! One object version in the cache: its file, which blocks are here, and which are on their way.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::block::{BLOCK, BlockMap, EntryId, bytes_of, sum_of};
+use super::disk::{FileName, read_at};
+use super::fetch::Flight;
+use super::memory::{Buffers, Recent};
+use super::whole::Whole;
+use super::{CacheError, ObjectVersion};
+use crate::s3::{Checksum, Store};
+
+/// Reads wait for blocks that wait for this answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A cached version, shared by its readers and flights.
+#[derive(Debug)]
+pub struct Entry {
+    /// Names the entry in [`Recent`]; never used twice.
+    pub uid: u64,
+    /// Size of the object in bytes.
+    pub size: u64,
+    /// The sidecar was looked for.
+    pub loaded: OnceCell<()>,
+    /// Readers that have it open.
+    pub readers: AtomicUsize,
+    state: Mutex<State>,
+    /// Held while blocks are hashed, in the blocking pool only; landings that find it taken leave the work to its holder.
+    whole: Mutex<Option<Whole>>,
+    warned: AtomicBool,
+    checks: bool,
+    /// The store was asked for the whole checksum; landings of read-ahead wait for its answer.
+    asked: OnceCell<()>,
+}
+
+/// What changes in an [`Entry`]. A leaf lock, never held across I/O.
+pub struct State {
+    /// The version that GETs ask for; follows metadata copies and renames.
+    pub source: ObjectVersion,
+    /// The cache file; `None` before the first block, and where there is no disk.
+    pub file: Option<(FileName, Arc<File>)>,
+    /// Blocks in the file.
+    pub blocks: BlockMap,
+    /// The file came whole from this machine; blocks without a sum are right by construction.
+    pub trusted: bool,
+    /// Running GETs; they do not overlap.
+    pub flights: Vec<Arc<Flight>>,
+    /// Evicted, removed or replaced: what is here is read, nothing more is fetched into it.
+    pub detached: bool,
+    /// The whole checksum did not hold.
+    pub damaged: bool,
+    /// The whole checksum held.
+    pub verified: bool,
+    /// The whole checksum to be held, where one is known and asked for.
+    pub expected: Option<Checksum>,
+    /// When the first and the last block landed that no sidecar claims.
+    pub unsaved: Option<(Instant, Instant)>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("source", &self.source).field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Whole").field("next", &self.next()).finish_non_exhaustive()
+    }
+}
+
+/// Where the blocks of a read are.
+pub enum Found {
+    /// All here.
+    Ready(Vec<Piece>),
+    /// On their way: wait for this block of this flight.
+    Wait(Arc<Flight>, u64),
+    /// At least one is neither here nor on its way.
+    Missing,
+}
+
+/// Neighbouring blocks in one place.
+pub enum Piece {
+    /// In the cache file, with their sums.
+    Disk(Arc<File>, Range<u64>, Vec<Option<u32>>),
+    /// In memory.
+    Memory(Bytes),
+}
+
+impl Entry {
+    /// A version of which nothing is known. `checks`: its whole checksum is to be verified.
+    pub fn new(uid: u64, source: ObjectVersion, checks: bool) -> Self {
+        let size = source.size;
+        let state = State {
+            blocks: BlockMap::new(size),
+            expected: source.etag.md5().filter(|_| checks).map(Checksum::Md5),
+            source,
+            file: None,
+            trusted: false,
+            flights: Vec::new(),
+            detached: false,
+            damaged: false,
+            verified: false,
+            unsaved: None,
+        };
+        Self {
+            uid,
+            size,
+            loaded: OnceCell::new(),
+            readers: AtomicUsize::new(0),
+            state: Mutex::new(state),
+            whole: Mutex::new(None),
+            warned: AtomicBool::new(false),
+            checks,
+            asked: OnceCell::new(),
+        }
+    }
+
+    /// The lock of what changes.
+    pub fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The version that GETs ask for now.
+    pub fn source(&self) -> ObjectVersion {
+        self.state().source.clone()
+    }
+
+    /// The store's full-object checksum. Ignored where one is known already.
+    pub fn expect(&self, checksum: Checksum) {
+        let mut state = self.state();
+        if self.checks && state.expected.is_none() {
+            state.expected = Some(checksum);
+        }
+    }
+
+    /// Asks for the whole checksum of an object that is about to be read whole over plain HTTP by many GETs, where its ETag is
+    /// none: one HEAD an object. Ranged answers do not carry it.
+    pub async fn ask_checksum(&self, store: &Arc<dyn Store>) {
+        if !self.checks || self.asked.initialized() || self.state().expected.is_some() {
+            return;
+        }
+        self.asked
+            .get_or_init(|| async {
+                let source = self.source();
+                match tokio::time::timeout(ASK_TIMEOUT, store.head(&source.key)).await {
+                    Ok(Ok(head)) if head.etag == source.etag => head.checksum.into_iter().for_each(|sum| self.expect(sum)),
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "whole checksum not learned"),
+                    Err(_) => tracing::debug!(key = source.key, "whole checksum not learned in time"),
+                }
+            })
+            .await;
+    }
+
+    /// Finds the blocks of a read.
+    pub fn locate(&self, want: Range<u64>, recent: &Recent) -> Found {
+        let state = self.state();
+        let mut pieces = Vec::new();
+        for block in want.clone() {
+            let sum = state.blocks.sum(block);
+            match &state.file {
+                Some((_, file)) if sum.is_some() || state.trusted => match pieces.last_mut() {
+                    Some(Piece::Disk(_, blocks, sums)) if blocks.end == block => {
+                        blocks.end += 1;
+                        sums.push(sum);
+                    }
+                    _ => pieces.push(Piece::Disk(Arc::clone(file), block..block + 1, vec![sum])),
+                },
+                _ => match recent.get(self.uid, block) {
+                    Some(bytes) => pieces.push(Piece::Memory(bytes)),
+                    None => {
+                        return match state.flights.iter().find(|flight| flight.brings(block)) {
+                            Some(flight) => Found::Wait(Arc::clone(flight), want.end.min(flight.blocks.end) - 1),
+                            None => Found::Missing,
+                        };
+                    }
+                },
+            }
+        }
+        Found::Ready(pieces)
+    }
+
+    /// Reads the pieces of a located read, verifying every block that has a sum. `None`: a block was bad, and is missing now.
+    /// Blocks: call it from the blocking pool.
+    pub fn assemble(&self, pieces: Vec<Piece>, buffers: &Arc<Buffers>) -> Option<Bytes> {
+        let len = |piece: &Piece| match piece {
+            Piece::Disk(_, blocks, _) => (bytes_of(blocks.clone(), self.size).end - blocks.start * BLOCK) as usize,
+            Piece::Memory(bytes) => bytes.len(),
+        };
+        let mut buffer = buffers.take(pieces.iter().map(len).sum());
+        let mut at = 0;
+        for piece in &pieces {
+            let part = &mut buffer.as_mut()[at..at + len(piece)];
+            at += part.len();
+            match piece {
+                Piece::Memory(bytes) => part.copy_from_slice(bytes),
+                Piece::Disk(file, blocks, sums) => {
+                    if let Err(error) = read_at(file, part, blocks.start * BLOCK) {
+                        self.drop_blocks(blocks.clone(), &error.to_string());
+                        return None;
+                    }
+                    let bad = |((_, chunk), sum): &((u64, &[u8]), &Option<u32>)| sum.is_some_and(|sum| sum != sum_of(chunk));
+                    if let Some(((block, _), _)) = blocks.clone().zip(part.chunks(BLOCK as usize)).zip(sums).find(bad) {
+                        self.drop_blocks(block..block + 1, "its checksum does not match");
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(buffer.freeze())
+    }
+
+    /// Bad blocks are missing blocks; said once an entry.
+    fn drop_blocks(&self, blocks: Range<u64>, why: &str) {
+        let mut state = self.state();
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(object = %format_args!("s3://{}/{}", state.source.bucket, state.source.key), block = blocks.start, why, "a cached block is bad and is fetched again");
+        }
+        if state.trusted {
+            // Its sums are not known yet, so nothing else in the file can be told good from bad.
+            state.trusted = false;
+            state.detached = true;
+        }
+        for block in blocks {
+            state.blocks.clear(block);
+        }
+        state.verified = false;
+        drop(state);
+        *self.whole.lock() = None;
+    }
+
+    /// Hashes blocks in order as far as they are here, at most `limit` of them. `fresh`: a block range that was just written, and its bytes.
+    pub fn hash_on(&self, fresh: (u64, &Bytes), limit: u64) {
+        if let Some(mut whole) = self.whole.try_lock() {
+            self.hash(&mut whole, fresh, limit);
+        }
+    }
+
+    /// Hashes the rest and says whether the object is whole; every block is in the file or in `fresh`.
+    pub fn verify(&self, fresh: (u64, &Bytes)) -> Result<(), CacheError> {
+        let mut whole = self.whole.lock();
+        self.hash(&mut whole, fresh, u64::MAX);
+        match whole.as_ref() {
+            Some(whole) if whole.next() == self.size.div_ceil(BLOCK) && whole.holds() => Ok(()),
+            _ => {
+                let source = self.source();
+                Err(CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key)))
+            }
+        }
+    }
+
+    /// True when hashing reached the end: for entries without a file, whose blocks can be hashed only as they come.
+    pub fn hashed_all(&self) -> bool {
+        self.whole.lock().as_ref().is_some_and(|whole| whole.next() == self.size.div_ceil(BLOCK))
+    }
+
+    fn hash(&self, whole: &mut Option<Whole>, (first, data): (u64, &Bytes), limit: u64) {
+        let (file, expected) = {
+            let state = self.state();
+            (state.file.as_ref().map(|(_, file)| Arc::clone(file)), state.expected)
+        };
+        let Some(expected) = expected else { return };
+        let whole = whole.get_or_insert_with(|| Whole::new(expected));
+        let fresh = first..first + (data.len() as u64).div_ceil(BLOCK);
+        let mut buffer = vec![0; BLOCK as usize];
+        for _ in 0..limit {
+            let next = whole.next();
+            let range = bytes_of(next..next + 1, self.size);
+            if range.is_empty() {
+                return;
+            }
+            let len = (range.end - range.start) as usize;
+            if fresh.contains(&next) {
+                let at = ((next - first) * BLOCK) as usize;
+                whole.take(&data[at..at + len]);
+                continue;
+            }
+            let sum = self.state().blocks.sum(next);
+            match (&file, sum) {
+                (Some(file), Some(sum)) => {
+                    let block = &mut buffer[..len];
+                    if read_at(file, block, range.start).is_err() || sum_of(block) != sum {
+                        return;
+                    }
+                    whole.take(block);
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl State {
+    /// All blocks are here.
+    pub fn is_complete(&self) -> bool {
+        self.trusted || self.blocks.is_complete()
+    }
+
+    /// Bytes on disk, for the bound of the cache.
+    pub fn bytes(&self) -> u64 {
+        if self.trusted { self.source.size } else { (self.blocks.present() * BLOCK).min(self.source.size) }
+    }
+
+    /// The id of the source.
+    pub fn id(&self) -> EntryId {
+        EntryId::of(&self.source)
+    }
+}
+
+/// An entry that a reader has open: eviction takes others first.
+#[derive(Debug)]
+pub struct InUse(Arc<Entry>);
+
+impl InUse {
+    /// Counts a reader.
+    pub fn new(entry: Arc<Entry>) -> Self {
+        entry.readers.fetch_add(1, Ordering::Relaxed);
+        Self(entry)
+    }
+
+    /// The entry.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.0
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,213 @@
+//! Flights: GETs that bring blocks to an entry. A block has at most one flight; everybody who wants it waits for that one.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::watch;
+
+use super::CacheError;
+use super::block::{BLOCK, blocks_of, bytes_of};
+use super::download::{Download, SEGMENT};
+use super::entry::Entry;
+use super::inner::Inner;
+use crate::s3::{ObjectHead, Store};
+
+/// What keeps a flight going: a reader (while it does not seek) or a read that waits.
+pub type Hold = Arc<()>;
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// All blocks landed.
+    Landed,
+    /// Nobody wanted it any more.
+    Cancelled,
+    /// It could not bring the rest.
+    Failed(CacheError),
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// The first block that has not landed.
+    next: u64,
+    end: Option<End>,
+}
+
+/// A GET under way.
+#[derive(Debug)]
+pub struct Flight {
+    /// What it brings.
+    pub blocks: Range<u64>,
+    hold: Weak<()>,
+    progress: watch::Sender<Progress>,
+}
+
+impl Flight {
+    fn new(blocks: Range<u64>, hold: &Hold) -> Arc<Self> {
+        let progress = watch::Sender::new(Progress { next: blocks.start, end: None });
+        Arc::new(Self { blocks, hold: Arc::downgrade(hold), progress })
+    }
+
+    /// True when the block is yet to come from this flight.
+    pub fn brings(&self, block: u64) -> bool {
+        let progress = self.progress.borrow();
+        progress.end.is_none() && block >= progress.next && block < self.blocks.end
+    }
+
+    /// Waits until the block has landed or the flight has ended, and keeps the flight going meanwhile.
+    pub async fn wait(&self, block: u64) -> End {
+        let _hold = self.hold.upgrade();
+        let mut progress = self.progress.subscribe();
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if let Some(end) = &now.end {
+                    return end.clone();
+                }
+                if now.next > block {
+                    return End::Landed;
+                }
+            }
+            if progress.changed().await.is_err() {
+                return End::Cancelled;
+            }
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.hold.strong_count() > 0
+    }
+}
+
+/// Ends a flight whatever happens to its task, and takes it off its entry.
+struct Landing {
+    entry: Arc<Entry>,
+    flight: Arc<Flight>,
+    end: End,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let end = std::mem::replace(&mut self.end, End::Cancelled);
+        self.flight.progress.send_modify(|progress| progress.end = Some(end));
+        self.entry.state().flights.retain(|flight| !Arc::ptr_eq(flight, &self.flight));
+    }
+}
+
+/// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes, and gives their flights: who waits
+/// for one must hold it, lest it fails unseen. `ahead`: nobody waits for it yet.
+pub fn launch(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    store: &Arc<dyn Store>,
+    blocks: Range<u64>,
+    piece: u64,
+    ahead: bool,
+    hold: &Hold,
+) -> Vec<Arc<Flight>> {
+    let landings = register(inner, entry, blocks, piece, hold);
+    let flights = landings.iter().map(|landing| Arc::clone(&landing.flight)).collect();
+    for landing in landings {
+        let (inner, store) = (Arc::clone(inner), Arc::clone(store));
+        tokio::spawn(async move {
+            // Read-ahead leaves some connections to those who wait; it takes its own permit first.
+            let _ahead = if ahead { inner.ahead.acquire().await.ok() } else { None };
+            let _connection = inner.connections.acquire().await.ok();
+            if ahead {
+                landing.entry.ask_checksum(&store).await;
+            }
+            let bytes = bytes_of(landing.flight.blocks.clone(), landing.entry.size);
+            let download = Download::new(Arc::clone(&landing.entry), store, bytes);
+            fly(Arc::clone(&inner), landing, download).await;
+        });
+    }
+    flights
+}
+
+/// Fetches the head of the object by a GET, if none of its first `bytes` are here or coming, and gives the head of the answer.
+/// The body lands in the background.
+pub async fn open(inner: &Arc<Inner>, entry: &Arc<Entry>, store: &Arc<dyn Store>, bytes: u64, hold: &Hold) -> Option<Result<ObjectHead, CacheError>> {
+    let blocks = blocks_of(0..bytes);
+    let mut landings = register(inner, entry, blocks.clone(), u64::MAX, hold);
+    let mut landing = match landings.pop() {
+        Some(landing) if landing.flight.blocks == blocks => landing,
+        _ => return None,
+    };
+    let mut download = Download::new(Arc::clone(entry), Arc::clone(store), 0..bytes);
+    let connection = Arc::clone(&inner.connections).acquire_owned().await.ok();
+    let head = download.open().await;
+    match &head {
+        Ok(_) => {
+            let inner = Arc::clone(inner);
+            tokio::spawn(async move {
+                fly(inner, landing, download).await;
+                drop(connection);
+            });
+        }
+        Err(error) => landing.end = End::Failed(error.clone()),
+    }
+    Some(head)
+}
+
+fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, hold: &Hold) -> Vec<Landing> {
+    let most = (piece / BLOCK).max(1);
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    let mut state = entry.state();
+    if state.detached {
+        return Vec::new();
+    }
+    let on_disk = state.file.is_some();
+    for block in blocks {
+        let here = state.blocks.has(block)
+            || state.trusted
+            || state.flights.iter().any(|flight| flight.brings(block))
+            || (!on_disk && inner.recent.get(entry.uid, block).is_some());
+        if here {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == block && run.end - run.start < most => run.end += 1,
+            _ => runs.push(block..block + 1),
+        }
+    }
+    let mut landings = Vec::with_capacity(runs.len());
+    for run in runs {
+        let flight = Flight::new(run, hold);
+        state.flights.push(Arc::clone(&flight));
+        landings.push(Landing { entry: Arc::clone(entry), flight, end: End::Cancelled });
+    }
+    landings
+}
+
+async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download) {
+    loop {
+        // The end of a nearly finished body costs less than its connection.
+        if !landing.flight.is_wanted() && download.remaining() > SEGMENT as u64 {
+            return;
+        }
+        let (first, data) = match download.next().await {
+            Ok(Some(segment)) => segment,
+            Ok(None) => {
+                landing.end = End::Landed;
+                return;
+            }
+            Err(error) => {
+                landing.end = End::Failed(error);
+                return;
+            }
+        };
+        let next = first + (data.len() as u64).div_ceil(BLOCK);
+        let (shared, entry) = (Arc::clone(&inner), Arc::clone(&landing.entry));
+        match tokio::task::spawn_blocking(move || shared.land(&entry, first, data)).await {
+            Ok(Ok(())) => landing.flight.progress.send_modify(|progress| progress.next = next),
+            Ok(Err(error)) => {
+                landing.end = End::Failed(error);
+                return;
+            }
+            Err(error) => {
+                landing.end = End::Failed(CacheError::Io(Arc::new(std::io::Error::other(error))));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! What readers, flights and background tasks of a cache share.
+//!
+//! Locks: the index, an entry's state and the recent blocks are leaves, taken one at a time (an entry's state may take the recent
+//! blocks' lock) and never held across I/O or `.await`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+
+use super::block::{BLOCK, EntryId, Sidecar, sum_of};
+use super::disk::{Disk, FileName};
+use super::entry::Entry;
+use super::evict::{Shelf, Slot};
+use super::memory::{Buffers, Recent};
+use super::{CacheConfig, CacheError, ObjectVersion};
+
+/// Most bytes of recent blocks beside a disk cache: what a reader that keeps up with 32 connections has not read yet.
+const RECENT: u64 = 16 << 20;
+/// The free space is asked for again after so many bytes.
+const SPACE_EVERY: u64 = 16 << 20;
+/// A sidecar is written when nothing landed for so long …
+const QUIET: Duration = Duration::from_secs(3);
+/// … or so long after the first block it does not claim …
+const LATEST: Duration = Duration::from_secs(60);
+/// … or when so many files wait: each holds a descriptor.
+const MANY: usize = 64;
+
+/// Shared state of a cache.
+#[derive(Debug)]
+pub struct Inner {
+    /// As given.
+    pub config: CacheConfig,
+    /// `None`: blocks are kept in memory only.
+    pub disk: Option<Disk>,
+    /// Blocks that came last.
+    pub recent: Recent,
+    /// Read buffers.
+    pub buffers: Arc<Buffers>,
+    /// A permit a GET.
+    pub connections: Arc<Semaphore>,
+    /// A permit a GET of read-ahead; fewer than connections, so that a read that waits finds one.
+    pub ahead: Semaphore,
+    /// Permits in KiB for the answers of reads.
+    pub memory: Semaphore,
+    pub(super) index: Mutex<Index>,
+    next_uid: AtomicU64,
+    unchecked: AtomicU64,
+    disk_full: AtomicBool,
+    disk_warned: AtomicBool,
+    save_soon: Arc<Notify>,
+}
+
+/// Which entries are open, and which files there are.
+#[derive(Debug)]
+pub struct Index {
+    /// Entries that somebody holds.
+    pub entries: BTreeMap<EntryId, Weak<Entry>>,
+    sweep_at: usize,
+    /// Cache files.
+    pub shelf: Shelf,
+    /// Entries whose sidecar is behind, by uid: kept alive until it is written.
+    pub unsaved: HashMap<u64, Arc<Entry>>,
+}
+
+impl Index {
+    /// Takes an entry out; its next reader gets a new one.
+    pub fn forget(&mut self, id: EntryId) -> Option<Arc<Entry>> {
+        let entry = self.entries.remove(&id)?.upgrade()?;
+        self.unsaved.remove(&entry.uid);
+        Some(entry)
+    }
+
+    /// True when readers of `id` get this entry.
+    pub fn is_current(&self, id: EntryId, entry: &Arc<Entry>) -> bool {
+        self.entries.get(&id).is_some_and(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(entry)))
+    }
+}
+
+impl Inner {
+    /// Opens the directory, or does without it. Blocks.
+    pub fn open(config: CacheConfig) -> Self {
+        let mut shelf = Shelf::new();
+        let disk = match Disk::open(&config.dir, &config.identity) {
+            Ok((disk, found)) => {
+                for (id, slot) in found {
+                    if let Some(old) = shelf.insert(id, slot) {
+                        disk.unlink(FileName { id, serial: old.serial });
+                    }
+                }
+                Some(disk)
+            }
+            Err(error) => {
+                tracing::warn!(dir = %config.dir.display(), %error, "cache_dir cannot be used: reading without a disk cache");
+                None
+            }
+        };
+        let recent = if disk.is_some() { (config.memory_limit / 8).min(RECENT) } else { config.memory_limit / 3 };
+        let connections = config.max_connections.max(1);
+        let inner = Self {
+            recent: Recent::new(recent as usize),
+            buffers: Arc::new(Buffers::default()),
+            connections: Arc::new(Semaphore::new(connections)),
+            ahead: Semaphore::new((connections - connections.div_ceil(8)).max(1)),
+            memory: Semaphore::new((config.memory_limit / 3 / 1024).clamp(1024, 1 << 26) as usize),
+            index: Mutex::new(Index { entries: BTreeMap::new(), sweep_at: 64, shelf, unsaved: HashMap::new() }),
+            next_uid: AtomicU64::new(0),
+            unchecked: AtomicU64::new(SPACE_EVERY),
+            disk_full: AtomicBool::new(false),
+            disk_warned: AtomicBool::new(false),
+            save_soon: Arc::new(Notify::new()),
+            disk,
+            config,
+        };
+        inner.make_room(0);
+        inner
+    }
+
+    /// Largest read-ahead window in bytes that this cache can hold.
+    pub fn max_window(&self) -> u64 {
+        let wished = self.config.read_ahead.unwrap_or(super::window::MAX_WINDOW);
+        let on_disk = self.disk.is_some() && !self.disk_full.load(Ordering::Relaxed);
+        let room = if on_disk { self.config.max_size / 4 } else { self.recent.limit() / 4 };
+        wished.min(room).min(self.config.max_connections as u64 * super::window::MAX_PIECE)
+    }
+
+    /// The entry of a version, new or shared. No I/O.
+    pub fn entry(&self, version: &ObjectVersion) -> Arc<Entry> {
+        let id = EntryId::of(version);
+        let mut index = self.index.lock();
+        if let Some(entry) = index.entries.get(&id).and_then(Weak::upgrade) {
+            index.shelf.touch(id);
+            return entry;
+        }
+        let entry = Arc::new(self.new_entry(version));
+        if index.entries.len() >= index.sweep_at {
+            index.entries.retain(|_, entry| entry.strong_count() > 0);
+            index.sweep_at = 64 + index.entries.len() * 2;
+        }
+        index.entries.insert(id, Arc::downgrade(&entry));
+        entry
+    }
+
+    /// An entry that nobody knows yet.
+    pub fn new_entry(&self, version: &ObjectVersion) -> Entry {
+        let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
+        Entry::new(uid, version.clone(), self.config.checks_ranges_over_http)
+    }
+
+    /// Looks for the entry's file, once.
+    pub async fn load(self: &Arc<Self>, entry: &Arc<Entry>) {
+        if entry.loaded.initialized() {
+            return;
+        }
+        entry.loaded.get_or_init(|| async {
+            let source = entry.source();
+            let id = EntryId::of(&source);
+            let Some(slot) = self.index.lock().shelf.touch(id) else { return };
+            let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
+            let loaded = tokio::task::spawn_blocking(move || inner.load_now(&entry, FileName { id, serial: slot.serial }, &source)).await;
+            if let Err(error) = loaded {
+                tracing::debug!(%error, "cache file not looked for");
+            }
+        })
+        .await;
+    }
+
+    fn load_now(&self, entry: &Arc<Entry>, name: FileName, source: &ObjectVersion) {
+        let Some(disk) = &self.disk else { return };
+        match disk.load(name, source) {
+            Some((file, sidecar)) => {
+                let mut state = entry.state();
+                state.blocks = sidecar.blocks;
+                state.verified = sidecar.verified;
+                if state.expected.is_some() && !state.verified && state.blocks.is_complete() {
+                    // Complete but never compared with its whole checksum: the last block is fetched again and withheld until it holds.
+                    state.blocks.clear(source.size.div_ceil(BLOCK) - 1);
+                }
+                state.file = Some((name, Arc::new(file)));
+                let (bytes, complete) = (state.bytes(), state.is_complete());
+                drop(state);
+                self.index.lock().shelf.account(name.id, name.serial, bytes, complete);
+            }
+            None => {
+                tracing::debug!(key = source.key, "a cache file without a usable sidecar is dropped");
+                let mut index = self.index.lock();
+                if index.shelf.peek(name.id).is_some_and(|slot| slot.serial == name.serial) {
+                    index.shelf.remove(name.id);
+                }
+                drop(index);
+                disk.unlink(name);
+            }
+        }
+    }
+
+    /// True when all blocks of the version are here, by what is known without I/O.
+    pub fn is_complete(&self, version: &ObjectVersion) -> bool {
+        let id = EntryId::of(version);
+        let (entry, slot) = {
+            let index = self.index.lock();
+            (index.entries.get(&id).and_then(Weak::upgrade), index.shelf.peek(id))
+        };
+        match entry {
+            Some(entry) if entry.loaded.initialized() => entry.state().is_complete(),
+            _ => slot.is_some_and(|slot| slot.complete),
+        }
+    }
+
+    /// Takes in blocks that just came: writes them, sums them, makes them visible. Blocks: runs in the blocking pool.
+    /// The landing that completes an object is withheld until its whole checksum holds (semantics 16).
+    pub fn land(self: &Arc<Self>, entry: &Arc<Entry>, first: u64, data: Bytes) -> Result<(), CacheError> {
+        let sums: Vec<u32> = data.chunks(BLOCK as usize).map(sum_of).collect();
+        let written = self.file_for(entry).is_some_and(|file| self.write(&file, first, &data));
+        let checked = if written { self.note_blocks(entry, first, &sums, &data) } else { self.check_in_memory(entry, first, &data) };
+        if let Err(error) = checked {
+            tracing::warn!(%error, "damaged in transit; dropped");
+            entry.state().damaged = true;
+            self.recent.forget(entry.uid);
+            self.detach(entry);
+            return Err(error);
+        }
+        for (block, at) in (first..).zip((0..data.len()).step_by(BLOCK as usize)) {
+            self.recent.put(entry.uid, block, data.slice(at..data.len().min(at + BLOCK as usize)));
+        }
+        if written {
+            self.note_unsaved(entry);
+            self.account(entry);
+        }
+        // Where nothing was written this asks whether there is room again.
+        self.make_room(data.len() as u64);
+        Ok(())
+    }
+
+    fn note_blocks(&self, entry: &Arc<Entry>, first: u64, sums: &[u32], data: &Bytes) -> Result<(), CacheError> {
+        let completes = {
+            let mut state = entry.state();
+            let new: Vec<u64> = (first..).zip(sums).filter_map(|(block, sum)| state.blocks.set(block, *sum).then_some(block)).collect();
+            let check = state.expected.is_some() && !state.verified;
+            let completes = check && state.blocks.is_complete();
+            if completes {
+                new.iter().for_each(|block| _ = state.blocks.clear(*block));
+            } else if !check {
+                return Ok(());
+            }
+            completes
+        };
+        if !completes {
+            // At most four times what landed, so that the hash keeps up with many connections and no landing waits long for it.
+            entry.hash_on((first, data), sums.len() as u64 * 4);
+            return Ok(());
+        }
+        entry.verify((first, data))?;
+        let mut state = entry.state();
+        state.verified = true;
+        for (block, sum) in (first..).zip(sums) {
+            state.blocks.set(block, *sum);
+        }
+        Ok(())
+    }
+
+    /// Without a file blocks can be hashed only in the order in which they come: small objects, and sequential readers.
+    fn check_in_memory(&self, entry: &Arc<Entry>, first: u64, data: &Bytes) -> Result<(), CacheError> {
+        if entry.state().expected.is_none() {
+            return Ok(());
+        }
+        entry.hash_on((first, data), u64::MAX);
+        if entry.hashed_all() { entry.verify((first, data)) } else { Ok(()) }
+    }
+
+    /// The entry's file, made now if it is the first block; `None` where blocks stay in memory.
+    fn file_for(&self, entry: &Arc<Entry>) -> Option<Arc<File>> {
+        let disk = self.disk.as_ref()?;
+        let id = {
+            let state = entry.state();
+            match &state.file {
+                _ if self.disk_full.load(Ordering::Relaxed) => return None,
+                Some((_, file)) => return Some(Arc::clone(file)),
+                None if state.detached => return None,
+                None => state.id(),
+            }
+        };
+        let name = disk.name(id);
+        let file = match disk.create(name) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                self.warn_disk(&error);
+                return None;
+            }
+        };
+        {
+            let mut state = entry.state();
+            if let Some((_, other)) = &state.file {
+                let other = Arc::clone(other);
+                drop(state);
+                disk.unlink(name);
+                return Some(other);
+            }
+            if state.detached || state.id() != id {
+                drop(state);
+                disk.unlink(name);
+                return None;
+            }
+            state.file = Some((name, Arc::clone(&file)));
+        }
+        let mut index = self.index.lock();
+        let current = index.is_current(id, entry);
+        let old = if current { index.shelf.insert(id, Slot { serial: name.serial, bytes: 0, complete: false }) } else { None };
+        drop(index);
+        if let Some(old) = old {
+            disk.unlink(FileName { id, serial: old.serial });
+        }
+        if !current {
+            entry.state().detached = true;
+            disk.unlink(name);
+        }
+        Some(file)
+    }
+
+    fn write(&self, file: &File, first: u64, data: &Bytes) -> bool {
+        match std::os::unix::fs::FileExt::write_all_at(file, data, first * BLOCK) {
+            Ok(()) => true,
+            Err(error) => {
+                self.warn_disk(&error);
+                self.unchecked.store(SPACE_EVERY, Ordering::Relaxed);
+                self.make_room(0);
+                false
+            }
+        }
+    }
+
+    fn warn_disk(&self, error: &std::io::Error) {
+        if !self.disk_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(dir = %self.config.dir.display(), %error, "the cache cannot write: reading through memory until it can");
+        }
+    }
+
+    /// Tells the shelf what an entry's file holds now.
+    pub fn account(&self, entry: &Entry) {
+        let (name, bytes, complete) = {
+            let state = entry.state();
+            let Some((name, _)) = &state.file else { return };
+            (*name, state.bytes(), state.is_complete())
+        };
+        self.index.lock().shelf.account(name.id, name.serial, bytes, complete);
+    }
+
+    /// A sidecar is to be written.
+    pub fn note_unsaved(&self, entry: &Arc<Entry>) {
+        let now = Instant::now();
+        {
+            let mut state = entry.state();
+            if state.detached {
+                return;
+            }
+            let first = state.unsaved.map_or(now, |(first, _)| first);
+            state.unsaved = Some((first, now));
+        }
+        let mut index = self.index.lock();
+        index.unsaved.insert(entry.uid, Arc::clone(entry));
+        if index.unsaved.len() == MANY {
+            self.save_soon.notify_one();
+        }
+    }
+
+    /// Evicts until size and free space are within their bounds; `landed` bytes were written. Blocks.
+    pub fn make_room(&self, landed: u64) {
+        let Some(disk) = &self.disk else { return };
+        let used = self.index.lock().shelf.usage().1;
+        let over = used.saturating_sub(self.config.max_size);
+        let mut need = over;
+        if self.unchecked.fetch_add(landed, Ordering::Relaxed) + landed >= SPACE_EVERY {
+            // While the disk is full nothing lands that would count: every call asks.
+            match disk.available() {
+                Ok(free) => {
+                    let missing = self.config.min_free_space.saturating_sub(free);
+                    need = need.max(missing);
+                    let full = missing > used;
+                    if full {
+                        self.warn_disk(&std::io::Error::other(format!("{free} bytes free, min_free_space is {}", self.config.min_free_space)));
+                    } else {
+                        self.unchecked.store(0, Ordering::Relaxed);
+                    }
+                    self.disk_full.store(full, Ordering::Relaxed);
+                }
+                Err(error) => self.warn_disk(&error),
+            }
+        }
+        if need == 0 {
+            return;
+        }
+        let (victims, entries) = {
+            let mut index = self.index.lock();
+            let Index { entries, shelf, .. } = &mut *index;
+            let has_readers =
+                |id: EntryId| entries.get(&id).and_then(Weak::upgrade).is_some_and(|entry| entry.readers.load(Ordering::Relaxed) > 0);
+            let victims = shelf.evict(need, has_readers);
+            let entries: Vec<_> = victims.iter().filter_map(|(id, _)| index.forget(*id)).collect();
+            (victims, entries)
+        };
+        entries.iter().for_each(|entry| entry.state().detached = true);
+        for (id, slot) in victims {
+            disk.unlink(FileName { id, serial: slot.serial });
+        }
+    }
+
+    /// Takes an entry out of the cache: its readers go on with what they have, and the file goes. Blocks.
+    pub fn detach(&self, entry: &Arc<Entry>) {
+        let (id, name) = {
+            let mut state = entry.state();
+            state.detached = true;
+            (state.id(), state.file.as_ref().map(|(name, _)| *name))
+        };
+        {
+            let mut index = self.index.lock();
+            if index.is_current(id, entry) {
+                index.forget(id);
+            }
+            if let Some(name) = name
+                && index.shelf.peek(id).is_some_and(|slot| slot.serial == name.serial)
+            {
+                index.shelf.remove(id);
+            }
+            index.unsaved.remove(&entry.uid);
+        }
+        if let (Some(disk), Some(name)) = (&self.disk, name) {
+            disk.unlink(name);
+        }
+    }
+
+    /// Writes the sidecars that are due, or all. Blocks.
+    pub fn save(&self, all: bool) {
+        let Some(disk) = &self.disk else { return };
+        let due: Vec<Arc<Entry>> = {
+            let mut index = self.index.lock();
+            let all = all || index.unsaved.len() >= MANY;
+            let is_due = |entry: &Entry| entry.state().unsaved.is_none_or(|(first, last)| all || last.elapsed() >= QUIET || first.elapsed() >= LATEST);
+            let (due, rest) = std::mem::take(&mut index.unsaved).into_iter().partition(|(_, entry)| is_due(entry));
+            index.unsaved = rest;
+            HashMap::into_values(due).collect()
+        };
+        for entry in due {
+            let (name, file, sidecar) = {
+                let mut state = entry.state();
+                state.unsaved = None;
+                match &state.file {
+                    Some((name, file)) if !state.detached && !state.trusted => {
+                        let sidecar = Sidecar { version: state.source.clone(), verified: state.verified, blocks: state.blocks.clone() };
+                        (*name, Arc::clone(file), sidecar)
+                    }
+                    _ => continue,
+                }
+            };
+            // The data first: a sidecar never claims what a crash may lose.
+            if let Err(error) = file.sync_data().and_then(|()| disk.write_sidecar(name, &sidecar.encode())) {
+                tracing::warn!(%error, key = sidecar.version.key, "sidecar not written: these blocks are fetched again after a restart");
+            }
+            let kept = self.index.lock().shelf.peek(name.id).is_some_and(|slot| slot.serial == name.serial);
+            if !kept {
+                disk.unlink(name);
+            }
+        }
+    }
+
+    /// Writes sidecars until the cache is gone.
+    pub async fn save_forever(this: Weak<Self>) {
+        let Some(soon) = this.upgrade().map(|inner| Arc::clone(&inner.save_soon)) else { return };
+        loop {
+            _ = tokio::time::timeout(Duration::from_secs(1), soon.notified()).await;
+            let Some(inner) = this.upgrade() else { return };
+            if let Err(error) = tokio::task::spawn_blocking(move || inner.save(false)).await {
+                tracing::debug!(%error, "sidecars not written");
+            }
+        }
+    }
+
+    /// Files and bytes on disk.
+    pub fn usage(&self) -> (u64, u64) {
+        self.index.lock().shelf.usage()
+    }
+}

@@ -1,0 +1,177 @@
+//! Memory of the cache: the blocks that came last, and buffers that are used again.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use lru::LruCache;
+use parking_lot::Mutex;
+
+/// Blocks fetched a moment ago: a reader that keeps up with the network gets them without a pread, and where there is no
+/// disk they are the cache. Bounded in bytes.
+#[derive(Debug)]
+pub struct Recent {
+    inner: Mutex<RecentInner>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct RecentInner {
+    blocks: LruCache<(u64, u64), Bytes>,
+    bytes: usize,
+}
+
+impl Recent {
+    /// Holds at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { inner: Mutex::new(RecentInner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
+    }
+
+    /// The bound, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit as u64
+    }
+
+    /// Keeps a block of the entry `uid`, letting the oldest go.
+    pub fn put(&self, uid: u64, block: u64, data: Bytes) {
+        let mut inner = self.inner.lock();
+        inner.bytes += data.len();
+        if let Some(old) = inner.blocks.put((uid, block), data) {
+            inner.bytes -= old.len();
+        }
+        while inner.bytes > self.limit {
+            let Some((_, old)) = inner.blocks.pop_lru() else { break };
+            inner.bytes -= old.len();
+        }
+    }
+
+    /// A block, where it is still here.
+    pub fn get(&self, uid: u64, block: u64) -> Option<Bytes> {
+        self.inner.lock().blocks.get(&(uid, block)).cloned()
+    }
+
+    /// All of these blocks joined, or nothing.
+    pub fn join(&self, uid: u64, blocks: std::ops::Range<u64>) -> Option<Bytes> {
+        let parts = {
+            let mut inner = self.inner.lock();
+            if !inner.blocks.contains(&(uid, blocks.start)) {
+                return None;
+            }
+            blocks.map(|block| inner.blocks.get(&(uid, block)).cloned()).collect::<Option<Vec<_>>>()?
+        };
+        if let [one] = parts.as_slice() {
+            return Some(one.clone());
+        }
+        let mut joined = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+        parts.iter().for_each(|part| joined.extend_from_slice(part));
+        Some(joined.freeze())
+    }
+
+    /// Forgets the blocks of an entry.
+    pub fn forget(&self, uid: u64) {
+        let mut inner = self.inner.lock();
+        let gone: Vec<_> = inner.blocks.iter().map(|(key, _)| *key).filter(|key| key.0 == uid).collect();
+        for key in gone {
+            if let Some(old) = inner.blocks.pop(&key) {
+                inner.bytes -= old.len();
+            }
+        }
+    }
+}
+
+/// Most idle bytes that the pool keeps.
+const POOL: usize = 8 << 20;
+/// Smaller buffers are cheaper to make than to keep.
+const POOLED_FROM: usize = 64 << 10;
+
+/// Read buffers, used again: a fresh one of 1 MiB costs 256 page faults and its zeroing.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    idle: Mutex<(Vec<Vec<u8>>, usize)>,
+}
+
+impl Buffers {
+    /// A buffer of exactly `len` bytes, of any content.
+    pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let rounded = len.next_power_of_two().max(4096);
+        let found = {
+            let mut idle = self.idle.lock();
+            let at = idle.0.iter().position(|buffer| buffer.len() == rounded);
+            at.map(|at| {
+                idle.1 -= rounded;
+                idle.0.swap_remove(at)
+            })
+        };
+        Buffer { bytes: found.unwrap_or_else(|| vec![0; rounded]), len, pool: Arc::clone(self) }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut idle = self.idle.lock();
+        if buffer.len() >= POOLED_FROM && idle.1 + buffer.len() <= POOL {
+            idle.1 += buffer.len();
+            idle.0.push(buffer);
+        }
+    }
+}
+
+/// A buffer of a pool; it goes back there when the last [`Bytes`] made of it is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    len: usize,
+    pool: Arc<Buffers>,
+}
+
+impl Buffer {
+    /// The bytes, to be filled.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+
+    /// Hands the bytes out without copying them.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recent_is_bounded_and_joins() {
+        let recent = Recent::new(30);
+        for block in 0..4 {
+            recent.put(1, block, Bytes::from(vec![block as u8; 10]));
+        }
+        assert!(recent.join(1, 0..2).is_none());
+        assert_eq!(recent.join(1, 1..3).unwrap(), [[1u8; 10], [2; 10]].concat());
+        recent.forget(1);
+        assert!(recent.get(1, 3).is_none());
+    }
+
+    #[test]
+    fn buffers_are_used_again() {
+        let pool = Arc::new(Buffers::default());
+        let mut one = pool.take(100_000);
+        one.as_mut()[99_999] = 7;
+        let bytes = one.freeze();
+        assert_eq!((bytes.len(), bytes[99_999]), (100_000, 7));
+        drop(bytes);
+        assert_eq!(pool.idle.lock().1, 131_072);
+        assert_eq!(pool.take(131_000).as_mut().len(), 131_000);
+        assert_eq!(pool.idle.lock().1, 131_072);
+    }
+}

@@ -1,0 +1,213 @@
+//! One reader of one version: finds its blocks, waits for those on their way, has the missing ones fetched.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::block::{BLOCK, blocks_of};
+use super::download::{Download, stale_or};
+use super::entry::{Entry, Found, InUse, Piece};
+use super::fetch::{self, End, Hold};
+use super::inner::Inner;
+use super::window::{FIRST, MAX_PIECE, Window};
+use super::{CacheError, ObjectVersion, READ_DEADLINE};
+use crate::s3::{ErrorKind, ObjectHead, S3Error, Store};
+
+/// Times that a read has blocks fetched which are gone again when it looks (memory under pressure, a failing disk), before it
+/// fetches for itself alone.
+const MAX_ROUNDS: u32 = 4;
+
+/// A reader pinned to one version, with its own sequential detection: one a file handle.
+#[derive(Debug)]
+pub struct Reader {
+    inner: Arc<Inner>,
+    store: Arc<dyn Store>,
+    version: ObjectVersion,
+    ahead: Mutex<Ahead>,
+    entry: Mutex<Option<InUse>>,
+}
+
+#[derive(Debug)]
+struct Ahead {
+    window: Window,
+    hold: Hold,
+}
+
+impl Reader {
+    pub(super) fn new(inner: Arc<Inner>, store: Arc<dyn Store>, version: ObjectVersion) -> Self {
+        let window = Window::new(version.size, inner.max_window());
+        Self { inner, store, version, ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }), entry: Mutex::new(None) }
+    }
+
+    /// The version that this reader is pinned to.
+    pub fn version(&self) -> &ObjectVersion {
+        &self.version
+    }
+
+    /// Exactly `len` bytes at `offset`, fewer only at the end of the object. Ends within [`READ_DEADLINE`].
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, CacheError> {
+        let end = self.version.size.min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        match tokio::time::timeout(READ_DEADLINE, self.read_range(offset..end)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out("GetObject")),
+        }
+    }
+
+    /// Proves that the object is still this version, at the price of at most one request, and keeps what it brought: the first
+    /// blocks by a GET with If-Match when they are not cached, else one HEAD. [`CacheError::Stale`] when it is another version.
+    pub async fn revalidate(&self) -> Result<ObjectHead, CacheError> {
+        match tokio::time::timeout(READ_DEADLINE, self.prove()).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out("HeadObject")),
+        }
+    }
+
+    async fn prove(&self) -> Result<ObjectHead, CacheError> {
+        let entry = self.entry().await;
+        let first = self.version.size.min(FIRST);
+        if first > 0 {
+            let hold = Arc::clone(&self.ahead.lock().hold);
+            if let Some(head) = fetch::open(&self.inner, &entry, &self.store, first, &hold).await {
+                return head;
+            }
+        }
+        let source = entry.source();
+        let head = self.store.head(&source.key).await.map_err(stale_or)?;
+        if head.etag != source.etag || head.size != source.size {
+            return Err(CacheError::Stale);
+        }
+        head.checksum.into_iter().for_each(|checksum| entry.expect(checksum));
+        Ok(head)
+    }
+
+    async fn read_range(&self, range: Range<u64>) -> Result<Bytes, CacheError> {
+        let want = blocks_of(range.clone());
+        let kib = (want.end - want.start) * (BLOCK / 1024);
+        let permits = (kib.min(self.inner.config.memory_limit / 3 / 1024) as u32).clamp(1, 1024);
+        let _memory = self.inner.memory.acquire_many(permits).await.ok();
+        let (plan, hold) = {
+            let mut ahead = self.ahead.lock();
+            let plan = ahead.window.on_read(range.clone());
+            if plan.seek {
+                ahead.hold = Hold::new(());
+            }
+            (plan, Arc::clone(&ahead.hold))
+        };
+        let mut entry = self.entry().await;
+        let mut plans_ahead = !plan.ahead.is_empty();
+        let mut rounds = 0;
+        let blocks = loop {
+            let found = match self.inner.recent.join(entry.uid, want.clone()) {
+                Some(bytes) => Found::Ready(vec![Piece::Memory(bytes)]),
+                None => entry.locate(want.clone(), &self.inner.recent),
+            };
+            let mut launched = Vec::new();
+            if let Found::Missing = found {
+                rounds += 1;
+                self.ahead.lock().window.missed();
+                if rounds > MAX_ROUNDS {
+                    break self.fetch_alone(&entry, want.clone()).await?;
+                }
+                if entry.state().detached {
+                    entry = self.reopen(&entry).await;
+                }
+                let demand = blocks_of(plan.demand.clone());
+                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, &hold);
+            }
+            if std::mem::take(&mut plans_ahead) {
+                // What is evicted gets no more blocks: those ahead go to the entry that this reader will turn to.
+                let entry = if entry.state().detached { self.current(&entry).await } else { Arc::clone(&entry) };
+                for bytes in &plan.ahead {
+                    fetch::launch(&self.inner, &entry, &self.store, blocks_of(bytes.clone()), plan.piece, true, &hold);
+                }
+            }
+            match found {
+                Found::Ready(mut pieces) => {
+                    if let [Piece::Memory(_)] = pieces.as_slice()
+                        && let Some(Piece::Memory(bytes)) = pieces.pop()
+                    {
+                        break bytes;
+                    }
+                    if let Some(bytes) = self.assemble(&entry, pieces).await? {
+                        break bytes;
+                    }
+                }
+                Found::Wait(flight, block) => {
+                    if let End::Failed(error) = flight.wait(block).await {
+                        return Err(error);
+                    }
+                }
+                Found::Missing => {
+                    for flight in launched.iter().filter(|flight| flight.blocks.start < want.end) {
+                        if let End::Failed(error) = flight.wait(want.end.min(flight.blocks.end) - 1).await {
+                            return Err(error);
+                        }
+                    }
+                }
+            }
+        };
+        let skip = (range.start - want.start * BLOCK) as usize;
+        Ok(blocks.slice(skip..skip + (range.end - range.start) as usize))
+    }
+
+    async fn assemble(&self, entry: &Arc<Entry>, pieces: Vec<Piece>) -> Result<Option<Bytes>, CacheError> {
+        let (entry, buffers) = (Arc::clone(entry), Arc::clone(&self.inner.buffers));
+        tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers))
+            .await
+            .map_err(|error| CacheError::Io(Arc::new(std::io::Error::other(error))))
+    }
+
+    /// Reads through: nothing is kept, so nothing can be lost before it is delivered.
+    async fn fetch_alone(&self, entry: &Arc<Entry>, want: Range<u64>) -> Result<Bytes, CacheError> {
+        let _connection = self.inner.connections.acquire().await.ok();
+        let bytes = super::block::bytes_of(want, entry.size);
+        let mut all = bytes::BytesMut::with_capacity((bytes.end - bytes.start) as usize);
+        let mut download = Download::new(Arc::clone(entry), Arc::clone(&self.store), bytes);
+        while let Some((_, data)) = download.next().await? {
+            all.extend_from_slice(&data);
+        }
+        Ok(all.freeze())
+    }
+
+    async fn entry(&self) -> Arc<Entry> {
+        let entry = {
+            let mut held = self.entry.lock();
+            match held.as_ref().map(InUse::entry).filter(|entry| !entry.state().damaged) {
+                Some(entry) => Arc::clone(entry),
+                None => {
+                    // What was damaged is fetched again, under the name that the object has now.
+                    let source = held.as_ref().map_or_else(|| self.version.clone(), |held| held.entry().source());
+                    let entry = self.inner.entry(&source);
+                    *held = Some(InUse::new(Arc::clone(&entry)));
+                    entry
+                }
+            }
+        };
+        self.inner.load(&entry).await;
+        entry
+    }
+
+    /// The entry was evicted and lacks a block: goes on with a new one, under the name that the object has now.
+    async fn reopen(&self, old: &Arc<Entry>) -> Arc<Entry> {
+        let entry = self.current(old).await;
+        *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
+        entry
+    }
+
+    async fn current(&self, old: &Arc<Entry>) -> Arc<Entry> {
+        let entry = self.inner.entry(&old.source());
+        self.inner.load(&entry).await;
+        entry
+    }
+
+    fn timed_out(&self, operation: &'static str) -> CacheError {
+        let resource = format!("s3://{}/{}", self.version.bucket, self.version.key);
+        let message = format!("not answered within {} s", READ_DEADLINE.as_secs());
+        CacheError::S3(S3Error::local(ErrorKind::TimedOut, operation, resource, message))
+    }
+}

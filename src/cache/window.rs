@@ -1,0 +1,277 @@
+//! Read-ahead policy of one reader: from the reads so far, what to fetch beside the read itself. Pure.
+//!
+//! Reads are grouped into runs. A run that goes on is sequential and gets a window four times what it consumed, so that a few
+//! round trips reach the largest window and a reader that stops early wastes in proportion to what it read. Runs that follow each
+//! other at one distance (a video seek, an ISO, a file read backward) are strided: the next runs are fetched, nothing between.
+
+use std::ops::Range;
+
+use super::block::BLOCK;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// Largest automatic window. Twelve GETs of [`MAX_PIECE`]: at 20 ms and 80 MB/s a connection they carry 800 MB/s.
+pub const MAX_WINDOW: u64 = 96 * MIB;
+/// Largest GET: long enough (100 ms at 80 MB/s) that a 20 ms round trip costs a fifth.
+pub const MAX_PIECE: u64 = 8 * MIB;
+const MIN_PIECE: u64 = 512 * KIB;
+/// What a first read at the start of an object brings, and the size up to which an object is fetched by one GET (semantics 17).
+pub const FIRST: u64 = 128 * KIB;
+/// The kernel's read-ahead requests may reach us a little out of order.
+const DISORDER: u64 = MIB;
+/// Runs fetched ahead of a strided reader, at most.
+const MAX_STRIDES: u64 = 32;
+
+/// What a read needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes to fetch for the read, at least the read itself.
+    pub demand: Range<u64>,
+    /// Bytes to fetch ahead, not planned before in this run, nearest first.
+    pub ahead: Vec<Range<u64>>,
+    /// Largest GET for `ahead`.
+    pub piece: u64,
+    /// The reader went elsewhere: what was fetched ahead for it is wanted no more.
+    pub seek: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Run {
+    start: u64,
+    end: u64,
+    consumed: u64,
+    reads: u32,
+    ahead_to: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Stride {
+    step: i64,
+    len: u64,
+    seen: u32,
+    /// Runs after the current one that were planned already.
+    ahead: u64,
+}
+
+/// Detects how one reader goes through an object.
+#[derive(Clone, Debug)]
+pub struct Window {
+    size: u64,
+    max: u64,
+    run: Option<Run>,
+    stride: Stride,
+}
+
+impl Window {
+    /// For an object of `size` bytes; `max` is the largest window in bytes.
+    pub fn new(size: u64, max: u64) -> Self {
+        Self { size, max, run: None, stride: Stride::default() }
+    }
+
+    /// Notes a read of `read` (not empty, inside the object) and says what to fetch.
+    pub fn on_read(&mut self, read: Range<u64>) -> Plan {
+        let mut plan = Plan { demand: read.clone(), ahead: Vec::new(), piece: MAX_PIECE, seek: false };
+        if self.size <= FIRST {
+            plan.demand = 0..self.size;
+            return plan;
+        }
+        if read.start == 0 {
+            plan.demand.end = plan.demand.end.max(FIRST);
+        }
+        match &mut self.run {
+            Some(run) if continues(run, &read) => {
+                run.consumed += read.end - read.start;
+                run.reads += 1;
+                run.end = run.end.max(read.end);
+                self.plan_forward(&mut plan);
+            }
+            _ => self.begin_run(&read, &mut plan),
+        }
+        plan
+    }
+
+    /// A block that was to be here is not (evicted, its flight failed or was given up): what lies ahead is planned once more.
+    pub fn missed(&mut self) {
+        self.stride.ahead = 0;
+        if let Some(run) = &mut self.run {
+            run.ahead_to = run.end;
+        }
+    }
+
+    fn plan_forward(&mut self, plan: &mut Plan) {
+        let strided = self.is_strided();
+        let Some(run) = &mut self.run else { return };
+        if strided && run.end <= run.start.saturating_add(self.stride.len) {
+            return;
+        }
+        let window = (run.consumed * 4).min(self.max);
+        let piece = piece_of(window, MAX_PIECE);
+        run.ahead_to = run.ahead_to.max(run.end.next_multiple_of(BLOCK)).min(self.size);
+        let target = (run.end + window).min(self.size);
+        let mut room = target.saturating_sub(run.ahead_to);
+        if target < self.size {
+            room -= room % piece;
+        }
+        if room > 0 {
+            plan.ahead.push(run.ahead_to..run.ahead_to + room);
+            plan.piece = piece;
+            run.ahead_to += room;
+        }
+    }
+
+    fn begin_run(&mut self, read: &Range<u64>, plan: &mut Plan) {
+        let next = Run { start: read.start, end: read.end, consumed: read.end - read.start, reads: 1, ahead_to: plan.demand.end };
+        let Some(last) = self.run.replace(next) else { return };
+        let step = read.start as i64 - last.start as i64;
+        let len = (last.end - last.start).max(read.end - read.start);
+        if step == self.stride.step && len <= step.unsigned_abs() {
+            self.stride.seen += 1;
+            self.stride.len = len;
+            self.stride.ahead = self.stride.ahead.saturating_sub(1);
+        } else {
+            self.stride = Stride { step, len, seen: 0, ahead: 0 };
+        }
+        plan.seek = !self.is_strided();
+        if self.is_strided() && self.max > 0 {
+            self.plan_strides(read.start, plan);
+        }
+    }
+
+    fn plan_strides(&mut self, start: u64, plan: &mut Plan) {
+        let Stride { step, len, seen, ahead } = self.stride;
+        let contiguous = step < 0 && step.unsigned_abs() == len;
+        // A backward reader is a sequential one: its window counts bytes. Others wait for at most 32 separate runs.
+        let most = if contiguous { (self.max / 3 / len.max(1)).max(1) } else { MAX_STRIDES.min((self.max / 3 / len.max(1)).max(1)) };
+        let target = most.min(1 << seen.min(20));
+        if target <= ahead || (contiguous && (target - ahead) * len < MIN_PIECE.min(len * target / 2)) {
+            return;
+        }
+        let at = |index: u64| start as i64 + step * index as i64;
+        let clip = |from: i64, to: i64| (from.max(0) as u64).min(self.size)..(to.max(0) as u64).min(self.size);
+        if contiguous {
+            plan.ahead.push(clip(at(target), at(ahead)));
+            plan.piece = piece_of(target * len, 2 * MIB);
+        } else {
+            plan.ahead.extend((ahead + 1..=target).map(|index| clip(at(index), at(index) + len as i64)));
+        }
+        plan.ahead.retain(|range| !range.is_empty());
+        self.stride.ahead = target;
+    }
+
+    fn is_strided(&self) -> bool {
+        self.stride.seen > 0
+    }
+}
+
+/// GETs of a window: eight or more, so that it comes over that many connections.
+fn piece_of(window: u64, largest: u64) -> u64 {
+    (window / 8).next_multiple_of(BLOCK * 4).clamp(MIN_PIECE, largest)
+}
+
+fn continues(run: &Run, read: &Range<u64>) -> bool {
+    let slack = (read.end - read.start).max(FIRST);
+    read.start >= run.start && read.start + DISORDER >= run.end && read.start <= run.end + slack
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 512 * MIB;
+
+    fn bytes(plan: &Plan) -> u64 {
+        plan.ahead.iter().map(|r| r.end - r.start).sum()
+    }
+
+    #[test]
+    fn a_sniff_costs_128_kib_and_a_small_object_one_get() {
+        assert_eq!(Window::new(SIZE, MAX_WINDOW).on_read(0..16 * KIB).demand, 0..FIRST);
+        assert_eq!(Window::new(30 * KIB, MAX_WINDOW).on_read(8 * KIB..9 * KIB).demand, 0..30 * KIB);
+    }
+
+    #[test]
+    fn a_sequential_window_reaches_its_bound_within_32_mib_and_covers_all_once() {
+        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let (mut covered, mut at) = (0, 0);
+        while at < SIZE {
+            let plan = window.on_read(at..at + 128 * KIB);
+            covered = plan.demand.end.max(covered);
+            at += 128 * KIB;
+            for range in plan.ahead {
+                assert!(range.start <= covered.next_multiple_of(BLOCK), "a hole before {range:?}");
+                covered = covered.max(range.end);
+            }
+            assert!(covered - at <= MAX_WINDOW, "wasted at {at}: {}", covered - at);
+            assert!(covered - at.min(covered) <= 4 * at.max(FIRST), "too eager at {at}");
+            if at > 32 * MIB && at < SIZE - 2 * MAX_WINDOW {
+                assert!(covered - at >= MAX_WINDOW - MAX_PIECE);
+            }
+        }
+        assert_eq!(covered, SIZE);
+    }
+
+    #[test]
+    fn out_of_order_requests_of_the_kernel_stay_sequential() {
+        let mut window = Window::new(SIZE, MAX_WINDOW);
+        for start in [0, 2, 1, 3, 5, 4, 6].map(|n| n * 128 * KIB) {
+            assert!(!window.on_read(start..start + 128 * KIB).seek);
+        }
+    }
+
+    #[test]
+    fn random_reads_fetch_nothing_ahead() {
+        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut at = 7_919u64;
+        for _ in 0..200 {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let start = at % (SIZE / 4096) * 4096;
+            let plan = window.on_read(start..start + 4096);
+            assert!(bytes(&plan) <= 64 * KIB, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn strides_are_fetched_ahead_and_nothing_between() {
+        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let (mut fetched, mut most) = (0, 0);
+        for n in 0..400 {
+            let plan = window.on_read(n * MIB..n * MIB + 64 * KIB);
+            assert!(plan.ahead.iter().all(|r| r.start % MIB == 0 && r.end - r.start == 64 * KIB));
+            fetched += bytes(&plan);
+            most = most.max(plan.ahead.len());
+            assert!(n < 2 || !plan.seek);
+        }
+        assert!(fetched <= 440 * 64 * KIB && most >= 4, "{fetched} {most}");
+    }
+
+    #[test]
+    fn a_backward_reader_is_fetched_ahead_in_large_pieces() {
+        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let (mut low, mut waste) = (SIZE, 0);
+        for step in (0..512u64).rev() {
+            for part in 0..8 {
+                let start = step * MIB + part * 128 * KIB;
+                let plan = window.on_read(start..start + 128 * KIB);
+                for range in plan.ahead {
+                    if range.start >= step * MIB {
+                        continue; // forward, into what was read before
+                    }
+                    assert!(range.end <= low.min(step * MIB), "fetched twice: {range:?}");
+                    waste = waste.max(step * MIB - range.start.min(step * MIB));
+                    low = low.min(range.start);
+                }
+            }
+        }
+        assert_eq!(low, 0);
+        assert!((16 * MIB..=MAX_WINDOW).contains(&waste), "{waste}");
+    }
+
+    #[test]
+    fn no_window_no_read_ahead() {
+        let mut window = Window::new(SIZE, 0);
+        for n in 0..100 {
+            assert!(window.on_read(n * MIB..(n + 1) * MIB).ahead.is_empty());
+        }
+    }
+}

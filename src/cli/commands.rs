@@ -1,0 +1,285 @@
+//! What clap is told: the commands, and mount's options made from the table.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+
+use crate::config::Argument;
+use crate::config::table::{OPTIONS, Kind, Opt, TUNING};
+
+/// The whole command line.
+pub fn program() -> Command {
+    Command::new("packmule")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Mount S3 as a filesystem: buckets are directories, keys are files")
+        .after_help("Called as packmule SOURCE DIRECTORY -o OPTIONS it mounts. In the fstab:\n  s3://releases/ /srv/releases packmule _netdev,nofail,allow_other,profile=release 0 0")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(mount())
+        .subcommand(
+            Command::new("umount")
+                .visible_alias("unmount")
+                .about("Wait for the uploads, then unmount")
+                .arg(path("directory", "DIRECTORY", "Mountpoint").required(true).value_hint(ValueHint::DirPath))
+                .arg(switch("lazy", "Take it out of the tree at once; the uploads end in the background").short('l')),
+        )
+        .subcommand(
+            Command::new("status")
+                .about("What the mounts are doing: uploads, what is parked and why, cache, requests")
+                .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else all mounts"))
+                .arg(switch("json", "As JSON").conflicts_with("watch"))
+                .arg(switch("watch", "Again every second, until interrupted")),
+        )
+        .subcommand(
+            Command::new("flush")
+                .about("Upload at once what waits, and wait for it")
+                .arg(path("path", "PATH", "Files; else everything of the only mount").num_args(0..))
+                .arg(switch("as-is", "Publish a temporary name under that very name").requires("path")),
+        )
+        .subcommand(
+            Command::new("refresh")
+                .about("Forget listings, so that everything is asked anew")
+                .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else the only one")),
+        )
+        .subcommand(link())
+        .subcommand(
+            Command::new("config").about("Config files").subcommand_required(true).arg_required_else_help(true).subcommand(
+                Command::new("check")
+                    .about("Read the config files, the environment and the options as a mount would, and say what is wrong")
+                    .arg(Arg::new("source").value_name("SOURCE").help("Check the options of this source too"))
+                    .arg(options()),
+            ),
+        )
+        .subcommand(
+            Command::new("demo")
+                .about("Show the whole path on this machine: a server, a mount, an upload, a link")
+                .arg(switch("check", "Do it, unmount, and say by the exit status whether all went well"))
+                .arg(path("dir", "DIRECTORY", "Where to keep the demo's data and mount").long("dir").value_hint(ValueHint::DirPath)),
+        )
+        .subcommand(
+            Command::new("completions").about("Print completions for a shell").arg(
+                Arg::new("shell").value_name("SHELL").required(true).value_parser(PossibleValuesParser::new(["bash", "elvish", "fish", "powershell", "zsh"])),
+            ),
+        )
+        .subcommand(
+            Command::new("man")
+                .about("Print the manual page, or write all of them")
+                .arg(path("dir", "DIRECTORY", "Write packmule.1 and a page a command here").long("dir").value_hint(ValueHint::DirPath)),
+        )
+}
+
+fn mount() -> Command {
+    let command = Command::new("mount")
+        .about("Mount a bucket, a prefix of it, or all buckets")
+        .override_usage("packmule mount [-f] SOURCE DIRECTORY [-o OPTION[=VALUE],…] [--OPTION[=VALUE]]…")
+        .next_line_help(true)
+        .arg(Arg::new("source").value_name("SOURCE").required(true).help("s3://BUCKET/PREFIX/, BUCKET, BUCKET:/PREFIX, an access point's ARN, or s3:// for every bucket"))
+        .arg(path("directory", "DIRECTORY", "Where").required(true).value_hint(ValueHint::DirPath))
+        .arg(options());
+    with_table(command)
+}
+
+fn link() -> Command {
+    Command::new("link")
+        .about("Print a time-limited link to a file, that anybody may fetch with a browser")
+        .arg(Arg::new("path").value_name("PATH").required(true).help("A file on a mount, or s3://BUCKET/KEY").value_hint(ValueHint::FilePath))
+        .arg(Arg::new("expires").long("expires").value_name("TIME").default_value("1h").help("How long it works, at most 7d"))
+        .arg(options().help("Options for an s3:// URL, as for mount (profile=, endpoint_url= …)"))
+}
+
+/// mount(8)'s `-o`.
+pub fn options() -> Arg {
+    Arg::new("o").short('o').value_name("OPTIONS").action(ArgAction::Append).value_parser(ValueParser::string()).help("Options joined by commas, as in the fstab: every --OPTION below without its dashes")
+}
+
+fn path(id: &'static str, name: &'static str, help: &'static str) -> Arg {
+    Arg::new(id).value_name(name).help(help).value_parser(ValueParser::path_buf()).value_hint(ValueHint::AnyPath)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// Every word of the table as `--word`, with `-` or `_`.
+fn with_table(mut command: Command) -> Command {
+    for option in OPTIONS {
+        for (place, word) in std::iter::once(option.name).chain(option.aliases.iter().map(|alias| alias.name)).enumerate() {
+            let mut arg = word_arg(word, takes_value(&option.kind)).help_heading(option.group.title()).help(help(option));
+            if place > 0 || matches!(option.kind, Kind::Nothing) {
+                arg = arg.hide(true);
+            }
+            if word == "foreground" {
+                arg = arg.short('f');
+            }
+            command = command.arg(described(arg, &option.kind));
+        }
+    }
+    for (word, value) in TUNING {
+        command = command.arg(word_arg(word, if *value { Takes::Always } else { Takes::Perhaps }).hide(true));
+    }
+    command
+}
+
+enum Takes {
+    /// `--word VALUE` or `--word=VALUE`.
+    Always,
+    /// `--word` or `--word=VALUE`.
+    Perhaps,
+}
+
+fn takes_value(kind: &Kind) -> Takes {
+    match kind {
+        Kind::Flag(_) | Kind::Nothing | Kind::Text { missing: Some(_), .. } => Takes::Perhaps,
+        _ => Takes::Always,
+    }
+}
+
+fn word_arg(word: &'static str, takes: Takes) -> Arg {
+    let dashed = word.trim_start_matches('_').replace('_', "-");
+    let arg = Arg::new(word).action(ArgAction::Append).value_parser(ValueParser::string());
+    let arg = if dashed == word { arg } else { arg.alias(word) };
+    let arg = arg.long(dashed);
+    match takes {
+        Takes::Always => arg,
+        // The parser of words gives a bare word its meaning; clap needs something to stand for it.
+        Takes::Perhaps => arg.num_args(0..=1).require_equals(true).default_missing_value(""),
+    }
+}
+
+/// Name of the value in help, and what shells may complete. The parser of words judges values, not clap.
+fn described(arg: Arg, kind: &Kind) -> Arg {
+    match kind {
+        Kind::Size(_) | Kind::SizeOr(..) | Kind::Share(_) => arg.value_name("SIZE"),
+        Kind::Time(_) => arg.value_name("TIME"),
+        Kind::Count(..) => arg.value_name("N"),
+        Kind::Octal(_) => arg.value_name("MODE"),
+        Kind::Path(_) => arg.value_name("PATH").value_hint(ValueHint::AnyPath),
+        Kind::Url(_) => arg.value_name("URL").value_hint(ValueHint::Url),
+        Kind::Choice(words, _) => arg.value_name("WORD").value_parser(Words(words)),
+        Kind::Flag(_) => arg.value_name("yes|no"),
+        Kind::Text { .. } | Kind::Nothing => arg.value_name("VALUE"),
+    }
+}
+
+/// Offers the words to completions and takes any text: a wrong one gets our message.
+#[derive(Clone)]
+struct Words(&'static [&'static str]);
+
+impl clap::builder::TypedValueParser for Words {
+    type Value = String;
+
+    fn parse_ref(&self, _: &Command, _: Option<&Arg>, value: &std::ffi::OsStr) -> Result<String, clap::Error> {
+        Ok(value.to_string_lossy().into_owned())
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|word| PossibleValue::new(*word))))
+    }
+}
+
+fn help(option: &Opt) -> String {
+    let also: Vec<&str> = option.aliases.iter().map(|alias| alias.name).collect();
+    let also = if also.is_empty() || matches!(option.kind, Kind::Nothing) { String::new() } else { format!(" (also: {})", also.join(", ")) };
+    let default = if option.default.is_empty() { String::new() } else { format!(" [default: {}]", option.default) };
+    format!("{}{also}{default}", option.help)
+}
+
+/// The options of a mount in the order typed, whichever way: the last word wins.
+pub fn arguments(matches: &ArgMatches) -> Vec<Argument> {
+    let mut found = Vec::new();
+    for id in matches.ids() {
+        let id = id.as_str();
+        let is_word = crate::config::table::find(id).is_some() || TUNING.iter().any(|(word, _)| *word == id);
+        if id != "o" && !is_word {
+            continue;
+        }
+        let values = matches.get_many::<String>(id).into_iter().flatten();
+        for (index, value) in matches.indices_of(id).into_iter().flatten().zip(values) {
+            let argument = if id == "o" {
+                Argument::Options(value.clone())
+            } else {
+                Argument::Word(id.to_owned(), Some(value.clone()).filter(|value| !value.is_empty()))
+            };
+            found.push((index, argument));
+        }
+    }
+    found.sort_by_key(|(index, _)| *index);
+    found.into_iter().map(|(_, argument)| argument).collect()
+}
+
+/// A path argument.
+pub fn path_of(matches: &ArgMatches, id: &str) -> Option<PathBuf> {
+    matches.get_one::<PathBuf>(id).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn typed(line: &str) -> Vec<Argument> {
+        let matches = program().try_get_matches_from(line.split(' ')).unwrap();
+        arguments(matches.subcommand().unwrap().1)
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        program().debug_assert();
+    }
+
+    #[test]
+    fn flags_and_options_keep_their_order() {
+        let word = |name: &str, value: Option<&str>| Argument::Word(name.into(), value.map(Into::into));
+        assert_eq!(
+            typed("packmule mount --ro s3://b /m -o rw,uid=0 --cache-size 1G --ro=no --use_sse --max_read=4096 --big-writes -f"),
+            [
+                word("ro", None),
+                Argument::Options("rw,uid=0".into()),
+                word("cache_size", Some("1G")),
+                word("ro", Some("no")),
+                word("use_sse", None),
+                word("max_read", Some("4096")),
+                word("big_writes", None),
+                word("foreground", None),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_word_of_the_table_is_a_flag() {
+        for word in crate::config::table::words() {
+            let (option, _) = crate::config::table::find(word).unwrap();
+            for spelled in [word.to_owned(), word.trim_start_matches('_').replace('_', "-")] {
+                let flag = match takes_value(&option.kind) {
+                    Takes::Always => format!("--{spelled}=1"),
+                    Takes::Perhaps => format!("--{spelled}"),
+                };
+                let found = typed(&format!("packmule mount s3://b /m {flag}"));
+                assert!(matches!(found.as_slice(), [Argument::Word(name, _)] if name == word), "{flag}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_and_fstab_options_type_the_same() {
+        use crate::config::{Invocation, Typed};
+        let values = ["", "64M", "5m", "7", "0640", "/x", "http://h:1", "root", "auto", "store", "keep", "overwrite", "arn:aws:iam::1:role/r", "123456789012", "127.0.0.1:1", "info"];
+        let by = |arguments: Vec<Argument>| {
+            let mut typed = Typed::default();
+            Invocation { arguments, ..Invocation::default() }.apply(&mut typed).map(|()| typed)
+        };
+        for word in crate::config::table::words() {
+            let mut taken = 0;
+            for value in values {
+                let pair = if value.is_empty() { word.to_owned() } else { format!("{word}={value}") };
+                let Ok(by_option) = by(vec![Argument::Options(pair.clone())]) else { continue };
+                let by_flag = by(typed(&format!("packmule mount s3://b /m --{}", pair.trim_start_matches('_')))).unwrap();
+                assert_eq!(by_flag, by_option, "{pair}");
+                taken += 1;
+            }
+            assert!(taken > 0, "{word} took none of the values");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Where options come from besides the command line: config files, the environment, and the AWS CLI's own config.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::typed::Typed;
+use super::words::{Origin, nearest};
+use super::{ConfigError, Source, table};
+
+/// What this process inherits, in one place, so that tests can say it.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// Environment variables.
+    pub variables: BTreeMap<String, String>,
+    /// True for uid 0: state and cache of root live under /var.
+    pub root: bool,
+    /// Home directory: `$HOME`, else the one of passwd (boots and cron jobs have no HOME).
+    pub home: Option<PathBuf>,
+    /// The machine's config file.
+    pub system_config: PathBuf,
+}
+
+impl Environment {
+    /// The environment of this process.
+    pub fn of_process() -> Self {
+        let uid = nix::unistd::geteuid();
+        let variables: BTreeMap<String, String> = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let home = match variables.get("HOME").filter(|home| !home.is_empty()) {
+            Some(home) => Some(PathBuf::from(home)),
+            None => nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.dir),
+        };
+        Self { variables, root: uid.is_root(), home, system_config: "/etc/packmule.toml".into() }
+    }
+
+    /// No files, no variables but these, and a home of its own: for `demo` and tests, which must not depend on the
+    /// user's settings.
+    pub fn isolated(home: &Path) -> Self {
+        let variables = BTreeMap::from([("PACKMULE_CONFIG".to_owned(), String::new())]);
+        Self { variables, root: false, home: Some(home.to_owned()), system_config: home.join("packmule.toml") }
+    }
+
+    /// A variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// `$XDG_…_HOME/packmule` where set, `/var/…/packmule` for root, else below the home directory.
+    pub fn directory(&self, xdg: &str, of_root: &str, below_home: &str) -> Result<PathBuf, ConfigError> {
+        // The XDG specification: a relative path is invalid and to be ignored.
+        if let Some(parent) = self.get(xdg).map(Path::new).filter(|path| path.is_absolute()) {
+            return Ok(parent.join("packmule"));
+        }
+        if self.root {
+            return Ok(of_root.into());
+        }
+        let home = self.home.as_ref().ok_or_else(|| ConfigError::new(format!("no home directory is known; set HOME or {xdg}")))?;
+        Ok(home.join(below_home))
+    }
+
+    /// Config files, the weaker first. `PACKMULE_CONFIG` names the only one; empty, there is none.
+    pub fn config_files(&self) -> Vec<(PathBuf, bool)> {
+        if let Some(file) = self.variables.get("PACKMULE_CONFIG") {
+            return if file.is_empty() { Vec::new() } else { vec![(file.into(), true)] };
+        }
+        let user = match self.get("XDG_CONFIG_HOME").map(Path::new).filter(|path| path.is_absolute()) {
+            Some(parent) => Some(parent.join("packmule/config.toml")),
+            None => self.home.as_ref().map(|home| home.join(".config/packmule/config.toml")),
+        };
+        std::iter::once(self.system_config.clone()).chain(user).map(|path| (path, false)).collect()
+    }
+}
+
+impl Typed {
+    /// The options below the command line's: config files, then the environment. `source` picks the `[mount."…"]`
+    /// sections; without one only what every mount shares is taken.
+    pub fn inherited(environment: &Environment, source: Option<&Source>) -> Result<Self, ConfigError> {
+        let mut typed = Self::default();
+        for (path, named) in environment.config_files() {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => typed.file(&path, &text, source)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {}
+                Err(error) => return Err(ConfigError::new(format!("{}: {error}; mend the config file or set PACKMULE_CONFIG", path.display()))),
+            }
+        }
+        typed.variables(environment)?;
+        Ok(typed)
+    }
+
+    /// One config file: options at the top are every mount's, `[mount."s3://bucket/"]` those of one source.
+    pub fn file(&mut self, path: &Path, text: &str, source: Option<&Source>) -> Result<(), ConfigError> {
+        let at = |offset: usize| text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1;
+        let refuse = |offset: usize, why: &str| ConfigError::new(format!("{}:{}: {why}", path.display(), at(offset)));
+        let table = DeTable::parse(text).map_err(|error| refuse(error.span().map_or(0, |span| span.start), error.message()))?;
+        let mut sections = Vec::new();
+        for (key, offset, value) in self.section(path, &at, table.get_ref())? {
+            if key != "mount" {
+                return Err(refuse(offset, &format!("{key} is no option and no section; sections are [mount.\"s3://BUCKET/\"]")));
+            }
+            for (name, section) in value.iter() {
+                let offset = name.span().start;
+                let name = name.get_ref();
+                let DeValue::Table(options) = section.get_ref() else {
+                    return Err(refuse(offset, &format!("mount.{name} is no table; write [mount.\"s3://BUCKET/\"]")));
+                };
+                sections.push((Source::parse(name).map_err(|error| refuse(offset, &error.to_string()))?, options));
+            }
+        }
+        for (of, options) in sections {
+            let mut unused = Self::default();
+            // Every section is checked, whichever is used.
+            let target = if Some(&of) == source { &mut *self } else { &mut unused };
+            if let Some((key, offset, _)) = target.section(path, &at, options)?.first() {
+                return Err(refuse(*offset, &format!("{key} is no option; the nearest is {}", nearest(key))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the options of a table, in the order of the file so that of two errors the first is named; answers the
+    /// tables in it.
+    fn section<'t, 'i>(
+        &mut self,
+        path: &Path,
+        at: &dyn Fn(usize) -> usize,
+        table: &'t DeTable<'i>,
+    ) -> Result<Vec<(&'t str, usize, &'t DeTable<'i>)>, ConfigError> {
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let mut tables = Vec::new();
+        for (key, value) in entries {
+            let offset = key.span().start;
+            match value.get_ref() {
+                DeValue::Table(table) => tables.push((key.get_ref().as_ref(), offset, table)),
+                value => {
+                    let text = scalar(value).unwrap_or_default();
+                    self.word(key.get_ref(), Some(&text), &Origin::File(path.to_owned(), at(offset)))?;
+                }
+            }
+        }
+        Ok(tables)
+    }
+
+    fn variables(&mut self, environment: &Environment) -> Result<(), ConfigError> {
+        // AWS's own first: ours override them.
+        let mut aws = |variable: &str, option: &str| match environment.get(variable) {
+            Some(value) => self.word(option, Some(value), &Origin::Environment(variable.into())).map(|()| true),
+            None => Ok(false),
+        };
+        if environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") != Some("true") && !aws("AWS_ENDPOINT_URL_S3", "endpoint_url")? {
+            aws("AWS_ENDPOINT_URL", "endpoint_url")?;
+        }
+        if !aws("AWS_REGION", "region")? {
+            aws("AWS_DEFAULT_REGION", "region")?;
+        }
+        aws("AWS_CA_BUNDLE", "ca_bundle")?;
+        aws("AWS_USE_DUALSTACK_ENDPOINT", "dual_stack")?;
+        // botocore: keys in the environment win over a profile of the environment (not over one that was typed).
+        if environment.get("AWS_ACCESS_KEY_ID").is_none() {
+            aws("AWS_PROFILE", "profile")?;
+        }
+        for (variable, value) in &environment.variables {
+            let Some(name) = variable.strip_prefix("PACKMULE_").map(str::to_ascii_lowercase) else { continue };
+            // Other PACKMULE_ variables are no options (PACKMULE_CONFIG) or somebody else's.
+            if table::find(&name).is_some() {
+                self.word(&name, Some(value), &Origin::Environment(variable.clone()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A TOML value as the parser of words takes it; lists are joined by commas. `None` for tables.
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    Some(match value {
+        DeValue::String(text) => text.to_string(),
+        // 0o644 stays octal, which only modes take.
+        DeValue::Integer(number) if number.radix() == 8 => format!("0o{}", number.as_str()),
+        DeValue::Integer(number) => match number.radix() {
+            10 => number.as_str().to_owned(),
+            radix => i128::from_str_radix(number.as_str(), radix).ok()?.to_string(),
+        },
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        DeValue::Datetime(date) => date.to_string(),
+        DeValue::Array(items) => items.iter().map(|item| scalar(item.get_ref())).collect::<Option<Vec<_>>>()?.join(","),
+        DeValue::Table(_) => return None,
+    })
+}

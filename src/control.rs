@@ -1,0 +1,326 @@
+//! How commands talk to a running mount: one JSON object a line over a unix socket, an answer a line.
+//!
+//! The socket lies in a directory that only the mount's user may enter, under a name made from the mountpoint, so that a
+//! command finds it without a registry. A socket that nobody listens at is removed by whoever meets it.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::fuse::mountinfo::{self, FS_TYPE};
+
+pub mod server;
+pub mod umount;
+
+/// Longest request line in bytes: a path of 4096 bytes with every byte escaped, and room.
+const MAX_REQUEST: u64 = 64 * 1024;
+
+/// Longest answer line in bytes; a status with many thousand uploads fits.
+const MAX_RESPONSE: u64 = 256 * 1024 * 1024;
+
+/// How long a mount may take to take a connection and the request. Answers may take as long as an upload.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a command asks of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Is anybody there?
+    Ping,
+    /// What the mount is doing.
+    Status,
+    /// Uploads at once what waits: everything, or one file (absolute path on the mount).
+    Flush {
+        /// The file.
+        path: Option<PathBuf>,
+        /// Publish a temporary name under that very name (semantics 10).
+        as_is: bool,
+    },
+    /// Drops listings, so that everything is asked anew.
+    Refresh,
+    /// Tries a parked upload again.
+    Retry {
+        /// Its number in the spool.
+        id: u64,
+    },
+    /// Throws a parked or unfinished upload away.
+    Discard {
+        /// Its number in the spool.
+        id: u64,
+    },
+    /// Waits for the uploads, says what is left, then unmounts.
+    Umount,
+    /// A time-limited link to a file (absolute path on the mount).
+    Link {
+        /// The file.
+        path: PathBuf,
+        /// Its lifetime in seconds, at most 604,800 (S3's limit for SigV4).
+        expires_seconds: u64,
+    },
+}
+
+/// What the mount answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// Done.
+    Ok,
+    /// The answer to [`Request::Ping`].
+    Pong {
+        /// Version of the program that runs the mount.
+        version: String,
+        /// Where it is mounted.
+        mountpoint: PathBuf,
+        /// Process id.
+        pid: u32,
+    },
+    /// The answer to [`Request::Status`].
+    Status(Box<Status>),
+    /// The answer to [`Request::Link`].
+    Link {
+        /// The link.
+        url: String,
+    },
+    /// The answer to [`Request::Umount`] and [`Request::Flush`]: what could not be uploaded.
+    Left {
+        /// Each upload that is left; empty when all is in S3.
+        uploads: Vec<Upload>,
+    },
+    /// It could not be done; one line for the user.
+    Error {
+        /// What and why.
+        message: String,
+    },
+}
+
+/// A mount, as `packmule status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// What is mounted, as `/proc/mounts` shows it.
+    pub source: String,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Version of the program that runs it.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it was mounted.
+    pub uptime_seconds: u64,
+    /// FUSE operations without an answer yet.
+    pub operations: usize,
+    /// Files that are not (wholly) in S3 yet.
+    pub uploads: Vec<Upload>,
+    /// Files in the cache.
+    pub cache_files: u64,
+    /// Bytes in the cache.
+    pub cache_bytes: u64,
+    /// Requests sent to S3 since the mount, by operation.
+    pub requests: BTreeMap<String, u64>,
+}
+
+/// A file that is being written, waits, is uploaded or is parked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upload {
+    /// Its number in the spool.
+    pub id: u64,
+    /// Target bucket.
+    pub bucket: String,
+    /// Target key.
+    pub key: String,
+    /// Phase of the manifest (`writing`, `sealed`, `uploading`, `completing`, `parked` …).
+    pub phase: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes that S3 has.
+    pub sent: u64,
+    /// Why it is parked.
+    pub reason: Option<String>,
+    /// Left by an earlier run.
+    pub recovered: bool,
+    /// Lives under a temporary name until it is renamed.
+    pub held: bool,
+}
+
+/// Directory of the sockets of this user's mounts.
+pub fn socket_dir() -> PathBuf {
+    let uid = nix::unistd::geteuid();
+    if uid.is_root() {
+        return "/run/packmule".into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => Path::new(&dir).join("packmule"),
+        None => format!("/tmp/packmule-{uid}").into(),
+    }
+}
+
+/// Name of a mountpoint's socket: paths may be longer than the 107 bytes that a socket's name may have.
+fn socket_name(mountpoint: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let digest = Sha256::digest(mountpoint.as_os_str().as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>() + ".sock"
+}
+
+/// Makes the directory, and refuses one that somebody else made or may enter.
+fn make_socket_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let metadata = std::fs::symlink_metadata(dir)?;
+    if !metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} belongs to somebody else", dir.display())));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// A connection to a mount.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    mountpoint: PathBuf,
+}
+
+impl Client {
+    /// Connects to the mount that owns `path`, or to the only one.
+    ///
+    /// # Errors
+    /// When there is none, several, or the one that owns the path does not answer; one line that says so.
+    pub fn connect_for(path: Option<&Path>) -> anyhow::Result<Client> {
+        let mounts: Vec<PathBuf> = mountinfo::mounts()?.into_iter().filter(|mount| mount.fs_type == FS_TYPE).map(|mount| mount.target).collect();
+        let Some(path) = path else { return Self::connect_only(mounts) };
+        let path = resolve(path)?;
+        let owner = mounts.into_iter().filter(|mount| path.starts_with(mount)).max_by_key(|mount| mount.components().count());
+        let Some(mountpoint) = owner else { bail!("{}: not on a packmule mount", path.display()) };
+        Self::connect(&mountpoint)
+    }
+
+    fn connect_only(mounts: Vec<PathBuf>) -> anyhow::Result<Client> {
+        let mut answering: Vec<Client> = mounts.iter().filter_map(|mount| Self::connect(mount).ok()).collect();
+        match (answering.pop(), answering.is_empty()) {
+            (None, _) => bail!("no packmule mount of yours is running: mount one, or name a path on it"),
+            (Some(client), true) => Ok(client),
+            (Some(_), false) => {
+                let names: Vec<String> = mounts.iter().map(|mount| mount.display().to_string()).collect();
+                bail!("several mounts are running: name one of {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Connects to the mount at exactly this mountpoint.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn connect(mountpoint: &Path) -> anyhow::Result<Client> {
+        let name = socket_name(mountpoint);
+        let mut last = None;
+        for dir in candidate_dirs() {
+            let socket = dir.join(&name);
+            match UnixStream::connect(&socket) {
+                Ok(stream) => {
+                    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+                    return Ok(Client { stream: BufReader::new(stream), mountpoint: mountpoint.to_owned() });
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let _ = std::fs::remove_file(&socket);
+                    last = Some(error);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) => Err(error).with_context(|| format!("{}: its packmule does not answer", mountpoint.display())),
+            None => bail!("{}: no packmule of yours serves it", mountpoint.display()),
+        }
+    }
+
+    /// Where the mount is that this client speaks to.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Asks, and waits for the answer as long as it takes. [`Response::Error`] comes back as an error.
+    ///
+    /// # Errors
+    /// The mount's own line, or that it went away.
+    pub fn call(&mut self, request: &Request) -> anyhow::Result<Response> {
+        let gone = || format!("{}: its packmule went away", self.mountpoint.display());
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).with_context(gone)?;
+        let mut answer = Vec::new();
+        (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer).with_context(gone)?;
+        if answer.is_empty() {
+            bail!(gone());
+        }
+        match serde_json::from_slice(&answer).context("the mount runs another version of packmule: mount it anew")? {
+            Response::Error { message } => bail!(message),
+            response => Ok(response),
+        }
+    }
+}
+
+/// Own sockets first; root also looks at every logged-in user's, for `umount` of somebody's mount.
+fn candidate_dirs() -> Vec<PathBuf> {
+    let mut dirs = vec![socket_dir()];
+    if nix::unistd::geteuid().is_root()
+        && let Ok(users) = std::fs::read_dir("/run/user")
+    {
+        dirs.extend(users.flatten().map(|user| user.path().join("packmule")));
+    }
+    dirs
+}
+
+/// Absolute, links resolved as far as the path exists. A dead mount answers nothing but its name is still known.
+pub(crate) fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    let absolute = std::path::absolute(path).with_context(|| format!("{}: not a path", path.display()))?;
+    let mut existing = absolute.as_path();
+    loop {
+        if let Ok(real) = existing.canonicalize() {
+            let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
+            return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
+        }
+        match existing.parent() {
+            Some(parent) => existing = parent,
+            None => return Ok(absolute),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn requests_are_what_they_were() {
+        for request in [Request::Ping, Request::Umount, Request::Flush { path: Some("/m/a".into()), as_is: true }, Request::Link { path: "/m/a b".into(), expires_seconds: 60 }] {
+            let line = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        }
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+    }
+
+    #[test]
+    fn socket_names_are_short_and_differ() {
+        let long = PathBuf::from("/".to_owned() + &"a".repeat(4000));
+        assert_eq!(socket_name(&long).len(), 21);
+        assert_ne!(socket_name(&long), socket_name(Path::new("/a")));
+    }
+
+    #[test]
+    fn a_path_below_what_exists_is_resolved() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let resolved = resolve(&dir.path().join("link/no/such")).unwrap();
+        assert_eq!(resolved, dir.path().canonicalize().unwrap().join("no/such"));
+    }
+}

@@ -1,0 +1,210 @@
+//! The process of a mount: in the foreground, or in the background of the command that returns when the filesystem answers.
+//!
+//! Background: the binary starts itself again with the same arguments and a pipe as standard output, on which the new process
+//! says one line, `ready` or the reason why not. No fork: a fork would lose the runtime's threads.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::log::Log;
+use crate::config::Config;
+use crate::control::Upload;
+use crate::mount::{self, Mount};
+
+pub mod log;
+
+/// Set for the process that the background start makes: its standard output is the readiness pipe.
+const READY_PIPE: &str = "PACKMULE_READY_PIPE";
+
+/// mount(8): the mount failed.
+const MOUNT_FAILED: u8 = 32;
+
+/// Largest number of threads for file I/O.
+const BLOCKING_THREADS: usize = 64;
+
+/// Mounts, in the foreground until unmounted, or in the background until it answers. What goes wrong is one line on stderr.
+/// Must be called before the program starts threads.
+pub fn run(config: &Config) -> ExitCode {
+    let child = std::env::var_os(READY_PIPE).is_some();
+    let result = match (config.mount.remount, child, config.mount.foreground) {
+        (true, ..) => mount::remount(config).map(|()| ExitCode::SUCCESS),
+        (_, true, _) => return run_child(config),
+        (_, _, true) => run_here(config, false, || Ok(())),
+        (_, _, false) => start_background(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("packmule: {}", one_line(&error));
+        ExitCode::from(MOUNT_FAILED)
+    })
+}
+
+/// An error and its causes in one line.
+pub fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").trim().replace('\n', "; ")
+}
+
+/// Starts this program again and waits for its one line.
+fn start_background() -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find my own program file")?;
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(program);
+    if let Some(name) = arguments.next() {
+        // mount.packmule and packmule are one file that looks at its name.
+        command.arg0(name);
+    }
+    let mut child = command
+        .args(arguments)
+        .env(READY_PIPE, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start the background process")?;
+    let mut line = String::new();
+    if let Some(pipe) = child.stdout.take() {
+        BufReader::new(pipe).read_line(&mut line).context("the background process cannot be heard")?;
+    }
+    match line.trim_end() {
+        "ready" => Ok(ExitCode::SUCCESS),
+        "" => {
+            let status = child.wait().context("the background process is lost")?;
+            bail!("the background process ended without a word ({status}): start it with -f to see why")
+        }
+        reason => bail!("{reason}"),
+    }
+}
+
+/// The background process: a session of its own, no working directory, and one line to the command that waits.
+fn run_child(config: &Config) -> ExitCode {
+    let say = |line: &str| {
+        let mut pipe = io::stdout();
+        let said = writeln!(pipe, "{line}").and_then(|()| pipe.flush());
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            let _ = nix::unistd::dup2_stdout(null);
+        }
+        said
+    };
+    // Fails only for a leader of its session, which needs no new one.
+    let _ = nix::unistd::setsid();
+    let _ = std::env::set_current_dir("/");
+    let result = run_here(config, true, || say("ready").context("the command that started this mount is gone"));
+    result.unwrap_or_else(|error| {
+        let line = one_line(&error);
+        tracing::error!("{line}");
+        let _ = say(&line);
+        ExitCode::from(MOUNT_FAILED)
+    })
+}
+
+/// Mounts and serves until the end. `ready` is called when the filesystem answers; its error unmounts again.
+fn run_here(config: &Config, background: bool, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    let log = log::start(config, background)?;
+    log::log_panics();
+    let runtime = runtime().context("cannot start")?;
+    let result = runtime.block_on(serve(config, &log, ready));
+    // Nothing that still runs has a promise to keep: what was not drained lies in the spool.
+    runtime.shutdown_background();
+    result
+}
+
+/// The runtime of a mount.
+///
+/// # Errors
+/// When threads cannot be started.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("packmule").max_blocking_threads(BLOCKING_THREADS).build()
+}
+
+/// TERM and INT, as one.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    let mut stop = Stop::new()?;
+    let (mut hup, mut usr2) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
+    let mut mount = tokio::select! {
+        mount = Mount::start(config) => mount?,
+        () = stop.asked() => bail!("interrupted before the mount was there"),
+    };
+    tracing::info!(source = config.fsname, mountpoint = %mount.mountpoint().display(), "mounted");
+    if let Err(error) = ready() {
+        mount.unmount().await?;
+        return Err(error);
+    }
+    notify_service_manager(&format!("READY=1\nSTATUS=mounted on {}", mount.mountpoint().display()));
+
+    let asker = loop {
+        tokio::select! {
+            () = mount.ended() => break None,
+            () = stop.asked() => break None,
+            asker = mount.umount_asked() => break Some(asker),
+            _ = hup.recv() => {
+                log.reopen();
+                mount.refresh().await;
+            }
+            _ = usr2.recv() => log.step_level(),
+        }
+    };
+
+    notify_service_manager("STOPPING=1");
+    let left = tokio::select! {
+        left = mount.drain() => left,
+        () = stop.asked() => mount.uploads(),
+    };
+    report(&left, log);
+    if let Some(asker) = asker {
+        asker.answer(left.clone()).await;
+    }
+    mount.unmount().await?;
+    tracing::info!("unmounted");
+    Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what is not in S3: in the log, and to a user at the terminal.
+fn report(left: &[Upload], log: &Log) {
+    for upload in left {
+        let reason = upload.reason.as_deref().unwrap_or("not finished");
+        tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not uploaded: kept in the spool, taken up at the next mount");
+    }
+    if !left.is_empty() && log.path().is_some() && io::stderr().is_terminal() {
+        eprintln!("packmule: {} files are not uploaded yet: they are kept and taken up at the next mount", left.len());
+    }
+}
+
+/// sd_notify(3), without the library: one datagram to the socket that systemd names. Without one there is nobody to tell.
+fn notify_service_manager(state: &str) {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return };
+    let send = || {
+        let address = match name.as_bytes().strip_prefix(b"@") {
+            Some(abstract_name) => SocketAddr::from_abstract_name(abstract_name)?,
+            None => SocketAddr::from_pathname(&name)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+    };
+    if let Err(error) = send() {
+        tracing::warn!(%error, "NOTIFY_SOCKET does not take the state");
+    }
+}

@@ -1,0 +1,140 @@
+//! Where the log goes: stderr in the foreground, else a file that SIGHUP reopens; SIGUSR2 steps the level.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::{Config, LogLevel};
+
+/// A log of our own choosing (no `log_file`) is put aside at start once it is over 8 MiB; one old file is kept.
+const OWN_LOG_SIZE: u64 = 8 << 20;
+
+/// The log's controls.
+#[derive(Clone)]
+pub struct Log {
+    file: Option<Arc<LogFile>>,
+    filter: reload::Handle<EnvFilter, Registry>,
+    level: Arc<Mutex<LogLevel>>,
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// The file as it is now; a line is one write.
+impl Write for &LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// fuser reports every method that a filesystem leaves out and every reply that a panic dropped: the kernel and the panic
+/// hook know already. The HTTP stack is heard from the level debug on.
+fn filter(level: LogLevel) -> EnvFilter {
+    let others = match level {
+        LogLevel::Trace => "debug",
+        LogLevel::Debug => "info",
+        _ => "error",
+    };
+    EnvFilter::new(format!("{others},packmule={level},fuser=error", level = level.as_str()))
+}
+
+/// Starts the log. A process has one: the first call wins, a later one only makes the controls.
+///
+/// # Errors
+/// When the log file cannot be opened.
+pub fn start(config: &Config, background: bool) -> anyhow::Result<Log> {
+    let file = match (&config.log_file, background) {
+        (Some(path), _) => Some(path.clone()),
+        (None, true) => Some(own_log(config)?),
+        (None, false) => None,
+    };
+    let file = match file {
+        Some(path) => {
+            let file = open(&path).with_context(|| format!("log_file: {} cannot be opened", path.display()))?;
+            Some(Arc::new(LogFile { path, file: Mutex::new(file) }))
+        }
+        None => None,
+    };
+    let (filter, handle) = reload::Layer::new(filter(config.log_level));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_target(false);
+    // An error means that a log runs already (a test, the demo).
+    let _ = match &file {
+        Some(file) => registry.with(layer.with_ansi(false).with_writer(file.clone())).try_init(),
+        None => registry.with(layer.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)).try_init(),
+    };
+    Ok(Log { file, filter: handle, level: Arc::new(Mutex::new(config.log_level)) })
+}
+
+/// `STATE/log/MOUNTPOINT.log` with the slashes as dashes.
+fn own_log(config: &Config) -> anyhow::Result<PathBuf> {
+    let dir = config.state_dir.join("log");
+    std::fs::create_dir_all(&dir).with_context(|| format!("{}: cannot be made for the log: pass log_file=", dir.display()))?;
+    let name: String = config.mountpoint.to_string_lossy().trim_matches('/').replace('/', "-").chars().take(200).collect();
+    let path = dir.join(format!("{}.log", if name.is_empty() { "root" } else { &name }));
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > OWN_LOG_SIZE) {
+        let _ = std::fs::rename(&path, path.with_extension("log.old"));
+    }
+    Ok(path)
+}
+
+impl Log {
+    /// Where it goes, unless to stderr.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// Opens the file anew, for a log that was moved away (SIGHUP).
+    pub fn reopen(&self) {
+        let Some(log) = &self.file else { return };
+        match open(&log.path) {
+            Ok(file) => *log.file.lock() = file,
+            Err(error) => tracing::warn!(%error, "the log file cannot be reopened: the old one is kept"),
+        }
+    }
+
+    /// One level up, from trace to error again (SIGUSR2).
+    pub fn step_level(&self) {
+        let next = {
+            let mut level = self.level.lock();
+            *level = match *level {
+                LogLevel::Error => LogLevel::Warn,
+                LogLevel::Warn => LogLevel::Info,
+                LogLevel::Info => LogLevel::Debug,
+                LogLevel::Debug => LogLevel::Trace,
+                LogLevel::Trace => LogLevel::Error,
+            };
+            *level
+        };
+        if self.filter.reload(filter(next)).is_ok() {
+            tracing::error!("log level is now {}", next.as_str());
+        }
+    }
+}
+
+/// A panic is one line in the log, whatever thread it ends; users see no backtrace.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let message = info.payload_as_str().unwrap_or("no message").replace('\n', "; ");
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!("internal error at {place}: {message} (please report it)");
+    }));
+}

@@ -1,0 +1,307 @@
+//! The composition root: s3 → cache → writeback → vfs → fuse, and the way back.
+//!
+//! Nothing outside is changed before the credentials and the bucket are proved, and nothing is mounted before the spool was
+//! recovered. On the way back the vfs refuses new writers and publishes what it deferred, the spool is drained while files
+//! can still be read, then the kernel lets go.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cache::{Cache, CacheConfig};
+use crate::config::{self, Config, Source};
+use crate::control::Upload;
+use crate::control::server::Server;
+use crate::fuse::session::{Options, Session};
+use crate::s3::client::Client;
+use crate::s3::{Account, explain};
+use crate::vfs::{self, Root, Vfs, VfsConfig};
+use crate::writeback::{self, SpoolConfig, Writeback};
+
+mod handler;
+mod hooks;
+mod point;
+
+pub use point::{remount, unmount};
+pub(crate) use point::detach;
+
+/// How long a store that refuses, or whose name is unknown, is asked again at start.
+const REFUSED: Duration = Duration::from_secs(20);
+
+/// How long a store that does not answer at all is waited for at start.
+const SILENT: Duration = Duration::from_secs(60);
+
+/// How long the filesystem may take to answer for its root, which asks S3 nothing.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// What the layers of one mount share with whoever asks about it.
+pub(crate) struct Layers {
+    pub source: String,
+    pub mountpoint: PathBuf,
+    pub roots: Source,
+    pub client: Arc<Client>,
+    pub cache: Arc<Cache>,
+    pub writeback: Writeback,
+    pub vfs: Arc<Vfs>,
+    pub close_timeout: Duration,
+    pub started: Instant,
+}
+
+/// A running mount.
+pub struct Mount {
+    layers: Arc<Layers>,
+    session: Session,
+    /// `None` where the socket could not be made.
+    control: Option<Server>,
+    umounts: mpsc::Receiver<Asker>,
+}
+
+/// Who asked for the unmount over the control socket and waits to hear what is left.
+pub struct Asker(oneshot::Sender<Vec<Upload>>);
+
+impl Asker {
+    /// Tells what could not be uploaded, and gives the answer a moment to leave.
+    pub async fn answer(self, left: Vec<Upload>) {
+        if self.0.send(left).is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Mount {
+    /// Mounts. When this returns, the filesystem answers.
+    ///
+    /// # Errors
+    /// One line that names what is wrong and the remedy; nothing is mounted then.
+    pub async fn start(config: &Config) -> anyhow::Result<Mount> {
+        let for_point = config.clone();
+        let mountpoint = tokio::task::spawn_blocking(move || point::prepare(&for_point)).await??;
+        let hooks = Arc::new(hooks::Publication::new(config)?);
+        let client = Client::new(config.client.clone()).map_err(explained)?;
+        let root = open_root(config, &client).await?;
+
+        let cache = Cache::open(cache_config(config, &client)).await.with_context(|| format!("cache_dir: {} cannot be used", config.cache_dir.display()))?;
+        let writeback = Writeback::open(spool_config(config, &client), client.clone(), hooks)
+            .await
+            .with_context(|| format!("spool_dir: {} cannot be used", config.spool_dir.display()))?;
+        let vfs = Vfs::new(vfs_config(config), root, cache.clone(), writeback.clone())
+            .await
+            .with_context(|| format!("{}: cannot be used for the state", config.state_dir.display()))?;
+
+        let layers = Layers {
+            source: config.fsname.clone(),
+            mountpoint,
+            roots: config.source.clone(),
+            client,
+            cache,
+            writeback,
+            vfs,
+            close_timeout: config.close_timeout,
+            started: Instant::now(),
+        };
+        Self::attach(Arc::new(layers), fuse_options(config)).await
+    }
+
+    /// Hands the finished layers to the kernel.
+    async fn attach(layers: Arc<Layers>, options: Options) -> anyhow::Result<Mount> {
+        let (vfs, runtime, mountpoint) = (layers.vfs.clone(), tokio::runtime::Handle::current(), layers.mountpoint.clone());
+        let started = tokio::task::spawn_blocking(move || Session::start(vfs, runtime, &mountpoint, &options)).await?;
+        let session = started.map_err(|error| point::explain(error, &layers.mountpoint))?;
+
+        let (ask, umounts) = mpsc::channel(1);
+        let handler = Arc::new(handler::Answers::new(layers.clone(), session.in_flight(), ask));
+        let control = Server::start(&layers.mountpoint, handler)
+            .inspect_err(|error| tracing::warn!(%error, "no control socket: packmule status and umount cannot reach this mount"))
+            .ok();
+        let mount = Mount { layers, session, control, umounts };
+
+        let root = mount.layers.mountpoint.clone();
+        let answer = tokio::task::spawn_blocking(move || std::fs::metadata(root));
+        match tokio::time::timeout(FIRST_ANSWER, answer).await {
+            Ok(Ok(Ok(_))) => Ok(mount),
+            failure => {
+                let mountpoint = mount.layers.mountpoint.clone();
+                let _ = mount.unmount().await;
+                let reason = match failure {
+                    Ok(Ok(Err(error))) => error.to_string(),
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {} s", FIRST_ANSWER.as_secs()),
+                };
+                anyhow::bail!("{}: mounted, but its root does not answer: {reason}", mountpoint.display())
+            }
+        }
+    }
+
+    /// Where it is mounted, links resolved.
+    pub fn mountpoint(&self) -> &Path {
+        &self.layers.mountpoint
+    }
+
+    /// The S3 client of this mount.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.layers.client
+    }
+
+    /// Resolves when somebody else unmounted it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.session.ended()
+    }
+
+    /// Resolves when `packmule umount` asks for the end.
+    pub async fn umount_asked(&mut self) -> Asker {
+        match self.umounts.recv().await {
+            Some(asker) => asker,
+            // No control socket, so nobody ever asks.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Drops listings.
+    pub async fn refresh(&self) {
+        self.layers.vfs.refresh().await;
+    }
+
+    /// What is not in S3 yet.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.layers.uploads()
+    }
+
+    /// Refuses new writers, publishes what was deferred and waits for the uploads, as long as bytes move; gives what is
+    /// left, which stays in the spool. May be dropped at any time, which leaves more.
+    pub async fn drain(&self) -> Vec<Upload> {
+        self.layers.vfs.shutdown().await;
+        let report = self.layers.writeback.drain(self.layers.close_timeout).await;
+        tracing::info!(published = report.published, left = report.left.len(), "drained");
+        report.left.iter().map(handler::upload).collect()
+    }
+
+    /// Unmounts and ends the layers. Does not wait for uploads: see [`Mount::drain`].
+    ///
+    /// # Errors
+    /// What umount(2) answered.
+    pub async fn unmount(self) -> anyhow::Result<()> {
+        let Mount { layers, session, control, umounts } = self;
+        let mountpoint = layers.mountpoint.clone();
+        let unmounted = tokio::task::spawn_blocking(move || session.unmount()).await?;
+        // Only now: until the mount is gone, `packmule umount` must find somebody to talk to.
+        drop((control, umounts));
+        layers.vfs.close().await;
+        layers.cache.shutdown().await;
+        unmounted.with_context(|| format!("{}: cannot be unmounted", mountpoint.display()))
+    }
+}
+
+impl Layers {
+    /// What the spool holds.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.writeback.status().iter().map(handler::upload).collect()
+    }
+}
+
+fn explained(error: crate::s3::S3Error) -> anyhow::Error {
+    anyhow::anyhow!(explain::explain(&error))
+}
+
+/// Asks S3 for the first time: is the bucket there, may we list it?
+async fn open_root(config: &Config, client: &Arc<Client>) -> anyhow::Result<Root> {
+    match &config.source {
+        Source::Bucket { bucket, prefix } => {
+            let store = client.probe(bucket, prefix, REFUSED, SILENT).await.map_err(explained)?;
+            Ok(Root::Bucket { store, prefix: prefix.clone() })
+        }
+        Source::AllBuckets => {
+            let buckets = tokio::time::timeout(SILENT, client.buckets()).await;
+            buckets.with_context(|| format!("{}: no answer within {} s: check endpoint_url and the network", client.endpoint(), SILENT.as_secs()))?.map_err(explained)?;
+            Ok(Root::Account(client.clone()))
+        }
+    }
+}
+
+/// Names what cache and spool hold across restarts: endpoint and bucket, or the account.
+fn identity(config: &Config, client: &Client) -> String {
+    let endpoint = client.endpoint();
+    match &config.source {
+        Source::Bucket { bucket, .. } => format!("{endpoint}/{bucket}"),
+        Source::AllBuckets => format!("{endpoint}/*/{}", config.client.profile.as_deref().unwrap_or_default()),
+    }
+}
+
+fn cache_config(config: &Config, client: &Client) -> CacheConfig {
+    CacheConfig {
+        dir: config.cache_dir.clone(),
+        identity: identity(config, client),
+        max_size: config.cache_size,
+        min_free_space: config.min_free_space,
+        memory_limit: config.memory_limit,
+        read_ahead: config.read_ahead,
+        max_connections: config.max_connections,
+        checks_ranges_over_http: client.is_plain_http(),
+    }
+}
+
+fn spool_config(config: &Config, client: &Client) -> SpoolConfig {
+    SpoolConfig {
+        dir: config.spool_dir.clone(),
+        identity: identity(config, client),
+        max_size: config.spool_size,
+        min_free_space: config.min_free_space,
+        part_size: config.part_size,
+        max_connections: config.max_connections,
+        memory_limit: config.memory_limit,
+        close_timeout: config.close_timeout,
+        write_back: config.write_back,
+        on_conflict: match config.on_conflict {
+            config::OnConflict::Keep => writeback::OnConflict::Keep,
+            config::OnConflict::Overwrite => writeback::OnConflict::Overwrite,
+            config::OnConflict::Fail => writeback::OnConflict::Fail,
+        },
+    }
+}
+
+fn vfs_config(config: &Config) -> VfsConfig {
+    VfsConfig {
+        uid: config.uid,
+        gid: config.gid,
+        mounter_uid: nix::unistd::geteuid().as_raw(),
+        mounter_gid: nix::unistd::getegid().as_raw(),
+        umask: config.umask,
+        file_mode: config.file_mode,
+        dir_mode: config.dir_mode,
+        ownership: config.ownership,
+        symlinks: config.symlinks,
+        metadata_ttl: config.metadata_ttl,
+        negative_ttl: config.negative_metadata_ttl,
+        read_only: config.mount.ro,
+        allow_delete: config.allow_delete,
+        allow_bucket_changes: config.allow_bucket_changes,
+        ignore: config.ignore.clone(),
+        mtime: match config.mtime {
+            config::MtimeSource::Store => vfs::MtimeSource::Store,
+            config::MtimeSource::Local => vfs::MtimeSource::Local,
+            config::MtimeSource::Server => vfs::MtimeSource::Server,
+        },
+        rename_limit: config.rename_limit,
+        close_timeout: config.close_timeout,
+        write_back: config.write_back,
+        max_connections: config.max_connections,
+        state_dir: config.state_dir.clone(),
+    }
+}
+
+fn fuse_options(config: &Config) -> Options {
+    let flags = &config.mount;
+    Options {
+        fsname: config.fsname.clone(),
+        read_only: flags.ro,
+        no_exec: flags.noexec,
+        no_atime: flags.noatime,
+        sync: flags.sync,
+        dir_sync: flags.dirsync,
+        allow_other: flags.allow_other,
+        allow_root: flags.allow_root,
+        default_permissions: flags.default_permissions,
+    }
+}

@@ -1,0 +1,139 @@
+//! create, mknod, mkdir: new names.
+
+use std::ffi::OsStr;
+use std::time::{Instant, SystemTime};
+
+use super::attr::{Kind, Stored};
+use super::error::{Error, Result};
+use super::file::target;
+use super::inode::{DirState, Node, Place};
+use super::path::{KEY_MAX, Meaning, meaning_of};
+use super::temporary::TemporaryNames;
+use super::{Caller, Entry, Ino, Opened, Root, Vfs};
+use crate::writeback::Expect;
+
+impl Vfs {
+    /// open(2) with O_CREAT: local, no request where the directory is known.
+    pub async fn create(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, _umask: u32, flags: i32) -> Result<(Entry, Opened)> {
+        self.check_writable()?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        match self.within(self.resolve(parent, name)).await {
+            Ok(_) if exclusive => return Err(Error::Exists),
+            Ok(ino) => {
+                let opened = self.open(caller, ino, flags).await?;
+                return Ok((self.grant(ino)?, opened));
+            }
+            Err(Error::NoEntry) => {}
+            Err(error) => return Err(error),
+        }
+        let ino = self.make_file(caller, parent, name, mode, exclusive).await?;
+        let fh = self.add_handle(caller, ino, flags);
+        Ok((self.grant(ino)?, Opened { fh, keep_cache: false, direct_io: false }))
+    }
+
+    /// mknod(2) of a regular file.
+    pub async fn mknod(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, _umask: u32) -> Result<Entry> {
+        self.check_writable()?;
+        self.require_free(parent, name).await?;
+        let ino = self.make_file(caller, parent, name, mode, true).await?;
+        if let Some(staged) = self.staged_now(ino)? {
+            self.publish_empty_later(ino, &staged).await?;
+        }
+        self.grant(ino)
+    }
+
+    /// Fails with EEXIST when the name means something.
+    async fn require_free(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        match self.within(self.resolve(parent, name)).await {
+            Ok(_) => Err(Error::Exists),
+            Err(Error::NoEntry) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The segment and place of a new name. EACCES for the trash, ENAMETOOLONG for what no key can hold.
+    pub(super) fn place_for_new(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<(String, Place)> {
+        if TemporaryNames::is_trash(name) {
+            return Err(Error::Access);
+        }
+        let Meaning::Segment(segment) = meaning_of(name)? else { return Err(Error::Invalid) };
+        let place = self.place_below(parent, &segment, directory)?;
+        if place.key.len() > KEY_MAX {
+            return Err(Error::NameTooLong);
+        }
+        Ok((segment, place))
+    }
+
+    /// A file that exists here alone, until a close publishes it.
+    async fn make_file(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, exclusive: bool) -> Result<Ino> {
+        let (segment, place) = self.place_for_new(parent, name, false)?;
+        let temporary = self.temporary.classify(name, caller.pid);
+        let now = SystemTime::now();
+        let (stored, attributes) = self.fresh_attributes(Kind::File, owner_of(caller, mode), now);
+        let expect = if exclusive { Expect::Absent } else { Expect::NewFile };
+        let staged = self.writeback.stage(target(&place), expect, None, attributes).await?;
+        let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary.leads_to.as_deref()?));
+        if temporary.is_some() {
+            staged.set_held(true, guess);
+        }
+        let mut node = Node::new(parent, name.to_owned(), segment, Kind::File, now);
+        node.stored = stored;
+        node.since = Some(Instant::now());
+        node.file.staged = Some(staged);
+        node.file.temporary = temporary.is_some();
+        let ino = self.table.lock().insert(node);
+        self.touch_parent(parent);
+        Ok(ino)
+    }
+
+    /// The key whose upload may get a temporary file's parts.
+    fn guess(&self, parent: Ino, name: &str) -> Option<String> {
+        let (_, place) = self.place_for_new(parent, OsStr::new(name), false).ok()?;
+        Some(place.key)
+    }
+
+    /// mkdir(2): one marker, or a bucket at the account's root.
+    pub async fn mkdir(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, _umask: u32) -> Result<Entry> {
+        self.check_writable()?;
+        self.require_free(parent, name).await?;
+        let now = SystemTime::now();
+        let (stored, _) = self.fresh_attributes(Kind::Directory, owner_of(caller, mode), now);
+        let mut dir = DirState::made();
+        let segment = if let (true, Root::Account(account)) = (self.is_account(parent), &self.root) {
+            let name = name.to_str().ok_or(Error::Invalid)?;
+            if !self.config.allow_bucket_changes {
+                tracing::warn!("{name}: a directory here is a bucket: mount with -o allow_bucket_changes to make one");
+                return Err(Error::NotPermitted);
+            }
+            self.within(async { Ok(account.create_bucket(name).await?) }).await?;
+            dir.store = Some(self.within(self.bucket(name)).await?);
+            name.to_owned()
+        } else {
+            let (segment, place) = self.place_for_new(parent, name, true)?;
+            let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+            self.within(self.put_marker(&place, stored, now)).await?;
+            segment
+        };
+        let mut node = Node::new(parent, name.to_owned(), segment, Kind::Directory, now);
+        node.stored = stored;
+        node.since = Some(Instant::now());
+        node.checked = Some(Instant::now());
+        node.dir = Some(Box::new(dir));
+        let ino = self.table.lock().insert(node);
+        self.touch_parent(parent);
+        self.grant(ino)
+    }
+
+    /// A name came or went: the directory's times change here; that is never worth a request.
+    pub(super) fn touch_parent(&self, parent: Ino) {
+        let now = SystemTime::now();
+        if let Some(node) = self.table.lock().get_mut(parent) {
+            (node.mtime, node.ctime) = (now, now);
+        }
+    }
+}
+
+/// Who makes a file owns it.
+pub(super) fn owner_of(caller: Caller, mode: u32) -> Stored {
+    Stored { mode: Some(mode & 0o7777), uid: Some(caller.uid), gid: Some(caller.gid) }
+}

@@ -1,0 +1,212 @@
+//! What a directory is known to hold: listings, their age, and the marker that keeps an empty one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::error::{Error, Result};
+use super::inode::Place;
+use super::listing::{Listed, Listing, Merger};
+use super::remember::Row;
+use super::{Ino, Root, Vfs, attr};
+use crate::s3::{ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
+
+/// How long an implied directory that lost its last name may stay without a marker (semantics 20), and how long
+/// changes of a marker's attributes are gathered.
+const MARKER_DELAY: Duration = Duration::from_secs(2);
+/// What every S3 browser knows a directory by.
+const MARKER_TYPE: &str = "application/x-directory";
+
+impl Vfs {
+    /// Bucket and prefix of the mount itself; none when every bucket is mounted.
+    fn base(&self) -> Option<Place> {
+        match &self.root {
+            Root::Bucket { store, prefix } => Some(Place { store: store.clone(), key: prefix.clone() }),
+            Root::Account(_) => None,
+        }
+    }
+
+    /// Where an inode lies in the store. EPERM for the account's root, which is no place to write to.
+    pub(super) fn place(&self, ino: Ino) -> Result<Place> {
+        let base = self.base();
+        let table = self.table.lock();
+        if table.get(ino).is_none() {
+            return Err(Error::Stale);
+        }
+        table.place(ino, base.as_ref()).ok_or(Error::NotPermitted)
+    }
+
+    /// True for the directory whose names are buckets.
+    pub(super) fn is_account(&self, ino: Ino) -> bool {
+        ino == super::ROOT && matches!(self.root, Root::Account(_))
+    }
+
+    /// What the directory holds, asked for at most `metadata_ttl` ago: whole when it fits one page, else its beginning.
+    pub(super) async fn known(&self, dir: Ino) -> Result<Arc<Listing>> {
+        let order = {
+            let table = self.table.lock();
+            let state = table.dir(dir).ok_or(Error::NotDirectory)?;
+            if let Some(listing) = self.in_use(state.listing.as_ref()) {
+                return Ok(listing);
+            }
+            state.listing_order.clone()
+        };
+        let _turn = order.lock().await;
+        if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())) {
+            return Ok(listing);
+        }
+        let started = Instant::now();
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let listing = Arc::new(if self.is_account(dir) { self.list_buckets(started).await? } else { self.list_beginning(dir, started).await? });
+        if self.epoch.load(Ordering::Relaxed) == epoch {
+            self.install(dir, listing.clone());
+        }
+        Ok(listing)
+    }
+
+    fn in_use(&self, listing: Option<&Arc<Listing>>) -> Option<Arc<Listing>> {
+        listing.filter(|listing| listing.started.elapsed() < self.config.metadata_ttl).cloned()
+    }
+
+    /// Takes a listing into use.
+    pub(super) fn install(&self, dir: Ino, listing: Arc<Listing>) {
+        if let Some(state) = self.table.lock().dir_mut(dir) {
+            state.install(listing);
+        }
+    }
+
+    async fn list_beginning(&self, dir: Ino, started: Instant) -> Result<Listing> {
+        let place = self.place(dir)?;
+        let page = place.store.list(ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() }).await?;
+        let complete = page.next.is_none();
+        let mut merger = Merger::new(&place.key);
+        let entries = merger.push(page);
+        Ok(merger.listing(started, entries, complete))
+    }
+
+    /// The account's buckets as directories.
+    pub(super) async fn list_buckets(&self, started: Instant) -> Result<Listing> {
+        let Root::Account(account) = &self.root else { return Err(Error::NotDirectory) };
+        let buckets = account.buckets().await?;
+        let entries = buckets.into_iter().map(|bucket| Listed { segment: bucket.name.into(), hidden: false, object: None }).collect();
+        Ok(Merger::default().listing(started, entries, true))
+    }
+
+    /// The store of a bucket at the account's root; ENOENT where there is none.
+    pub(super) async fn bucket(&self, name: &str) -> Result<Arc<dyn Store>> {
+        match &self.root {
+            Root::Account(account) => Ok(account.bucket(name).await?),
+            Root::Bucket { .. } => Err(Error::NoEntry),
+        }
+    }
+
+    /// After a name left `dir`: a directory that nothing else holds gets its marker a moment later, unless it went too.
+    pub(super) fn keep_directory(&self, dir: Ino) {
+        {
+            let mut table = self.table.lock();
+            if dir == super::ROOT || table.get(dir).is_none_or(|node| !node.linked) {
+                return;
+            }
+            let Some(state) = table.dir_mut(dir) else { return };
+            if state.marker == Some(true) || state.keeping || state.store.is_some() {
+                return;
+            }
+            let (children, removed) = (&state.children, &state.removed);
+            let others = state.listing.as_ref().is_some_and(|listing| listing.entries.iter().any(|entry| !removed.contains_key(&entry.name())));
+            if !children.is_empty() || others {
+                return;
+            }
+            state.keeping = true;
+        }
+        self.marker_later(dir);
+    }
+
+    /// Writes the marker's attributes a moment later, together with what changes until then.
+    pub(super) fn touch_marker(&self, dir: Ino) {
+        {
+            let mut table = self.table.lock();
+            let Some(state) = table.dir_mut(dir) else { return };
+            if std::mem::replace(&mut state.marker_dirty, true) || state.keeping {
+                return;
+            }
+        }
+        self.marker_later(dir);
+    }
+
+    fn marker_later(&self, dir: Ino) {
+        let Some(this) = self.shared() else { return };
+        self.spawn(async move {
+            this.pause(MARKER_DELAY).await;
+            let wanted = {
+                let mut table = this.table.lock();
+                let linked = table.get(dir).is_some_and(|node| node.linked);
+                let Some(state) = table.dir_mut(dir) else { return };
+                let wanted = linked && (std::mem::take(&mut state.keeping) || state.marker_dirty);
+                state.keeping = false;
+                state.marker_dirty = false;
+                wanted
+            };
+            if wanted {
+                if let Err(error) = this.within(this.write_marker(dir)).await {
+                    tracing::warn!("directory marker: {error:?}");
+                }
+            }
+            this.table.lock().release(dir);
+        });
+    }
+
+    /// PUTs the marker of a directory, with the attributes that it has now.
+    pub(super) async fn write_marker(&self, dir: Ino) -> Result<()> {
+        let place = self.place(dir)?;
+        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+        let (stored, mtime) = {
+            let table = self.table.lock();
+            let node = table.get(dir).filter(|node| node.linked).ok_or(Error::NoEntry)?;
+            (node.stored, node.mtime)
+        };
+        self.put_marker(&place, stored, mtime).await?;
+        if let Some(state) = self.table.lock().dir_mut(dir) {
+            state.marker = Some(true);
+        }
+        Ok(())
+    }
+
+    /// PUTs a marker object and remembers what a store that drops a marker's metadata (SeaweedFS) would forget.
+    pub(super) async fn put_marker(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) -> Result<()> {
+        let mut options = PutOptions {
+            headers: ObjectHeaders { content_type: Some(MARKER_TYPE.to_owned()), ..ObjectHeaders::default() },
+            ..PutOptions::default()
+        };
+        attr::encode_stored(&mut options.metadata, attr::Kind::Directory, stored);
+        if self.config.mtime == super::MtimeSource::Store {
+            attr::encode_mtime(&mut options.metadata, mtime);
+        }
+        place.store.put(&place.key, Arc::new(bytes::Bytes::new()), options).await?;
+        self.remember_directory(place, stored, mtime);
+        Ok(())
+    }
+
+    /// Directories are remembered by key alone: a listing never shows the ETag of a marker.
+    pub(super) fn remember_directory(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) {
+        let row = Row { etag: directory_tag(), stored, mtime: Some(mtime), atime: None, ctime: None, target: None, written: SystemTime::now() };
+        self.memory.put(place.store.bucket(), &place.key, row);
+    }
+
+    /// What is remembered of a directory.
+    pub(super) async fn recall_directory(&self, place: &Place) -> Option<Row> {
+        self.memory.get(place.store.bucket(), &place.key, &directory_tag(), SystemTime::UNIX_EPOCH).await
+    }
+
+    /// DELETEs a marker. A store that shows directories of its own may answer that it is not empty: then it has names.
+    pub(super) async fn delete_marker(&self, place: &Place) -> Result<()> {
+        match place.store.delete(&place.key, None).await {
+            Err(error) if error.kind == ErrorKind::NotEmpty => Err(Error::NotEmpty),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// Stands for the ETag that a listing never shows of a directory.
+pub(super) fn directory_tag() -> ETag {
+    ETag::new("directory")
+}

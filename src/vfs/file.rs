@@ -1,0 +1,346 @@
+//! A file between its inode and the write-back: when content is staged, published, and handed to the cache.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::attr::{self, Kind, Stored};
+use super::error::{Error, Result};
+use super::inode::{Node, Object, Place};
+use super::lookup::object_of;
+use super::remember::Row;
+use super::{Ino, MtimeSource, Vfs};
+use crate::cache::{CacheError, ObjectVersion, Reader};
+use crate::s3::{ErrorKind, ObjectHead};
+use crate::writeback::{Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
+
+/// A new file closed empty becomes an object after it, if it is empty still (semantics 4).
+const EMPTY_DELAY: Duration = Duration::from_secs(2);
+/// A HEAD or a listing younger than this needs no other before an open or a change (semantics 14).
+pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
+
+/// Bytes of the object that a staged file changes, through the cache.
+struct CachedBase(Reader);
+
+#[async_trait]
+impl BaseReader for CachedBase {
+    async fn read(&self, offset: u64, len: usize) -> std::result::Result<Bytes, BaseError> {
+        self.0.read(offset, len).await.map_err(|error| match error {
+            CacheError::Stale => BaseError::Stale,
+            CacheError::S3(error) => BaseError::S3(error),
+            other => BaseError::Io(other.to_string()),
+        })
+    }
+}
+
+impl Vfs {
+    /// The version of an object, as the cache names it.
+    pub(super) fn version(place: &Place, object: &Object) -> ObjectVersion {
+        ObjectVersion {
+            bucket: place.store.bucket().to_owned(),
+            key: place.key.clone(),
+            etag: object.etag.clone(),
+            size: object.size,
+            version_id: object.version_id.clone(),
+        }
+    }
+
+    /// The file's staged content, begun now if there is none: on the object as a HEAD shows it.
+    pub(super) async fn staged(&self, ino: Ino) -> Result<Arc<Staged>> {
+        if let Some(staged) = self.staged_now(ino)? {
+            return Ok(staged);
+        }
+        let order = self.order(ino)?;
+        let _turn = order.lock().await;
+        self.staged_in_turn(ino).await
+    }
+
+    /// As [`Vfs::staged`], with the file's order held.
+    pub(super) async fn staged_in_turn(&self, ino: Ino) -> Result<Arc<Staged>> {
+        if let Some(staged) = self.staged_now(ino)? {
+            return Ok(staged);
+        }
+        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
+            return Err(Error::Stale);
+        }
+        let place = self.place(ino)?;
+        let object = self.current_object(ino, &place).await?;
+        let version = Self::version(&place, &object);
+        let base = Base {
+            bucket: version.bucket.clone(),
+            key: version.key.clone(),
+            etag: version.etag.clone(),
+            size: version.size,
+            version_id: version.version_id.clone(),
+            reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version))),
+        };
+        let expect = Expect::Version(object.etag.clone());
+        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
+        self.keep_staged(ino, staged.clone());
+        Ok(staged)
+    }
+
+    /// Stages new content for an existing file (O_TRUNC, or a truncation to nothing): nothing of the object is kept but
+    /// its headers and metadata. Call with the file's order held.
+    pub(super) async fn stage_anew(&self, ino: Ino) -> Result<Arc<Staged>> {
+        if let Some(staged) = self.staged_now(ino)? {
+            staged.truncate(0).await?;
+            return Ok(staged);
+        }
+        let place = self.place(ino)?;
+        let object = self.current_object(ino, &place).await?;
+        let expect = Expect::Version(object.etag.clone());
+        let staged = self.writeback.stage(target(&place), expect, None, self.kept_attributes(object)).await?;
+        self.keep_staged(ino, staged.clone());
+        Ok(staged)
+    }
+
+    /// What new content of an object keeps of it: all but the time.
+    fn kept_attributes(&self, object: Object) -> Attributes {
+        let mut attributes = object.attributes.unwrap_or_default();
+        if self.config.mtime == MtimeSource::Store {
+            attr::encode_mtime(&mut attributes.metadata, SystemTime::now());
+        }
+        attributes
+    }
+
+    pub(super) fn keep_staged(&self, ino: Ino, staged: Arc<Staged>) {
+        let mut table = self.table.lock();
+        if let Some(node) = table.get_mut(ino) {
+            node.size = staged.size();
+            node.file.epoch += 1;
+            node.file.staged = Some(staged);
+        }
+    }
+
+    /// The staged content, if the file has any.
+    pub(super) fn staged_now(&self, ino: Ino) -> Result<Option<Arc<Staged>>> {
+        Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.file.staged.clone())
+    }
+
+    pub(super) fn order(&self, ino: Ino) -> Result<Arc<tokio::sync::Mutex<()>>> {
+        Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.file.order.clone())
+    }
+
+    /// The object with all its metadata and tags: what a HEAD told within the last second, else what one tells now.
+    pub(super) async fn current_object(&self, ino: Ino, place: &Place) -> Result<Object> {
+        {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            if let Some(object) = node.object.as_ref().filter(|object| object.attributes.is_some()) {
+                if node.checked.is_some_and(|at| at.elapsed() < JUST_NOW) {
+                    return Ok(object.clone());
+                }
+            }
+        }
+        let head = match place.store.head(&place.key).await {
+            Err(error) if error.kind == ErrorKind::NoSuchKey => return Err(Error::Stale),
+            other => other?,
+        };
+        self.learn(ino, place, head).await
+    }
+
+    /// Takes a HEAD's news into the node.
+    pub(super) async fn learn(&self, ino: Ino, place: &Place, head: ObjectHead) -> Result<Object> {
+        let tags = if head.tag_count > 0 { place.store.get_tags(&place.key).await? } else { Vec::new() };
+        let decoded = attr::decode(&head.metadata);
+        let mut object = object_of(head);
+        if let Some(attributes) = object.attributes.as_mut() {
+            attributes.tags = tags;
+        }
+        let mut table = self.table.lock();
+        let node = table.get_mut(ino).ok_or(Error::Stale)?;
+        let same = node.object.as_ref().is_some_and(|known| known.etag == object.etag);
+        if !same {
+            node.file.epoch += 1;
+            node.size = object.size;
+            (node.mtime, node.atime, node.ctime) = (object.last_modified, object.last_modified, object.last_modified);
+        }
+        if !same || !node.object.as_ref().is_some_and(|known| known.decoded) {
+            node.apply(&decoded);
+        }
+        node.object = Some(object.clone());
+        node.checked = Some(Instant::now());
+        Ok(object)
+    }
+
+    /// Publishes what the file holds and the store does not. Waits as long as `close_timeout` lets it.
+    pub(super) async fn publish(&self, ino: Ino) -> Result<()> {
+        let order = self.order(ino)?;
+        let _turn = order.lock().await;
+        self.publish_in_turn(ino).await
+    }
+
+    /// As [`Vfs::publish`], with the file's order held.
+    pub(super) async fn publish_in_turn(&self, ino: Ino) -> Result<()> {
+        let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
+        if !staged.is_dirty() {
+            return Ok(());
+        }
+        let target = staged.target();
+        let _guard = self.guards.key(target.store.bucket(), &target.key).await;
+        match staged.publish().await {
+            Ok(Some(published)) => {
+                self.published(ino, published);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::error!("{}: not published: {error}", target.key);
+                self.detach(ino, &staged);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (semantics 24).
+    fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
+        let gone = {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return };
+            if !node.file.staged.as_ref().is_some_and(|now| Arc::ptr_eq(now, staged)) {
+                return;
+            }
+            node.file.staged = None;
+            node.file.epoch += 1;
+            node.checked = None;
+            node.since = None;
+            node.file.kernel_pages = None;
+            let (parent, name) = (node.parent, node.name.clone());
+            if node.linked {
+                table.unlink(parent, &name);
+            }
+            if let Some(dir) = table.dir_mut(parent) {
+                dir.listing = None;
+            }
+            (parent, name)
+        };
+        self.tell(|notify| notify.invalidate_entry(gone.0, &gone.1));
+    }
+
+    /// An object was published for the file: the node is of that version from now on.
+    pub(super) fn published(&self, ino: Ino, published: Published) {
+        let place = match self.place(ino) {
+            Ok(place) if place.key == published.key && place.store.bucket() == published.bucket => place,
+            // A conflict copy, or the file was renamed meanwhile: listings tell what its name means now.
+            _ => return self.published_elsewhere(ino),
+        };
+        let row = {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return };
+            node.object = Some(Object {
+                etag: published.etag.clone(),
+                size: published.size,
+                version_id: published.version_id.clone(),
+                last_modified: published.last_modified,
+                archived: false,
+                attributes: Some(published.attributes.clone()),
+                decoded: true,
+            });
+            node.size = published.size;
+            node.checked = Some(Instant::now());
+            node.since = Some(Instant::now());
+            node.file.kernel_pages = Some(published.etag.clone());
+            row_of(node, published.last_modified)
+        };
+        if let Some(row) = row {
+            self.memory.put(&published.bucket, &published.key, row);
+        }
+        self.settle_attributes(ino, &place, &published.attributes);
+    }
+
+    fn published_elsewhere(&self, ino: Ino) {
+        let mut table = self.table.lock();
+        let Some(node) = table.get_mut(ino) else { return };
+        node.checked = None;
+        node.since = None;
+        node.object = None;
+        let parent = node.parent;
+        if let Some(dir) = table.dir_mut(parent) {
+            dir.listing = None;
+        }
+    }
+
+    /// Records a file that was closed empty, and publishes it a moment later if it is empty still.
+    pub(super) async fn publish_empty_later(&self, ino: Ino, staged: &Arc<Staged>) -> Result<()> {
+        staged.publish_later(EMPTY_DELAY).await?;
+        let (Some(this), staged) = (self.shared(), staged.clone()) else { return Ok(()) };
+        self.spawn(async move {
+            this.pause(EMPTY_DELAY).await;
+            let unchanged = staged.size() == 0 && this.staged_now(ino).ok().flatten().is_some_and(|now| Arc::ptr_eq(&now, &staged));
+            if unchanged {
+                // A failure is parked and in status: nobody waits for an answer here.
+                let _ = this.publish(ino).await;
+                this.retire(ino).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Nobody writes the file any more and all of it is published: the spool file becomes the cache's.
+    pub(super) async fn retire(&self, ino: Ino) {
+        let Ok(order) = self.order(ino) else { return };
+        let _turn = order.lock().await;
+        let (staged, version) = {
+            let table = self.table.lock();
+            let Some(node) = table.get(ino) else { return };
+            let Some(staged) = node.file.staged.clone().filter(|staged| node.file.writers == 0 && !staged.is_dirty()) else { return };
+            if node.file.temporary {
+                return;
+            }
+            let version = node.object.clone().filter(|_| node.linked);
+            (staged, version)
+        };
+        let version = version.and_then(|object| self.place(ino).ok().map(|place| Self::version(&place, &object)));
+        let path = staged.retire().await;
+        if let (Some(path), Some(version)) = (path, version) {
+            if let Err(error) = self.cache.adopt(version, &path).await {
+                tracing::debug!("cache: {error}");
+            }
+        }
+        let mut table = self.table.lock();
+        if let Some(node) = table.get_mut(ino) {
+            node.file.staged = None;
+            node.file.epoch += 1;
+        }
+        table.release(ino);
+    }
+
+    /// Attributes for a new object: what of owner and mode is worth keeping, and the mtime known now.
+    pub(super) fn fresh_attributes(&self, kind: Kind, wanted: Stored, mtime: SystemTime) -> (Stored, Attributes) {
+        let stored = attr::worth_keeping(&self.config, kind, wanted);
+        let mut attributes = Attributes::default();
+        self.encode(&mut attributes, kind, stored, mtime);
+        (stored, attributes)
+    }
+
+    /// Writes owner, mode and mtime into what travels with the content.
+    pub(super) fn encode(&self, attributes: &mut Attributes, kind: Kind, stored: Stored, mtime: SystemTime) {
+        if self.config.ownership != Some(false) || kind == Kind::Symlink {
+            attr::encode_stored(&mut attributes.metadata, kind, stored);
+        }
+        if self.config.mtime == MtimeSource::Store {
+            attr::encode_mtime(&mut attributes.metadata, mtime);
+        }
+    }
+}
+
+/// Where staged content goes.
+pub(super) fn target(place: &Place) -> Target {
+    Target { store: place.store.clone(), key: place.key.clone() }
+}
+
+/// What is remembered of a node that has an object, written at `written` by the store's clock.
+pub(super) fn row_of(node: &Node, written: SystemTime) -> Option<Row> {
+    Some(Row {
+        etag: node.object.as_ref()?.etag.clone(),
+        stored: node.stored,
+        mtime: Some(node.mtime),
+        atime: Some(node.atime),
+        ctime: Some(node.ctime),
+        target: node.target.as_ref().map(|target| target.to_vec()),
+        written,
+    })
+}

@@ -1,0 +1,419 @@
+//! The inode table: what this mount knows, by inode number. One lock, a leaf, never held across `.await`.
+//!
+//! A node lives while the kernel counts lookups of it, a handle is open on it, or something of it waits to be sent.
+//! Its key is never stored: it is the segments from the root down, so renaming a directory moves all below it at once.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::attr::{Kind, Stored};
+use super::listing::Listing;
+use super::{Ino, ROOT};
+use crate::s3::{ETag, Store};
+use crate::writeback::{Attributes, Staged};
+
+/// One inode.
+pub struct Node {
+    /// Parent directory; the root's is itself.
+    pub parent: Ino,
+    /// Name as shown.
+    pub name: OsString,
+    /// What stands in the key for it.
+    pub segment: String,
+    /// File type.
+    pub kind: Kind,
+    /// Lookups that the kernel has not forgotten.
+    pub nlookup: u64,
+    /// Open handles and background work that need the node.
+    pub pins: u32,
+    /// False once its name is gone or means another node.
+    pub linked: bool,
+    /// Set when this mount created, renamed or published it: a listing begun before does not speak of it.
+    pub since: Option<Instant>,
+    /// When the store last confirmed it.
+    pub checked: Option<Instant>,
+    /// Owner and mode as kept or set.
+    pub stored: Stored,
+    /// Size in bytes, of the newest content known.
+    pub size: u64,
+    /// Modification.
+    pub mtime: SystemTime,
+    /// `mtime` was set by utimens(2), not by a write: it is worth a copy of its own.
+    pub mtime_set: bool,
+    /// Access.
+    pub atime: SystemTime,
+    /// Change.
+    pub ctime: SystemTime,
+    /// The object's version, once one exists.
+    pub object: Option<Object>,
+    /// What a file has beside.
+    pub file: FileState,
+    /// What a directory has beside.
+    pub dir: Option<Box<DirState>>,
+    /// Where a link points, once known.
+    pub target: Option<Arc<[u8]>>,
+}
+
+/// The published object behind a file, a link or a directory's marker.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its entity tag.
+    pub etag: ETag,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its version id, where known.
+    pub version_id: Option<String>,
+    /// The store's LastModified.
+    pub last_modified: SystemTime,
+    /// It must be restored before it can be read.
+    pub archived: bool,
+    /// Headers, metadata and tags, once a HEAD or our own publication told them.
+    pub attributes: Option<Attributes>,
+    /// A metadata answer (HEAD, GET or our own memory) was seen, so owner, mode and kind are known.
+    pub decoded: bool,
+}
+
+/// A file's local side.
+#[derive(Default)]
+pub struct FileState {
+    /// Content that the store does not hold yet.
+    pub staged: Option<Arc<Staged>>,
+    /// Serialises staging, publication and truncation of this file.
+    pub order: Arc<tokio::sync::Mutex<()>>,
+    /// Handles open for writing.
+    pub writers: u32,
+    /// Grows when this mount changes what readers must see; a handle's reader of an older epoch is opened anew.
+    pub epoch: u64,
+    /// ETag of the content whose pages the kernel may hold.
+    pub kernel_pages: Option<ETag>,
+    /// The name is a temporary one: nothing is published under it.
+    pub temporary: bool,
+    /// Not opened since the store was last asked.
+    pub unopened: bool,
+}
+
+/// A directory's knowledge of its names.
+pub struct DirState {
+    /// The bucket, for the directory that is a bucket's root; its segment is then not part of keys.
+    pub store: Option<Arc<dyn Store>>,
+    /// Nodes by name.
+    pub children: HashMap<OsString, Ino>,
+    /// The newest listing, whole or a first page.
+    pub listing: Option<Arc<Listing>>,
+    /// Names that this mount removed, and when: listings begun before still hold them.
+    pub removed: HashMap<OsString, Instant>,
+    /// Names that the store did not know, and when it was asked.
+    pub absent: HashMap<OsString, Instant>,
+    /// Lets one task list while others wait for its result.
+    pub listing_order: Arc<tokio::sync::Mutex<()>>,
+    /// A marker object exists; `None`: not known.
+    pub marker: Option<bool>,
+    /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
+    pub keeping: bool,
+    /// Marker attributes are to be written.
+    pub marker_dirty: bool,
+}
+
+impl DirState {
+    /// Nothing known.
+    pub fn unknown() -> Self {
+        Self {
+            store: None,
+            children: HashMap::new(),
+            listing: None,
+            removed: HashMap::new(),
+            absent: HashMap::new(),
+            listing_order: Arc::default(),
+            marker: None,
+            keeping: false,
+            marker_dirty: false,
+        }
+    }
+
+    /// Just made by us: known to be empty.
+    pub fn made() -> Self {
+        Self { listing: Some(Arc::new(Listing::empty(Instant::now()))), marker: Some(true), ..Self::unknown() }
+    }
+
+    /// When the listing that is in use was begun.
+    pub fn listed_at(&self) -> Option<Instant> {
+        self.listing.as_ref().map(|listing| listing.started)
+    }
+
+    /// Takes a newer listing into use and lets go of what it has overtaken.
+    pub fn install(&mut self, listing: Arc<Listing>) {
+        if self.listed_at().is_some_and(|at| at > listing.started) {
+            return;
+        }
+        self.removed.retain(|_, at| *at >= listing.started);
+        self.absent.clear();
+        if listing.complete {
+            self.marker = Some(listing.marker);
+        }
+        self.listing = Some(listing);
+    }
+}
+
+/// Where a node lies in the store.
+#[derive(Clone)]
+pub struct Place {
+    /// Its bucket.
+    pub store: Arc<dyn Store>,
+    /// A file's key; a directory's key prefix, empty or with its trailing slash.
+    pub key: String,
+}
+
+/// All inodes.
+pub struct Table {
+    nodes: HashMap<Ino, Node>,
+    next: Ino,
+}
+
+impl Table {
+    /// Holds the root.
+    pub fn new(now: SystemTime) -> Self {
+        let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
+        root.nlookup = 1;
+        Self { nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1 }
+    }
+
+    /// The node, if it is still known.
+    pub fn get(&self, ino: Ino) -> Option<&Node> {
+        self.nodes.get(&ino)
+    }
+
+    /// The node, to change.
+    pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Node> {
+        self.nodes.get_mut(&ino)
+    }
+
+    /// The directory part of a node.
+    pub fn dir(&self, ino: Ino) -> Option<&DirState> {
+        self.get(ino)?.dir.as_deref()
+    }
+
+    /// The directory part, to change.
+    pub fn dir_mut(&mut self, ino: Ino) -> Option<&mut DirState> {
+        self.get_mut(ino)?.dir.as_deref_mut()
+    }
+
+    /// The child that `name` means here, if a node of it exists.
+    pub fn child(&self, parent: Ino, name: &OsStr) -> Option<Ino> {
+        self.dir(parent)?.children.get(name).copied()
+    }
+
+    /// Adds a node under its parent, in place of whatever had the name. Unreferenced until a lookup is counted.
+    pub fn insert(&mut self, node: Node) -> Ino {
+        let ino = self.next;
+        self.next += 1;
+        self.unlink(node.parent, &node.name);
+        if let Some(dir) = self.dir_mut(node.parent) {
+            dir.removed.remove(&node.name);
+            dir.absent.remove(&node.name);
+            dir.children.insert(node.name.clone(), ino);
+        }
+        self.nodes.insert(ino, node);
+        ino
+    }
+
+    /// Takes the name out of its directory; the node stays while it is referenced.
+    pub fn unlink(&mut self, parent: Ino, name: &OsStr) -> Option<Ino> {
+        let child = self.dir_mut(parent)?.children.remove(name)?;
+        if let Some(node) = self.nodes.get_mut(&child) {
+            node.linked = false;
+        }
+        self.reap(child);
+        Some(child)
+    }
+
+    /// Moves a node to another name, in place of whatever had it. Gives the node that was replaced.
+    pub fn relink(&mut self, ino: Ino, parent: Ino, name: &OsStr, segment: String) -> Option<Ino> {
+        let (old_parent, old_name) = self.get(ino).map(|node| (node.parent, node.name.clone()))?;
+        if let Some(dir) = self.dir_mut(old_parent) {
+            dir.children.remove(&old_name);
+            dir.removed.insert(old_name, Instant::now());
+        }
+        let replaced = self.unlink(parent, name);
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.removed.remove(name);
+            dir.absent.remove(name);
+            dir.children.insert(name.to_owned(), ino);
+        }
+        if let Some(node) = self.get_mut(ino) {
+            (node.parent, node.name, node.segment) = (parent, name.to_owned(), segment);
+            node.since = Some(Instant::now());
+            node.linked = true;
+        }
+        replaced
+    }
+
+    /// Counts a lookup that the kernel is told of.
+    pub fn remember(&mut self, ino: Ino) {
+        if let Some(node) = self.get_mut(ino) {
+            node.nlookup += 1;
+        }
+    }
+
+    /// The kernel forgot `nlookup` lookups.
+    pub fn forget(&mut self, ino: Ino, nlookup: u64) {
+        if let Some(node) = self.get_mut(ino) {
+            node.nlookup = node.nlookup.saturating_sub(nlookup);
+            self.reap(ino);
+        }
+    }
+
+    /// Keeps the node until [`Table::unpin`].
+    pub fn pin(&mut self, ino: Ino) {
+        if let Some(node) = self.get_mut(ino) {
+            node.pins += 1;
+        }
+    }
+
+    /// Lets go of a [`Table::pin`].
+    pub fn unpin(&mut self, ino: Ino) {
+        if let Some(node) = self.get_mut(ino) {
+            node.pins = node.pins.saturating_sub(1);
+            self.reap(ino);
+        }
+    }
+
+    /// Removes the node if nothing refers to it, and then its parent likewise.
+    fn reap(&mut self, ino: Ino) {
+        let mut ino = ino;
+        while ino != ROOT {
+            let Some(node) = self.get(ino) else { return };
+            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some();
+            let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
+            if held || busy {
+                return;
+            }
+            let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
+            self.nodes.remove(&ino);
+            if linked {
+                if let Some(dir) = self.dir_mut(parent) {
+                    dir.children.remove(&name);
+                }
+            }
+            ino = parent;
+        }
+    }
+
+    /// Tries again to remove a node whose last reason to live may have gone.
+    pub fn release(&mut self, ino: Ino) {
+        self.reap(ino);
+    }
+
+    /// The bucket and key of a node, given the mount's own bucket and prefix (none when the account is mounted).
+    /// `None` for the account's root, or a node that is gone.
+    pub fn place(&self, ino: Ino, base: Option<&Place>) -> Option<Place> {
+        let mut segments = Vec::new();
+        let mut at = ino;
+        let (store, mut key) = loop {
+            let node = self.get(at)?;
+            if let Some(store) = node.dir.as_deref().and_then(|dir| dir.store.clone()) {
+                break (store, String::new());
+            }
+            if at == ROOT {
+                let base = base?;
+                break (base.store.clone(), base.key.clone());
+            }
+            segments.push(node.segment.as_str());
+            at = node.parent;
+        };
+        for (depth, segment) in segments.iter().rev().enumerate() {
+            key.push_str(segment);
+            if depth + 1 < segments.len() || self.get(ino).is_some_and(|node| node.kind == Kind::Directory) {
+                key.push('/');
+            }
+        }
+        Some(Place { store, key })
+    }
+
+    /// All nodes at or below a directory.
+    pub fn below(&self, ino: Ino) -> Vec<Ino> {
+        let mut found = vec![ino];
+        let mut next = 0;
+        while next < found.len() {
+            if let Some(dir) = self.dir(found[next]) {
+                found.extend(dir.children.values().copied());
+            }
+            next += 1;
+        }
+        found
+    }
+
+    /// True when `ino` is `ancestor` or lies below it.
+    pub fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
+        let mut at = ino;
+        loop {
+            if at == ancestor {
+                return true;
+            }
+            match self.get(at) {
+                Some(node) if at != ROOT => at = node.parent,
+                _ => return false,
+            }
+        }
+    }
+
+    /// Drops listings and what was confirmed; gives the inodes concerned.
+    pub fn drop_knowledge(&mut self) -> Vec<Ino> {
+        for node in self.nodes.values_mut() {
+            node.checked = None;
+            if let Some(dir) = node.dir.as_deref_mut() {
+                dir.listing = None;
+                dir.absent.clear();
+            }
+        }
+        self.nodes.keys().copied().collect()
+    }
+}
+
+impl Node {
+    /// A node that nothing is known of but its name and kind.
+    pub fn new(parent: Ino, name: OsString, segment: String, kind: Kind, now: SystemTime) -> Self {
+        Self {
+            parent,
+            name,
+            segment,
+            kind,
+            nlookup: 0,
+            pins: 0,
+            linked: true,
+            since: None,
+            checked: None,
+            stored: Stored::default(),
+            size: 0,
+            mtime: now,
+            mtime_set: false,
+            atime: now,
+            ctime: now,
+            object: None,
+            file: FileState::default(),
+            dir: (kind == Kind::Directory).then(|| Box::new(DirState::unknown())),
+            target: None,
+        }
+    }
+
+    /// The store confirmed it less than `ttl` ago, or it exists only here.
+    pub fn is_fresh(&self, ttl: Duration) -> bool {
+        self.is_local() || self.checked.is_some_and(|at| at.elapsed() < ttl)
+    }
+
+    /// It holds content or attributes that no listing can know better.
+    pub fn is_local(&self) -> bool {
+        self.file.staged.is_some() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
+    }
+
+    /// Takes over what an answer of the store or our memory says of owner, mode and times.
+    pub fn apply(&mut self, decoded: &super::attr::Decoded) {
+        self.stored = decoded.stored;
+        if let Some(mtime) = decoded.mtime {
+            self.mtime = mtime;
+        }
+        self.atime = decoded.atime.unwrap_or(self.mtime);
+        self.ctime = decoded.ctime.unwrap_or(self.mtime);
+    }
+}

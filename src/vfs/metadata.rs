@@ -1,0 +1,165 @@
+//! Attributes after the data: kept with the object by one coalesced copy in the background (semantics 13).
+
+use std::time::SystemTime;
+
+use super::attr::{self, Kind};
+use super::error::{Error, Result};
+use super::file::{row_of, target};
+use super::inode::{Node, Place};
+use super::{Ino, MtimeSource, Vfs};
+use crate::s3::{ETag, PutOutcome, S3Error};
+use crate::writeback::Attributes;
+
+impl Vfs {
+    /// Owner, mode or mtime of the inode changed: they travel with the content while it is unsent, else follow in the background.
+    pub(super) async fn keep_attributes(&self, ino: Ino) {
+        let Ok(place) = self.place(ino) else { return };
+        let (kind, stored, mtime, staged, object) = {
+            let table = self.table.lock();
+            let Some(node) = table.get(ino).filter(|node| node.linked) else { return };
+            (node.kind, node.stored, node.mtime, node.file.staged.clone(), node.object.clone())
+        };
+        if kind == Kind::Directory {
+            if ino != super::ROOT && !self.is_account(self.parent_of(ino)) {
+                self.remember_directory(&place, stored, mtime);
+                self.touch_marker(ino);
+            }
+            return;
+        }
+        if let Some(staged) = staged.filter(|staged| staged.is_dirty()) {
+            staged.set_attributes(|attributes| self.encode(attributes, kind, stored, mtime));
+            return;
+        }
+        let Some(object) = object else { return };
+        {
+            let table = self.table.lock();
+            if let Some(row) = table.get(ino).and_then(|node| row_of(node, object.last_modified)) {
+                self.memory.put(place.store.bucket(), &place.key, row);
+            }
+        }
+        if let Some(attributes) = object.attributes {
+            return self.send_attributes(ino, &place, &attributes);
+        }
+        let Some(this) = self.shared() else { return };
+        self.spawn(async move {
+            let sent = this.within(async {
+                let order = this.order(ino)?;
+                let _turn = order.lock().await;
+                let wanted = this.table.lock().get(ino).map(|node| (node.stored, node.mtime)).ok_or(Error::Stale)?;
+                let object = this.current_object(ino, &place).await?;
+                // What the HEAD said of owner and mtime is older than what was set here.
+                if let Some(node) = this.table.lock().get_mut(ino) {
+                    (node.stored, node.mtime) = wanted;
+                }
+                this.send_attributes(ino, &place, &object.attributes.unwrap_or_default());
+                Ok(())
+            });
+            if let Err(error) = sent.await {
+                tracing::warn!("{}: attributes were not kept with the object: {error:?}", place.key);
+            }
+        });
+    }
+
+    fn parent_of(&self, ino: Ino) -> Ino {
+        self.table.lock().get(ino).map_or(super::ROOT, |node| node.parent)
+    }
+
+    /// After a publication: what was set while it was on its way follows.
+    pub(super) fn settle_attributes(&self, ino: Ino, place: &Place, travelled: &Attributes) {
+        self.send_attributes(ino, place, travelled);
+    }
+
+    /// Queues a metadata copy if the object's attributes are not the inode's.
+    fn send_attributes(&self, ino: Ino, place: &Place, current: &Attributes) {
+        let (wanted, etag, size) = {
+            let table = self.table.lock();
+            let Some(node) = table.get(ino).filter(|node| node.linked) else { return };
+            let Some(object) = &node.object else { return };
+            (self.wanted(node, current), object.etag.clone(), object.size)
+        };
+        if wanted.metadata == current.metadata && wanted.headers == current.headers {
+            return;
+        }
+        let this = self.this.clone();
+        let (bucket, key, sent, old) = (place.store.bucket().to_owned(), place.key.clone(), wanted.clone(), etag.clone());
+        let done = move |result: std::result::Result<PutOutcome, S3Error>| {
+            let Some(this) = this.upgrade() else { return };
+            match result {
+                Ok(outcome) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
+                Err(error) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
+            }
+        };
+        self.writeback.update_metadata(target(place), etag, size, wanted, Box::new(done));
+    }
+
+    /// What the object should carry: an mtime that only write() made is not worth a copy.
+    fn wanted(&self, node: &Node, current: &Attributes) -> Attributes {
+        let mut wanted = current.clone();
+        if self.config.ownership != Some(false) {
+            attr::encode_stored(&mut wanted.metadata, node.kind, node.stored);
+        }
+        if node.mtime_set && self.config.mtime == MtimeSource::Store {
+            attr::encode_mtime(&mut wanted.metadata, node.mtime);
+        }
+        wanted
+    }
+
+    /// The copy is in: the same version of the file under a new ETag.
+    fn attributes_sent(&self, ino: Ino, bucket: &str, key: &str, old: &ETag, outcome: PutOutcome, sent: Attributes) {
+        let Ok(place) = self.place(ino) else { return };
+        if place.key != key || place.store.bucket() != bucket {
+            return;
+        }
+        let versions = {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return };
+            let Some(object) = node.object.as_mut().filter(|object| object.etag == *old) else { return };
+            let from = Self::version(&place, object);
+            object.etag = outcome.etag.clone();
+            object.version_id = outcome.version_id;
+            object.last_modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
+            object.attributes = Some(sent);
+            let to = Self::version(&place, object);
+            let written = object.last_modified;
+            if node.file.kernel_pages.as_ref() == Some(old) {
+                node.file.kernel_pages = Some(outcome.etag);
+            }
+            node.file.epoch += 1;
+            node.since = Some(std::time::Instant::now());
+            (from, to, row_of(node, written))
+        };
+        let (from, to, row) = versions;
+        if let Some(row) = row {
+            self.memory.put(bucket, key, row);
+        }
+        let cache = self.cache.clone();
+        self.spawn(async move { cache.rekey(&from, &to).await });
+    }
+
+    /// Replaces an inode's headers or user metadata at the user's word (extended attributes).
+    pub(super) async fn change_attributes(&self, ino: Ino, change: impl FnOnce(&mut Attributes) + Send) -> Result<()> {
+        let order = self.order(ino)?;
+        let _turn = order.lock().await;
+        if let Some(staged) = self.staged_now(ino)?.filter(|staged| staged.is_dirty()) {
+            staged.set_attributes(change);
+            return Ok(());
+        }
+        let place = self.place(ino)?;
+        let object = self.current_object(ino, &place).await?;
+        let mut wanted = object.attributes.clone().unwrap_or_default();
+        change(&mut wanted);
+        let this = self.this.clone();
+        let (sent, old) = (wanted.clone(), object.etag.clone());
+        if let Some(known) = self.table.lock().get_mut(ino).and_then(|node| node.object.as_mut()) {
+            known.attributes = Some(wanted.clone());
+        }
+        let (bucket, key) = (place.store.bucket().to_owned(), place.key.clone());
+        let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
+            (Some(this), Ok(outcome)) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
+            (_, Err(error)) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
+            (None, Ok(_)) => {}
+        };
+        self.writeback.update_metadata(target(&place), object.etag, object.size, wanted, Box::new(done));
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! open for reading, read, lseek.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::error::{Error, Result};
+use super::file::JUST_NOW;
+use super::handle::FileHandle;
+use super::lookup::object_of;
+use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
+use crate::cache::{CacheError, Reader};
+
+impl Vfs {
+    /// open(2) of an existing file.
+    pub async fn open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Opened> {
+        let access = flags & libc::O_ACCMODE;
+        let (readable, writable) = (access != libc::O_WRONLY, access != libc::O_RDONLY);
+        let truncate = flags & libc::O_TRUNC != 0;
+        if writable || truncate {
+            self.check_writable()?;
+        }
+        let keep_cache = self.within(self.open_object(ino, readable && !truncate)).await?;
+        let fh = self.add_handle(caller, ino, flags);
+        if truncate {
+            if let Err(error) = self.truncate_open(fh).await {
+                self.release(fh).await;
+                return Err(error);
+            }
+        }
+        Ok(Opened { fh, keep_cache: keep_cache && !truncate, direct_io: false })
+    }
+
+    /// Registers a handle and pins its inode.
+    pub(super) fn add_handle(&self, caller: Caller, ino: Ino, flags: i32) -> Fh {
+        let access = flags & libc::O_ACCMODE;
+        let writable = access != libc::O_RDONLY;
+        {
+            let mut table = self.table.lock();
+            table.pin(ino);
+            if let Some(node) = table.get_mut(ino).filter(|_| writable) {
+                node.file.writers += 1;
+            }
+        }
+        self.handles.add_file(FileHandle {
+            ino,
+            opener: process::thread_group(caller.pid),
+            readable: access != libc::O_WRONLY,
+            writable,
+            append: flags & libc::O_APPEND != 0,
+            truncated: flags & libc::O_TRUNC != 0,
+            wrote: AtomicBool::new(false),
+            reader: Mutex::new(None),
+        })
+    }
+
+    /// Close-to-open: what another client published is seen now. True when the kernel's pages are still true.
+    async fn open_object(&self, ino: Ino, reads: bool) -> Result<bool> {
+        let (object, fresh) = {
+            let mut table = self.table.lock();
+            let node = table.get_mut(ino).ok_or(Error::Stale)?;
+            match node.kind {
+                Kind::Directory => return Err(Error::IsDirectory),
+                Kind::Symlink => return Err(Error::Invalid),
+                Kind::File => {}
+            }
+            if node.file.staged.is_some() {
+                return Ok(true);
+            }
+            // ESTALE makes the kernel look the name up again.
+            let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
+            // The first open after a look costs nothing; the next one may come after another client's change.
+            let first = std::mem::take(&mut node.file.unopened);
+            (object, first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
+        };
+        if object.archived && reads {
+            let place = self.place(ino)?;
+            tracing::error!(
+                "s3://{}/{} is archived: restore it first (aws s3api restore-object), then open it again",
+                place.store.bucket(),
+                place.key
+            );
+            return Err(Error::Access);
+        }
+        if reads && !fresh {
+            self.revalidate(ino).await?;
+        }
+        let mut table = self.table.lock();
+        let node = table.get_mut(ino).ok_or(Error::Stale)?;
+        let etag = node.object.as_ref().map(|object| object.etag.clone());
+        let kept = node.file.kernel_pages.is_some() && node.file.kernel_pages == etag;
+        if reads {
+            node.file.kernel_pages = etag;
+        }
+        Ok(kept)
+    }
+
+    /// Asks the store whether the object is still the version that we know, at the price of the first block or a HEAD.
+    async fn revalidate(&self, ino: Ino) -> Result<()> {
+        let (reader, _) = self.reader(ino)?;
+        let head = match reader.revalidate().await {
+            Ok(head) => Some(head),
+            Err(CacheError::Stale) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let place = self.place(ino)?;
+        let head = match head {
+            Some(head) => head,
+            // Replaced: an inode that others have open stays with the old version, and the kernel looks the name up again.
+            None if self.handles.is_open(ino) => return Err(self.forget_name(ino)),
+            None => match place.store.head(&place.key).await {
+                Ok(head) => head,
+                Err(error) if error.kind == crate::s3::ErrorKind::NoSuchKey => return Err(self.forget_name(ino)),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        if attr::decode(&head.metadata).symlink && self.config.symlinks && head.size <= super::lookup::LINK_MAX {
+            let (parent, name) = self.name_of(ino)?;
+            self.table.lock().unlink(parent, &name);
+            let segment = crate::vfs::path::meaning_of(&name).map_or_else(|_| String::new(), |meaning| match meaning {
+                super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
+                super::path::Meaning::Shortened { prefix } => prefix,
+            });
+            self.adopt_head(parent, name, &segment, &place, head)?;
+            return Err(Error::Stale);
+        }
+        let mut table = self.table.lock();
+        let node = table.get_mut(ino).ok_or(Error::Stale)?;
+        let same = node.object.as_ref().is_some_and(|known| known.etag == head.etag);
+        let decoded = attr::decode(&head.metadata);
+        if !same {
+            node.size = head.size;
+            node.file.epoch += 1;
+            (node.mtime, node.atime, node.ctime) = (head.last_modified, head.last_modified, head.last_modified);
+        }
+        let known = node.object.as_ref().is_some_and(|object| object.decoded);
+        if !same || !known {
+            node.apply(&decoded);
+        }
+        let tagged = head.tag_count > 0;
+        let mut object = object_of(head);
+        if tagged {
+            object.attributes = None;
+        }
+        node.object = Some(object);
+        node.checked = Some(Instant::now());
+        Ok(())
+    }
+
+    fn name_of(&self, ino: Ino) -> Result<(Ino, std::ffi::OsString)> {
+        let table = self.table.lock();
+        let node = table.get(ino).ok_or(Error::Stale)?;
+        Ok((node.parent, node.name.clone()))
+    }
+
+    /// The name means something else by now: ESTALE makes the kernel look it up again.
+    fn forget_name(&self, ino: Ino) -> Error {
+        let mut table = self.table.lock();
+        if let Some((parent, name)) = table.get(ino).filter(|node| node.linked).map(|node| (node.parent, node.name.clone())) {
+            table.unlink(parent, &name);
+            if let Some(dir) = table.dir_mut(parent) {
+                dir.listing = None;
+            }
+        }
+        Error::Stale
+    }
+
+    /// A reader of the published object, and the epoch that it is of.
+    fn reader(&self, ino: Ino) -> Result<(Reader, u64)> {
+        let place = self.place(ino)?;
+        let table = self.table.lock();
+        let node = table.get(ino).ok_or(Error::Stale)?;
+        let object = node.object.as_ref().ok_or(Error::Stale)?;
+        let version = Self::version(&place, object);
+        Ok((self.cache.reader(place.store, version), node.file.epoch))
+    }
+
+    /// read(2): from the local copy while there is one, else from the version that the handle is pinned to.
+    pub async fn read(&self, fh: Fh, offset: u64, size: u32) -> Result<Bytes> {
+        let handle = self.handles.file(fh)?;
+        if !handle.readable {
+            return Err(Error::BadHandle);
+        }
+        let (staged, epoch) = {
+            let table = self.table.lock();
+            let node = table.get(handle.ino).ok_or(Error::Stale)?;
+            (node.file.staged.clone(), node.file.epoch)
+        };
+        if let Some(staged) = staged {
+            return Ok(staged.read(offset, size as usize).await?);
+        }
+        let reader = self.handle_reader(&handle, epoch)?;
+        self.within(async { Ok(reader.read(offset, size as usize).await?) }).await
+    }
+
+    /// The handle's reader; a new one when this mount itself changed the file since.
+    fn handle_reader(&self, handle: &FileHandle, epoch: u64) -> Result<Arc<Reader>> {
+        if let Some((_, reader)) = handle.reader.lock().as_ref().filter(|(of, _)| *of == epoch) {
+            return Ok(reader.clone());
+        }
+        let (reader, of) = self.reader(handle.ino)?;
+        let reader = Arc::new(reader);
+        *handle.reader.lock() = Some((of, reader.clone()));
+        Ok(reader)
+    }
+
+    /// lseek(2) SEEK_DATA and SEEK_HOLE: an object has no holes but the one at its end.
+    pub async fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> Result<u64> {
+        let ino = self.handles.file(fh)?.ino;
+        let size = self.attr(ino)?.0.size;
+        let offset = u64::try_from(offset).map_err(|_| Error::SeekBeyond)?;
+        if offset >= size {
+            return Err(Error::SeekBeyond);
+        }
+        match whence {
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(Error::Invalid),
+        }
+    }
+}

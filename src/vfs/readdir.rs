@@ -1,0 +1,343 @@
+//! opendir, readdir, readdirplus: directories of any size in bounded memory.
+//!
+//! A handle shows a directory as it was when it was opened (or rewound): what the store lists, less what this mount
+//! removed, and then what exists here alone. It holds at most two pages of the listing and, of all before, only where each
+//! began, so that a seek backwards asks for that page again.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use tokio::sync::Mutex;
+
+use super::attr::Kind;
+use super::error::{Error, Result};
+use super::inode::Place;
+use super::listing::{KEEP_MOST, Listed, Listing, Merger};
+use super::remember::Row;
+use super::{DirEntry, DirSink, Entry, Fh, Ino, Vfs};
+use crate::s3::ListRequest;
+
+/// Offsets 1 and 2 follow `.` and `..`; the listing's entries come from 2 on.
+const DOTS: u64 = 2;
+/// HEADs of possible links that go out together.
+const LINKS_AT_ONCE: usize = 32;
+
+/// An open directory.
+pub struct DirHandle {
+    ino: Ino,
+    stream: Mutex<Option<Stream>>,
+}
+
+/// One pass over a directory.
+struct Stream {
+    started: Instant,
+    place: Option<Place>,
+    /// Where each page begins, in order.
+    anchors: Vec<Anchor>,
+    /// The page that was read last.
+    current: Option<(usize, Arc<Vec<Listed>>)>,
+    /// Entries of the whole listing, while they are few enough to be kept.
+    gathered: Option<Vec<Listed>>,
+    /// A listing that is already whole.
+    whole: Option<Arc<Listing>>,
+    /// All pages are known.
+    ended: bool,
+    /// Names that exist here and that the listing does not hold, in order; known at the end of the listing.
+    extra: Option<Vec<OsString>>,
+    /// Names of ours, so that a listed one is not shown twice.
+    removed: HashSet<OsString>,
+}
+
+/// The beginning of a page: what must be asked and what was in doubt.
+#[derive(Clone)]
+struct Anchor {
+    /// Index of the first entry.
+    first: u64,
+    continuation: Option<String>,
+    merger: Merger,
+}
+
+impl Vfs {
+    /// opendir(3).
+    pub async fn opendir(&self, ino: Ino) -> Result<Fh> {
+        let mut table = self.table.lock();
+        if table.dir(ino).is_none() {
+            return Err(if table.get(ino).is_some() { Error::NotDirectory } else { Error::Stale });
+        }
+        table.pin(ino);
+        drop(table);
+        Ok(self.handles.add_directory(DirHandle { ino, stream: Mutex::new(None) }))
+    }
+
+    /// Closes a directory.
+    pub async fn releasedir(&self, fh: Fh) {
+        if let Ok(handle) = self.handles.remove_directory(fh) {
+            self.table.lock().unpin(handle.ino);
+        }
+    }
+
+    /// fsync(2) of a directory: what was closed empty in it becomes an object now.
+    pub async fn fsyncdir(&self, fh: Fh) -> Result<()> {
+        let handle = self.handles.directory(fh)?;
+        let empty: Vec<Ino> = {
+            let table = self.table.lock();
+            let children = table.dir(handle.ino).map(|dir| dir.children.values().copied().collect::<Vec<_>>()).unwrap_or_default();
+            let waits = |ino: &Ino| table.get(*ino).is_some_and(|node| node.file.writers == 0 && node.file.staged.as_ref().is_some_and(|s| s.size() == 0 && s.is_dirty()));
+            children.into_iter().filter(waits).collect()
+        };
+        for ino in empty {
+            self.publish(ino).await?;
+            self.retire(ino).await;
+        }
+        Ok(())
+    }
+
+    /// getdents(2). Entries that `sink` takes with attributes count as lookups.
+    pub async fn readdir(&self, fh: Fh, offset: u64, plus: bool, sink: DirSink<'_>) -> Result<()> {
+        let handle = self.handles.directory(fh)?;
+        let mut held = handle.stream.lock().await;
+        if offset == 0 || held.is_none() {
+            *held = Some(self.begin(handle.ino)?);
+        }
+        let Some(stream) = held.as_mut() else { return Err(Error::BadHandle) };
+        let mut offset = offset;
+        while offset < DOTS {
+            let (ino, name) = if offset == 0 { (handle.ino, ".") } else { (self.parent_ino(handle.ino), "..") };
+            offset += 1;
+            if !sink(DirEntry { ino, offset, kind: Kind::Directory, name: OsStr::new(name), entry: None }) {
+                return Ok(());
+            }
+        }
+        loop {
+            let batch = self.within(self.batch(handle.ino, stream, offset - DOTS)).await?;
+            let Batch { names, listed } = batch;
+            if names.is_empty() && !listed {
+                return Ok(());
+            }
+            // A page whose every entry is in doubt yields nothing yet: the next one follows at the same offset.
+            for (name, index, found) in self.prepare(handle.ino, stream, names, plus).await? {
+                offset = DOTS + index + 1;
+                let Some((ino, kind)) = found else { continue };
+                if !self.offer(ino, kind, offset, &name, plus, sink) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn parent_ino(&self, ino: Ino) -> Ino {
+        self.table.lock().get(ino).map_or(super::ROOT, |node| node.parent)
+    }
+
+    /// Offers one entry; a lookup is counted first, and taken back when the buffer was full.
+    fn offer(&self, ino: Ino, kind: Kind, offset: u64, name: &OsStr, plus: bool, sink: DirSink<'_>) -> bool {
+        if !plus {
+            let taken = sink(DirEntry { ino, offset, kind, name, entry: None });
+            self.table.lock().release(ino);
+            return taken;
+        }
+        let Ok(entry): Result<Entry> = self.grant(ino) else { return true };
+        let taken = sink(DirEntry { ino, offset, kind: entry.attr.kind, name, entry: Some(&entry) });
+        if !taken {
+            self.forget(ino, 1);
+        }
+        taken
+    }
+
+    fn begin(&self, dir: Ino) -> Result<Stream> {
+        let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
+        let table = self.table.lock();
+        let state = table.dir(dir).ok_or(Error::NotDirectory)?;
+        let whole = state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
+        let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
+        let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
+        Ok(Stream {
+            started,
+            place,
+            anchors: vec![Anchor { first: 0, continuation: None, merger }],
+            current: None,
+            gathered: Some(Vec::new()),
+            whole,
+            ended: false,
+            extra: None,
+            removed: state.removed.iter().filter(|(_, at)| **at >= started).map(|(name, _)| name.clone()).collect(),
+        })
+    }
+
+    /// The names from `index` on that are at hand after at most one request.
+    async fn batch(&self, dir: Ino, stream: &mut Stream, index: u64) -> Result<Batch> {
+        if stream.whole.is_none() && stream.place.is_none() {
+            let listing = Arc::new(self.list_buckets(stream.started).await?);
+            self.install(dir, listing.clone());
+            stream.whole = Some(listing);
+        }
+        if let Some(whole) = stream.whole.clone() {
+            let total = whole.entries.len() as u64;
+            if index < total {
+                return Ok(Batch::of(&whole.entries, 0, index));
+            }
+            return Ok(self.extra(dir, stream, total, index));
+        }
+        let at = stream.anchors.partition_point(|anchor| anchor.first <= index).saturating_sub(1);
+        if let Some((page, entries)) = stream.current.clone().filter(|(page, _)| *page == at) {
+            let first = stream.anchors[page].first;
+            if index < first + entries.len() as u64 {
+                return Ok(Batch::of(&entries, first, index));
+            }
+            if stream.ended && page + 1 == stream.anchors.len() {
+                return Ok(self.extra(dir, stream, first + entries.len() as u64, index));
+            }
+        }
+        self.next_page(dir, stream, at, index).await
+    }
+
+    /// Asks for page `at`; what it makes certain is the batch.
+    async fn next_page(&self, dir: Ino, stream: &mut Stream, at: usize, index: u64) -> Result<Batch> {
+        let Some(place) = &stream.place else { return Err(Error::NotDirectory) };
+        let anchor = stream.anchors.get(at).cloned().ok_or(Error::Invalid)?;
+        let mut merger = anchor.merger.clone();
+        let request = ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
+        let page = place.store.list(request).await?;
+        let next = page.next.clone();
+        let entries = merger.push(page);
+        let newest = at + 1 == stream.anchors.len() && !stream.ended;
+        let end = anchor.first + entries.len() as u64;
+        if newest {
+            stream.gathered = stream.gathered.take().map(|mut all| {
+                all.extend(entries.iter().cloned());
+                all
+            });
+            stream.gathered = stream.gathered.take().filter(|all| all.len() <= KEEP_MOST);
+            match next {
+                Some(continuation) => stream.anchors.push(Anchor { first: end, continuation: Some(continuation), merger }),
+                None => {
+                    stream.ended = true;
+                    if let Some(all) = stream.gathered.take() {
+                        self.install(dir, Arc::new(merger.listing(stream.started, all, true)));
+                    }
+                }
+            }
+        }
+        let entries = Arc::new(entries);
+        stream.current = Some((at, entries.clone()));
+        if index < end {
+            return Ok(Batch::of(&entries, anchor.first, index));
+        }
+        if stream.ended && at + 1 == stream.anchors.len() {
+            return Ok(self.extra(dir, stream, end, index));
+        }
+        Ok(Batch { names: Vec::new(), listed: true })
+    }
+
+    /// Names that exist here alone, behind those that the store lists.
+    fn extra(&self, dir: Ino, stream: &mut Stream, listed: u64, index: u64) -> Batch {
+        let extra = stream.extra.get_or_insert_with(|| {
+            let table = self.table.lock();
+            let Some(state) = table.dir(dir) else { return Vec::new() };
+            let ours = |ino: &Ino| table.get(*ino).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= stream.started));
+            let mut names: Vec<OsString> = state.children.iter().filter(|(_, ino)| ours(ino)).map(|(name, _)| name.clone()).collect();
+            names.sort_unstable();
+            names
+        });
+        let from = usize::try_from(index.saturating_sub(listed)).unwrap_or(usize::MAX);
+        let names = extra.iter().enumerate().skip(from).map(|(at, name)| (listed + at as u64, Offered::Here(name.clone()))).collect();
+        Batch { names, listed: false }
+    }
+
+    /// Gives each name of a batch its inode; `None` where it is shown elsewhere or gone.
+    async fn prepare(&self, dir: Ino, stream: &Stream, batch: Vec<(u64, Offered)>, plus: bool) -> Result<Vec<Prepared>> {
+        let rows = self.recall(stream, &batch).await;
+        let mut prepared = Vec::with_capacity(batch.len());
+        let mut links = Vec::new();
+        for (at, ((index, offered), row)) in batch.into_iter().zip(rows).enumerate() {
+            let listed = match offered {
+                Offered::Here(name) => {
+                    let found = self.child_here(dir, &name);
+                    prepared.push((name, index, found));
+                    continue;
+                }
+                Offered::Listed(listed) => listed,
+            };
+            let name = listed.name();
+            if stream.removed.contains(&name) || self.is_ours(dir, &name, stream.started) {
+                prepared.push((name, index, None));
+                continue;
+            }
+            let found = match (&listed.object, &stream.place) {
+                (None, Some(_)) => Some((self.take_directory(dir, name.clone(), &listed.segment, stream.started, row), Kind::Directory)),
+                (Some(object), Some(_)) => {
+                    if plus && row.is_none() && self.may_be_link(object) {
+                        links.push((at, listed.clone()));
+                    }
+                    let kind = if row.as_ref().is_some_and(|row| row.target.is_some()) { Kind::Symlink } else { Kind::File };
+                    Some((self.take_listed(dir, name.clone(), &listed.segment, object, row, stream.started), kind))
+                }
+                (_, None) => Some((self.adopt_listed(dir, name.clone(), &listed, stream.started).await?, Kind::Directory)),
+            };
+            prepared.push((name, index, found));
+        }
+        let found = futures::stream::iter(links.into_iter().map(|(at, listed)| async move {
+            let ino = self.adopt_listed(dir, listed.name(), &listed, stream.started).await;
+            (at, ino)
+        }));
+        for (at, ino) in found.buffer_unordered(LINKS_AT_ONCE).collect::<Vec<_>>().await {
+            // A link that cannot be looked at shows as the small file that the listing names.
+            if let (Ok(ino), Some(entry)) = (ino, prepared.get_mut(at)) {
+                entry.2 = Some((ino, self.kind(ino)?));
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// What is remembered of each listed name, in one look.
+    async fn recall(&self, stream: &Stream, batch: &[(u64, Offered)]) -> Vec<Option<Row>> {
+        let Some(place) = &stream.place else { return vec![None; batch.len()] };
+        let directory = super::directory::directory_tag();
+        let wanted = batch.iter().map(|(_, offered)| match offered {
+            Offered::Listed(Listed { segment, object: Some(object), .. }) => (format!("{}{segment}", place.key), object.etag.clone(), object.modified),
+            Offered::Listed(Listed { segment, .. }) => (format!("{}{segment}/", place.key), directory.clone(), std::time::SystemTime::UNIX_EPOCH),
+            Offered::Here(_) => (String::new(), directory.clone(), std::time::SystemTime::UNIX_EPOCH),
+        });
+        self.memory.get_many(place.store.bucket(), wanted.collect()).await
+    }
+
+    fn child_here(&self, dir: Ino, name: &OsStr) -> Option<(Ino, Kind)> {
+        let table = self.table.lock();
+        let ino = table.child(dir, name)?;
+        table.get(ino).map(|node| (ino, node.kind))
+    }
+
+    /// The name is one of those shown behind the listing.
+    fn is_ours(&self, dir: Ino, name: &OsStr, started: Instant) -> bool {
+        let table = self.table.lock();
+        table.child(dir, name).and_then(|ino| table.get(ino)).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started))
+    }
+}
+
+type Prepared = (OsString, u64, Option<(Ino, Kind)>);
+
+/// Names at hand, each with its index.
+struct Batch {
+    names: Vec<(u64, Offered)>,
+    /// More may follow though there are no names.
+    listed: bool,
+}
+
+enum Offered {
+    Listed(Listed),
+    Here(OsString),
+}
+
+/// Names that one call looks at: a kernel buffer holds some hundred of them.
+const BATCH: usize = 256;
+
+impl Batch {
+    fn of(entries: &[Listed], first: u64, index: u64) -> Self {
+        let from = usize::try_from(index - first).unwrap_or(usize::MAX);
+        let names = entries.iter().enumerate().skip(from).take(BATCH).map(|(at, entry)| (first + at as u64, Offered::Listed(entry.clone())));
+        Self { names: names.collect(), listed: true }
+    }
+}

@@ -1,0 +1,148 @@
+//! unlink and rmdir.
+
+use std::ffi::OsStr;
+use std::time::{Instant, SystemTime};
+
+use super::attr::Kind;
+use super::error::{Error, Result};
+use super::inode::{Object, Place};
+use super::{Caller, Ino, Root, Vfs};
+
+/// A deleted file that is open stays readable when it is no larger: its bytes are fetched before the DELETE.
+const KEEP_READABLE: u64 = 64 << 20;
+/// Size of a read while they are fetched.
+const PIECE: usize = 1 << 20;
+
+impl Vfs {
+    /// unlink(2): sends its DELETE and returns its result.
+    pub async fn unlink(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
+        self.check_removable()?;
+        self.within(async {
+            let ino = self.resolve(parent, name).await?;
+            if self.kind(ino)? == Kind::Directory {
+                return Err(Error::IsDirectory);
+            }
+            let order = self.order(ino)?;
+            let _turn = order.lock().await;
+            self.unlink_in_turn(ino).await
+        })
+        .await?;
+        self.gone(parent, name);
+        self.keep_directory(parent);
+        Ok(())
+    }
+
+    pub(super) fn check_removable(&self) -> Result<()> {
+        self.check_writable()?;
+        if self.config.allow_delete { Ok(()) } else { Err(Error::NotPermitted) }
+    }
+
+    pub(super) fn kind(&self, ino: Ino) -> Result<Kind> {
+        Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.kind)
+    }
+
+    async fn unlink_in_turn(&self, ino: Ino) -> Result<()> {
+        let place = self.place(ino)?;
+        let object = self.table.lock().get(ino).ok_or(Error::Stale)?.object.clone();
+        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+        self.writeback.cancel_metadata(place.store.bucket(), &place.key);
+        let open = self.handles.is_open(ino);
+        if let Some(object) = &object {
+            if open {
+                self.keep_readable(&place, object).await;
+            }
+            place.store.delete(&place.key, None).await?;
+            self.memory.remove(place.store.bucket(), &place.key);
+        }
+        if !open {
+            self.cache.remove(place.store.bucket(), &place.key).await;
+            self.discard_staged(ino).await;
+        }
+        Ok(())
+    }
+
+    /// Nobody can reach the content any more.
+    pub(super) async fn discard_staged(&self, ino: Ino) {
+        if let Ok(Some(staged)) = self.staged_now(ino) {
+            staged.discard().await;
+            self.drop_staged(ino);
+        }
+    }
+
+    /// Fetches what an open handle may still read, as far as that is small; a larger one answers ESTALE where it is not cached.
+    async fn keep_readable(&self, place: &Place, object: &Object) {
+        let version = Self::version(place, object);
+        if object.size > KEEP_READABLE || self.cache.is_complete(&version) {
+            return;
+        }
+        let reader = self.cache.reader(place.store.clone(), version);
+        let mut at = 0;
+        while at < object.size {
+            match reader.read(at, PIECE).await {
+                Ok(bytes) if !bytes.is_empty() => at += bytes.len() as u64,
+                _ => return,
+            }
+        }
+    }
+
+    /// The name is gone from its directory.
+    pub(super) fn gone(&self, parent: Ino, name: &OsStr) {
+        {
+            let mut table = self.table.lock();
+            if let Some(dir) = table.dir_mut(parent) {
+                dir.removed.insert(name.to_owned(), Instant::now());
+            }
+            if let Some(child) = table.child(parent, name) {
+                if let Some(node) = table.get_mut(child) {
+                    node.ctime = SystemTime::now();
+                }
+            }
+            table.unlink(parent, name);
+        }
+        self.touch_parent(parent);
+    }
+
+    /// rmdir(2): judged by a listing at most `metadata_ttl` old; only the marker goes.
+    pub async fn rmdir(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
+        self.check_removable()?;
+        self.within(async {
+            let ino = self.resolve(parent, name).await?;
+            if self.kind(ino)? != Kind::Directory {
+                return Err(Error::NotDirectory);
+            }
+            if let (true, Root::Account(account)) = (self.is_account(parent), &self.root) {
+                let name = name.to_str().ok_or(Error::Invalid)?;
+                if !self.config.allow_bucket_changes {
+                    tracing::warn!("{name}: a directory here is a bucket: mount with -o allow_bucket_changes to remove one");
+                    return Err(Error::NotPermitted);
+                }
+                return Ok(account.delete_bucket(name).await?);
+            }
+            self.require_empty(ino).await?;
+            let place = self.place(ino)?;
+            let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
+            if self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false)) {
+                self.delete_marker(&place).await?;
+            }
+            self.memory.remove(place.store.bucket(), &place.key);
+            Ok(())
+        })
+        .await?;
+        self.gone(parent, name);
+        self.keep_directory(parent);
+        Ok(())
+    }
+
+    /// ENOTEMPTY while the directory holds a name, here or in the store.
+    pub(super) async fn require_empty(&self, dir: Ino) -> Result<()> {
+        let listing = self.known(dir).await?;
+        let table = self.table.lock();
+        let state = table.dir(dir).ok_or(Error::NotDirectory)?;
+        let here = state.children.values().any(|child| {
+            table.get(*child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= listing.started))
+        });
+        let removed = |name: &OsStr| state.removed.get(name).is_some_and(|at| *at >= listing.started);
+        let there = !listing.complete || listing.entries.iter().any(|entry| !removed(&entry.name()));
+        if here || there { Err(Error::NotEmpty) } else { Ok(()) }
+    }
+}

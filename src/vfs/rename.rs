@@ -1,0 +1,377 @@
+//! rename: a file's key changes by a server-side copy and a delete, a tree's by many of them; what is not published yet just
+//! changes its target.
+
+use std::ffi::{OsStr, OsString};
+
+use futures::{StreamExt, TryStreamExt};
+
+use super::attr::Kind;
+use super::error::{Error, Result};
+use super::file::{row_of, target};
+use super::inode::{Object, Place};
+use super::lookup::LINK_MAX;
+use super::temporary::Temporary;
+use super::{Caller, Ino, Vfs, attr};
+use crate::s3::multipart::copy_object;
+use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
+use crate::writeback::{Attributes, Expect};
+
+/// Keys of one DeleteObjects (S3's own limit).
+const DELETE_MOST: usize = 1000;
+
+/// One name, and what it is to become.
+struct Move {
+    to: (Ino, OsString),
+    segment: String,
+    source: Place,
+    target: Place,
+    replaced: Option<Ino>,
+    exclusive: bool,
+}
+
+impl Vfs {
+    /// rename(2) and renameat2(2) with RENAME_NOREPLACE.
+    pub async fn rename(&self, caller: Caller, parent: Ino, name: &OsStr, new_parent: Ino, new_name: &OsStr, flags: u32) -> Result<()> {
+        self.check_removable()?;
+        if flags & !libc::RENAME_NOREPLACE != 0 {
+            return Err(Error::Invalid);
+        }
+        if self.is_account(parent) || self.is_account(new_parent) {
+            tracing::warn!("a bucket cannot be renamed, and a file cannot be moved beside buckets");
+            return Err(Error::NotPermitted);
+        }
+        let ino = self.within(self.resolve(parent, name)).await?;
+        let replaced = match self.within(self.resolve(new_parent, new_name)).await {
+            Ok(found) => Some(found),
+            Err(Error::NoEntry) => None,
+            Err(error) => return Err(error),
+        };
+        if replaced.is_some() && flags & libc::RENAME_NOREPLACE != 0 {
+            return Err(Error::Exists);
+        }
+        if replaced == Some(ino) {
+            return Ok(());
+        }
+        let kind = self.kind(ino)?;
+        if let Some(other) = replaced {
+            match (kind, self.kind(other)?) {
+                (Kind::Directory, Kind::Directory) => self.within(self.require_empty(other)).await?,
+                (Kind::Directory, _) => return Err(Error::NotDirectory),
+                (_, Kind::Directory) => return Err(Error::IsDirectory),
+                _ => {}
+            }
+        }
+        if kind == Kind::Directory && self.table.lock().is_below(new_parent, ino) {
+            return Err(Error::Invalid);
+        }
+        let (segment, target) = self.place_for_new(new_parent, new_name, kind == Kind::Directory)?;
+        let step = Move {
+            to: (new_parent, new_name.to_owned()),
+            segment,
+            source: self.place(ino)?,
+            target,
+            replaced,
+            exclusive: flags & libc::RENAME_NOREPLACE != 0,
+        };
+        if kind == Kind::Directory { self.rename_tree(ino, &step).await? } else { self.rename_file(caller, ino, &step).await? }
+        self.touch_parent(parent);
+        self.touch_parent(new_parent);
+        self.keep_directory(parent);
+        Ok(())
+    }
+
+    async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
+        let order = self.order(ino)?;
+        let _turn = order.lock().await;
+        let temporary = self.temporary.classify(&step.to.1, caller.pid);
+        let (staged, object, held) = {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            (node.file.staged.clone(), node.object.clone(), node.file.temporary)
+        };
+        let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
+        if let Some(object) = object {
+            if unsent {
+                self.publish_in_turn(ino).await?;
+            }
+            let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).unwrap_or(object);
+            return self.within(self.move_object(ino, &object, step)).await;
+        }
+        let Some(staged) = staged else { return Err(Error::Stale) };
+        let expect = match step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone())) {
+            Some(over) => Expect::Version(over.etag),
+            None if step.exclusive => Expect::Absent,
+            None => Expect::NewFile,
+        };
+        let guess = temporary.as_ref().and_then(|Temporary { leads_to, .. }| {
+            let (_, place) = self.place_for_new(step.to.0, OsStr::new(leads_to.as_deref()?), false).ok()?;
+            Some(place.key)
+        });
+        staged.retarget(target(&step.target), expect).await?;
+        staged.set_held(temporary.is_some(), guess);
+        let closed = {
+            let mut table = self.table.lock();
+            match table.get_mut(ino) {
+                Some(node) => {
+                    node.file.temporary = temporary.is_some();
+                    node.file.writers == 0
+                }
+                None => true,
+            }
+        };
+        self.relink(ino, step).await;
+        // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
+        if held && temporary.is_none() && closed && staged.is_dirty() {
+            if staged.size() == 0 {
+                return self.publish_empty_later(ino, &staged).await;
+            }
+            let published = self.publish_in_turn(ino).await;
+            drop(_turn);
+            self.retire(ino).await;
+            return published;
+        }
+        Ok(())
+    }
+
+    /// Moves the node to its new name; what had the name is nobody's any more.
+    async fn relink(&self, ino: Ino, step: &Move) {
+        let replaced = {
+            let mut table = self.table.lock();
+            if let Some(node) = table.get_mut(ino) {
+                node.ctime = std::time::SystemTime::now();
+            }
+            table.relink(ino, step.to.0, &step.to.1, step.segment.clone())
+        };
+        if let Some(replaced) = replaced.filter(|replaced| !self.handles.is_open(*replaced)) {
+            self.discard_staged(replaced).await;
+        }
+    }
+
+    /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
+    async fn move_object(&self, ino: Ino, object: &Object, step: &Move) -> Result<()> {
+        let (source, destination) = (&step.source, &step.target);
+        let _source = self.guards.key(source.store.bucket(), &source.key).await;
+        let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
+        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
+        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key);
+        let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
+        let current = known.attributes.clone().unwrap_or_default();
+        let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
+        let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
+        match source.store.delete(&source.key, Some(known.etag.clone())).await {
+            // Changed by somebody else since it was copied: their version stays, under the old name.
+            Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::Conflict) => tracing::warn!("{error}"),
+            Err(error) if error.kind == ErrorKind::NotImplemented => source.store.delete(&source.key, None).await?,
+            other => other?,
+        }
+        let from = Self::version(source, &known);
+        self.relink(ino, step).await;
+        let moved = self.moved(ino, outcome, wanted);
+        self.memory.remove(source.store.bucket(), &source.key);
+        if let Some(moved) = moved {
+            let to = Self::version(destination, &moved);
+            self.cache.rekey(&from, &to).await;
+        }
+        Ok(())
+    }
+
+    /// The node is the copy from now on.
+    fn moved(&self, ino: Ino, outcome: PutOutcome, attributes: Attributes) -> Option<Object> {
+        let place = self.place(ino).ok()?;
+        let (object, row) = {
+            let mut table = self.table.lock();
+            let node = table.get_mut(ino)?;
+            let same_pages = node.file.kernel_pages.is_some();
+            let object = node.object.as_mut()?;
+            object.etag = outcome.etag;
+            object.version_id = outcome.version_id;
+            object.last_modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+            object.attributes = Some(attributes);
+            let object = object.clone();
+            node.file.kernel_pages = same_pages.then(|| object.etag.clone());
+            node.file.epoch += 1;
+            node.checked = Some(std::time::Instant::now());
+            (object.clone(), row_of(node, object.last_modified))
+        };
+        if let Some(row) = row {
+            self.memory.put(place.store.bucket(), &place.key, row);
+        }
+        Some(object)
+    }
+
+    /// What the object carries under its new key: a type that its old name gave it follows the new name, a link's redirect its new place.
+    fn renamed(&self, attributes: &Attributes, current: &Attributes, ino: Ino, from: &Place, to: &Place) -> Attributes {
+        let mut wanted = attributes.clone();
+        let by_name = |place: &Place| self.writeback.default_headers(place.store.bucket(), &place.key).content_type;
+        let (old, new) = (by_name(from), by_name(to));
+        let link = self.table.lock().get(ino).filter(|node| node.kind == Kind::Symlink).and_then(|node| node.target.clone());
+        if current.headers.content_type == old && old != new && link.is_none() {
+            wanted.headers.content_type = new;
+        }
+        if let Some(link) = link {
+            wanted.headers.website_redirect = self.redirect_of(&to.key, &link);
+        }
+        wanted
+    }
+
+    /// One server-side copy with everything that the source carries, or what is wanted instead.
+    async fn copy(&self, from: &Place, to: &Place, object: &Object, current: &Attributes, wanted: &Attributes) -> Result<PutOutcome> {
+        let source = CopySource {
+            bucket: from.store.bucket().to_owned(),
+            key: from.key.clone(),
+            if_match: Some(object.etag.clone()),
+            version_id: None,
+        };
+        let changed = wanted.metadata != current.metadata || wanted.headers != current.headers;
+        let metadata = if changed {
+            CopyMetadata::Replace(Box::new(PutOptions {
+                headers: wanted.headers.clone(),
+                metadata: wanted.metadata.clone(),
+                storage_class: wanted.storage_class.clone(),
+                ..PutOptions::default()
+            }))
+        } else {
+            CopyMetadata::Keep { website_redirect: wanted.headers.website_redirect.clone(), storage_class: wanted.storage_class.clone() }
+        };
+        let head = ObjectHead {
+            size: object.size,
+            etag: object.etag.clone(),
+            last_modified: object.last_modified,
+            metadata: wanted.metadata.clone(),
+            headers: wanted.headers.clone(),
+            storage_class: wanted.storage_class.clone(),
+            version_id: None,
+            checksum: None,
+            restore: None,
+            tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
+        };
+        Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
+    }
+
+    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
+    async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
+        let (source, destination) = (&step.source, &step.target);
+        let _source = self.guards.tree(source.store.bucket(), &source.key).await;
+        let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        let objects = self.list_tree(source).await?;
+        let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
+        let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
+            Ok(copied) => copied,
+            Err(error) => {
+                tracing::error!("{}: the directory was not renamed: {error:?}; all of it is still there, and some of it is under {} too", source.key, destination.key);
+                return Err(error);
+            }
+        };
+        let keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag.clone())).collect();
+        for batch in keys.chunks(DELETE_MOST) {
+            for (key, error) in source.store.delete_many(batch).await? {
+                tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
+            }
+        }
+        self.retarget_below(dir, source, destination).await?;
+        self.relink(dir, step).await;
+        let mut table = self.table.lock();
+        for ino in table.below(dir) {
+            if let Some(node) = table.get_mut(ino) {
+                node.checked = node.checked.filter(|_| ino == dir);
+                node.file.kernel_pages = None;
+                if let Some(state) = node.dir.as_deref_mut() {
+                    state.listing = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All objects below a prefix, refused over `rename_limit`.
+    async fn list_tree(&self, place: &Place) -> Result<Vec<ListEntry>> {
+        let mut objects = Vec::new();
+        let mut request = ListRequest { prefix: place.key.clone(), ..ListRequest::default() };
+        loop {
+            let page = self.within(async { Ok(place.store.list(request.clone()).await?) }).await?;
+            objects.extend(page.entries);
+            if objects.len() as u64 > self.config.rename_limit {
+                tracing::error!(
+                    "{}: more than {} objects are not renamed at once: raise rename_limit, or rename its parts",
+                    place.key,
+                    self.config.rename_limit
+                );
+                return Err(Error::TooLarge);
+            }
+            match page.next {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(objects),
+            }
+        }
+    }
+
+    async fn copy_below(&self, from: &Place, to: &Place, entry: ListEntry) -> Result<Copied> {
+        let below = entry.key.get(from.key.len()..).unwrap_or_default();
+        let source = Place { store: from.store.clone(), key: entry.key.clone() };
+        let target = Place { store: to.store.clone(), key: format!("{}{below}", to.key) };
+        // A marker is made anew: some stores keep none that could be copied (SeaweedFS), and only ours carry anything.
+        if entry.size == 0 && entry.key.ends_with('/') {
+            let row = self.recall_directory(&source).await;
+            let (stored, mtime) = row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
+            self.within(self.put_marker(&target, stored, mtime)).await?;
+            self.memory.remove(source.store.bucket(), &source.key);
+            return Ok(Copied { source: entry.key, etag: None });
+        }
+        let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
+        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
+        let mut object = super::inode::Object {
+            etag: entry.etag.clone(),
+            size: entry.size,
+            version_id: None,
+            last_modified: entry.last_modified,
+            archived: false,
+            attributes: None,
+            decoded: false,
+        };
+        let link = entry.sha1 && entry.size <= LINK_MAX;
+        let single = entry.size <= source.store.capabilities().max_single_copy;
+        let current = match (&pending, single && !link) {
+            // CopyObject carries everything over but the class; only what is sent anew must be known.
+            (None, true) => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
+            _ => {
+                let head = source.store.head(&source.key).await?;
+                let tags = if head.tag_count > 0 { source.store.get_tags(&source.key).await? } else { Vec::new() };
+                object = super::lookup::object_of(head);
+                Attributes { tags, ..object.attributes.clone().unwrap_or_default() }
+            }
+        };
+        let mut wanted = pending.unwrap_or_else(|| current.clone());
+        if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()) {
+            wanted.headers.website_redirect = self.redirect_of(&target.key, link);
+        }
+        let outcome = self.copy(&source, &target, &object, &current, &wanted).await?;
+        if let Some(row) = row {
+            let written = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+            self.memory.put(target.store.bucket(), &target.key, super::remember::Row { etag: outcome.etag.clone(), written, ..row });
+            self.memory.remove(source.store.bucket(), &source.key);
+        }
+        let from = Self::version(&source, &object);
+        let to = crate::cache::ObjectVersion { key: target.key.clone(), bucket: target.store.bucket().to_owned(), etag: outcome.etag, ..from.clone() };
+        self.cache.rekey(&from, &to).await;
+        Ok(Copied { source: entry.key, etag: Some(object.etag) })
+    }
+
+    /// Files of the tree that are not published yet go to its new place.
+    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place) -> Result<()> {
+        let below = self.table.lock().below(dir);
+        for ino in below {
+            let Ok(Some(staged)) = self.staged_now(ino) else { continue };
+            let now = staged.target();
+            let Some(rest) = now.key.strip_prefix(&from.key) else { continue };
+            let place = Place { store: to.store.clone(), key: format!("{}{rest}", to.key) };
+            staged.retarget(target(&place), Expect::NewFile).await?;
+        }
+        Ok(())
+    }
+}
+
+/// An object of a tree that has its copy.
+struct Copied {
+    source: String,
+    etag: Option<ETag>,
+}

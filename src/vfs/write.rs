@@ -1,0 +1,247 @@
+//! write, truncate, flush, release, fsync, fallocate, copy_file_range.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::error::{Error, Result};
+use super::handle::FileHandle;
+use super::{Caller, Fh, Ino, Vfs, process};
+use crate::writeback::Staged;
+
+/// Largest piece of a copy_file_range that is held in memory.
+const COPY_PIECE: usize = 1 << 20;
+/// A reply's length is 32 bits in FUSE; the kernel calls again for the rest.
+const COPY_MOST: u64 = 1 << 30;
+/// S_ISUID and S_ISGID, which a write by others than root takes away.
+const SUID_SGID: u32 = 0o6000;
+
+impl Vfs {
+    /// write(2). With O_APPEND the bytes go to the end as it is now, not to the kernel's offset.
+    pub async fn write(&self, fh: Fh, offset: u64, data: Bytes, kill_suidgid: bool) -> Result<u32> {
+        let handle = self.writable(fh)?;
+        let staged = self.staged(handle.ino).await?;
+        let len = data.len() as u64;
+        if !handle.append && offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
+            return Err(Error::TooLarge);
+        }
+        handle.wrote.store(true, Ordering::Relaxed);
+        if handle.append { staged.append(data).await.map(drop)? } else { staged.write(offset, data).await? }
+        self.changed(handle.ino, &staged, kill_suidgid);
+        Ok(u32::try_from(len).unwrap_or(u32::MAX))
+    }
+
+    fn writable(&self, fh: Fh) -> Result<Arc<FileHandle>> {
+        self.handles.file(fh).and_then(|handle| if handle.writable { Ok(handle) } else { Err(Error::BadHandle) })
+    }
+
+    /// The content changed: size, times, and privileges that a write ends.
+    fn changed(&self, ino: Ino, staged: &Staged, kill_suidgid: bool) {
+        let now = SystemTime::now();
+        let mut table = self.table.lock();
+        let Some(node) = table.get_mut(ino) else { return };
+        node.size = staged.size();
+        (node.mtime, node.ctime, node.mtime_set) = (now, now, false);
+        node.file.kernel_pages = None;
+        if kill_suidgid {
+            if let Some(mode) = node.stored.mode.as_mut().filter(|mode| **mode & SUID_SGID != 0) {
+                // Set-group-ID without group execute is mandatory locking, which stays.
+                let sgid = if *mode & 0o010 == 0 { 0 } else { 0o2000 };
+                *mode &= !(0o4000 | sgid);
+            }
+        }
+    }
+
+    /// O_TRUNC of an open: the old object stays until the new content is published.
+    pub(super) async fn truncate_open(&self, fh: Fh) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        let order = self.order(handle.ino)?;
+        let _turn = order.lock().await;
+        let staged = self.within(self.stage_anew(handle.ino)).await?;
+        handle.wrote.store(true, Ordering::Relaxed);
+        self.changed(handle.ino, &staged, true);
+        Ok(())
+    }
+
+    /// ftruncate(2) when `fh` is given; truncate(2) otherwise, which publishes before it returns (semantics 4).
+    pub(super) async fn truncate(&self, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
+        self.check_writable()?;
+        {
+            // In turn, so that a file that was just closed is not handed to the cache meanwhile.
+            let order = self.order(ino)?;
+            let _turn = order.lock().await;
+            let staged = if size == 0 {
+                self.stage_anew(ino).await?
+            } else {
+                let staged = self.staged_in_turn(ino).await?;
+                staged.truncate(size).await?;
+                staged
+            };
+            self.changed(ino, &staged, true);
+        }
+        match fh.and_then(|fh| self.handles.file(fh).ok()) {
+            Some(handle) => {
+                handle.wrote.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            None => {
+                let writers = self.table.lock().get(ino).map_or(0, |node| node.file.writers);
+                // Somebody writes it at this moment: their close publishes.
+                if writers > 0 {
+                    return Ok(());
+                }
+                let result = self.publish(ino).await;
+                self.retire(ino).await;
+                result
+            }
+        }
+    }
+
+    /// The FLUSH of a close(2). Only the opener's publishes; the error is close's result.
+    pub async fn flush(&self, caller: Caller, fh: Fh) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        if !handle.writable || process::thread_group(caller.pid) != handle.opener {
+            return Ok(());
+        }
+        if handle.wrote.load(Ordering::Relaxed) || self.is_new_and_empty(handle.ino) {
+            return self.close_content(handle.ino, handle.truncated).await;
+        }
+        Ok(())
+    }
+
+    /// No object exists yet under the file's name, and nobody wrote to it.
+    fn is_new_and_empty(&self, ino: Ino) -> bool {
+        let table = self.table.lock();
+        table.get(ino).is_some_and(|node| node.object.is_none() && node.file.staged.as_ref().is_some_and(|staged| staged.size() == 0))
+    }
+
+    /// Publishes at a close: at once, or a moment later when the file is new or was opened with O_TRUNC, and empty.
+    async fn close_content(&self, ino: Ino, truncated: bool) -> Result<()> {
+        let order = self.order(ino)?;
+        let _turn = order.lock().await;
+        let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
+        if !staged.is_dirty() {
+            return Ok(());
+        }
+        let (linked, new) = self.table.lock().get(ino).map(|node| (node.linked, node.object.is_none())).ok_or(Error::Stale)?;
+        if !linked {
+            return Ok(());
+        }
+        if staged.size() == 0 && (new || truncated) {
+            return self.publish_empty_later(ino, &staged).await;
+        }
+        self.publish_in_turn(ino).await
+    }
+
+    /// The last close of a handle. Errors reach nobody but the log and status.
+    pub async fn release(&self, fh: Fh) {
+        let Ok(handle) = self.handles.remove_file(fh) else { return };
+        let ino = handle.ino;
+        let last = {
+            let mut table = self.table.lock();
+            match table.get_mut(ino) {
+                Some(node) if handle.writable => {
+                    node.file.writers = node.file.writers.saturating_sub(1);
+                    node.file.writers == 0
+                }
+                _ => false,
+            }
+        };
+        let (Some(this), true) = (self.shared(), last) else {
+            self.table.lock().unpin(ino);
+            return;
+        };
+        self.spawn(async move {
+            this.finish(ino).await;
+            this.table.lock().unpin(ino);
+        });
+    }
+
+    /// Nobody has the file open for writing any more: what came after the close is published, what nobody can reach is dropped.
+    async fn finish(&self, ino: Ino) {
+        let Ok(Some(staged)) = self.staged_now(ino) else { return };
+        let linked = self.table.lock().get(ino).is_some_and(|node| node.linked);
+        if !linked {
+            if !self.handles.is_open(ino) {
+                staged.discard().await;
+                self.drop_staged(ino);
+            }
+            return;
+        }
+        if staged.is_dirty() && staged.size() > 0 {
+            // The log and status tell: a RELEASE has no caller to answer.
+            let _ = self.publish(ino).await;
+        }
+        self.retire(ino).await;
+    }
+
+    pub(super) fn drop_staged(&self, ino: Ino) {
+        let mut table = self.table.lock();
+        if let Some(node) = table.get_mut(ino) {
+            node.file.staged = None;
+            node.file.epoch += 1;
+        }
+        table.release(ino);
+    }
+
+    /// fsync(2): durable in the spool. A file whose content is published is durable in S3.
+    pub async fn fsync(&self, fh: Fh, _datasync: bool) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        match self.staged_now(handle.ino)? {
+            Some(staged) if staged.is_dirty() => Ok(staged.sync().await?),
+            _ => Ok(()),
+        }
+    }
+
+    /// fallocate(2): reserves, extends, punches holes, zeroes.
+    pub async fn fallocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
+        const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        let handle = self.writable(fh)?;
+        if length == 0 {
+            return Err(Error::Invalid);
+        }
+        if mode & !KNOWN != 0 {
+            return Err(Error::NotSupported);
+        }
+        let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()).ok_or(Error::TooLarge)?;
+        let staged = self.staged(handle.ino).await?;
+        handle.wrote.store(true, Ordering::Relaxed);
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
+            let size = staged.size();
+            if offset < size {
+                staged.punch_hole(offset, length.min(size - offset)).await?;
+            }
+            if !keep_size && end > size {
+                staged.truncate(end).await?;
+            }
+        } else {
+            staged.allocate(offset, length, keep_size).await?;
+        }
+        self.changed(handle.ino, &staged, true);
+        Ok(())
+    }
+
+    /// copy_file_range(2) between two files of the mount.
+    pub async fn copy_file_range(&self, fh_in: Fh, offset_in: u64, fh_out: Fh, offset_out: u64, len: u64) -> Result<u64> {
+        let target = self.writable(fh_out)?;
+        let source = self.handles.file(fh_in)?;
+        let size = self.attr(source.ino)?.0.size;
+        let len = len.min(size.saturating_sub(offset_in)).min(COPY_MOST);
+        if source.ino == target.ino && offset_in < offset_out + len && offset_out < offset_in + len {
+            return Err(Error::Invalid);
+        }
+        let mut copied = 0;
+        while copied < len {
+            let piece = usize::try_from((len - copied).min(COPY_PIECE as u64)).unwrap_or(COPY_PIECE);
+            let data = self.read(fh_in, offset_in + copied, piece as u32).await?;
+            if data.is_empty() {
+                break;
+            }
+            copied += u64::from(self.write(fh_out, offset_out + copied, data, true).await?);
+        }
+        Ok(copied)
+    }
+}

@@ -1,0 +1,287 @@
+//! PutObject and CompleteMultipartUpload, and what their refusals mean.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
+
+use crc_fast::CrcAlgorithm;
+use md5::{Digest, Md5};
+
+use super::entry::Entry;
+use super::manifest::Phase;
+use super::publish::{self, Snapshot, Verdict};
+use super::spool::blocking;
+use super::state::{Slot, Status};
+use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
+use super::{Error, Expect, OnConflict, Published, Target};
+use crate::s3::{Checksum, ChecksumKind, ETag, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
+
+/// Up to here a body is read into memory, so that writers need not wait for the PUT; 32 of them are 32 MiB.
+const IN_MEMORY: u64 = 1 << 20;
+/// S3's longest key, in bytes of UTF-8.
+const KEY_BYTES: usize = 1024;
+
+/// What our object would look like in S3.
+struct Ours<'a> {
+    size: u64,
+    etag: Option<String>,
+    checksum: Option<Checksum>,
+    options: &'a PutOptions,
+}
+
+/// PutObject of the whole content.
+pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) -> Result<Verdict, Trouble> {
+    transfer::fill(entry, snapshot.base.as_ref(), 0..snapshot.size).await?;
+    // Nobody writes until the bytes are read: what is sent is one moment's content.
+    let mut writer = Some(entry.writer.clone().lock_owned().await);
+    let (size, attributes) = {
+        let mut intent = entry.intent.lock();
+        let mut content = entry.content.lock();
+        if content.size > entry.grid.range(1).end || !content.local.covers(0..content.size) {
+            return Ok(Verdict::Retry);
+        }
+        content.seal();
+        intent.travelled = Some(intent.attributes.clone());
+        (content.size, intent.attributes.clone())
+    };
+    let Target { store, key } = &snapshot.target;
+    let kind = store.capabilities().upload_checksum;
+    let body: Arc<dyn Source>;
+    let checksum;
+    if size <= IN_MEMORY {
+        let file = entry.file.clone();
+        let bytes = blocking(move || transfer::read_exact(&file, 0, size as usize)).await?;
+        let mut hasher = Hasher::new(kind);
+        hasher.update(&bytes);
+        checksum = hasher.finish();
+        body = Arc::new(MemorySource::new(entry, bytes));
+        writer = None;
+    } else {
+        checksum = transfer::checksum(&entry.file, 0..size, kind).await?;
+        body = Arc::new(SpoolSource::new(entry, 0..size));
+    }
+    let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);
+    options.condition = publish::condition(&entry.shared, snapshot);
+    options.checksum = checksum;
+    let error = match store.put(key, body.clone(), options.clone()).await {
+        Ok(outcome) => return Ok(Verdict::Published(published(snapshot, size, &attributes, outcome))),
+        Err(error) => error,
+    };
+    let refused = matches!(error.kind, ErrorKind::PreconditionFailed) || error.kind == ErrorKind::NoSuchKey && options.condition.is_some();
+    if !refused {
+        return otherwise(entry, &options, error);
+    }
+    let md5 = match checksum {
+        Some(Checksum::Md5(md5)) => md5,
+        _ => {
+            let mut hasher = Md5::new();
+            let mut stream = body.open();
+            while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
+                hasher.update(chunk.map_err(Error::from)?);
+            }
+            hasher.finalize().into()
+        }
+    };
+    drop(writer);
+    let ours = Ours { size, etag: Some(hex(&md5)), checksum, options: &options };
+    match judge(entry, snapshot, &ours, doubt).await? {
+        Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, size, &attributes, as_outcome(*head)))),
+        Judged::Theirs(verdict) => Ok(verdict),
+    }
+}
+
+/// CompleteMultipartUpload of the parts that were sent.
+pub(crate) async fn complete(entry: &Arc<Entry>, snapshot: &Snapshot, target: &Target, upload: &str, slots: &BTreeMap<u32, Slot>, doubt: bool) -> Result<Verdict, Trouble> {
+    let mut parts = Vec::new();
+    let mut sums = Vec::new();
+    for slot in slots.values().filter(|slot| slot.wanted) {
+        let Status::Sent(sent) = &slot.status else { return Ok(Verdict::Restart) };
+        let size = slot.piece.range.end - slot.piece.range.start;
+        parts.push(Part { number: slot.piece.number, etag: sent.etag.clone(), size });
+        sums.push((sent.checksum, size));
+    }
+    let attributes = {
+        let mut intent = entry.intent.lock();
+        intent.phase = Phase::Completing;
+        intent.completing = Some(parts.clone());
+        intent.travelled.clone().unwrap_or_default()
+    };
+    entry.persist(!entry.shared.config.write_back.is_zero()).await?;
+    let mut options = publish::options(&entry.shared, target, &attributes);
+    options.condition = publish::condition(&entry.shared, snapshot);
+    options.checksum = combine(&sums);
+    let error = match target.store.complete_multipart(&target.key, upload, &parts, snapshot.size, options.clone()).await {
+        Ok(outcome) => return Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, outcome))),
+        Err(error) => error,
+    };
+    let ours = Ours { size: snapshot.size, etag: multipart_etag(&parts), checksum: options.checksum, options: &options };
+    match error.kind {
+        // Completed by an earlier attempt whose answer was lost, or aborted by somebody.
+        ErrorKind::NoSuchUpload => match target.store.head(&target.key).await {
+            Ok(head) if ours.is(&head, snapshot, true) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head)))),
+            Ok(_) => Ok(Verdict::Restart),
+            Err(error) if error.kind == ErrorKind::NoSuchKey => Ok(Verdict::Restart),
+            Err(error) => Err(Trouble::S3(error)),
+        },
+        // After a race S3 wants every part again under a new upload.
+        ErrorKind::Conflict => Ok(Verdict::Restart),
+        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt).await? {
+            Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(*head)))),
+            Judged::Theirs(verdict) => Ok(verdict),
+        },
+        _ => otherwise(entry, &options, error),
+    }
+}
+
+/// A store that lacks the conditional header gets the request without, from now on.
+fn otherwise(entry: &Entry, options: &PutOptions, error: S3Error) -> Result<Verdict, Trouble> {
+    if error.kind == ErrorKind::NotImplemented && options.condition.is_some() && !entry.shared.unconditional.swap(true, Relaxed) {
+        tracing::warn!("the store knows no conditional writes: changes made elsewhere at the same time are not noticed ({error})");
+        return Ok(Verdict::Retry);
+    }
+    Err(Trouble::S3(error))
+}
+
+enum Judged {
+    Ours(Box<ObjectHead>),
+    Theirs(Verdict),
+}
+
+/// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (semantics 12)?
+async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool) -> Result<Judged, Trouble> {
+    let Target { store, key } = &snapshot.target;
+    let theirs = match store.head(key).await {
+        Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
+        Ok(head) => Some(head),
+        Err(error) if error.kind == ErrorKind::NoSuchKey => None,
+        Err(error) => return Err(Trouble::S3(error)),
+    };
+    let expect = |expect| {
+        entry.intent.lock().expect = expect;
+        Verdict::Retry
+    };
+    Ok(Judged::Theirs(match (theirs, entry.shared.config.on_conflict) {
+        // Theirs deleted: ours is created, where it is a whole.
+        (None, _) if snapshot.whole && matches!(snapshot.expect, Expect::Version(_)) => expect(Expect::NewFile),
+        // A key that came and went: the same again.
+        (None, _) if snapshot.whole => Verdict::Retry,
+        (None, _) => Verdict::Refused(Error::Stale),
+        (Some(_), _) if snapshot.expect == Expect::Absent => Verdict::Refused(Error::Exists),
+        (Some(_), OnConflict::Overwrite) => expect(Expect::Anything),
+        (Some(_), OnConflict::Keep) if snapshot.whole => Verdict::Elsewhere(conflict_key(key, &host(), SystemTime::now())),
+        (Some(_), OnConflict::Keep | OnConflict::Fail) => Verdict::Refused(Error::Stale),
+    }))
+}
+
+impl Ours<'_> {
+    /// Same bytes, and nobody else's: after a lost answer the bytes suffice; else the metadata must be ours too (two
+    /// machines may create the same empty lock file, and only one of them may have it).
+    fn is(&self, head: &ObjectHead, snapshot: &Snapshot, doubt: bool) -> bool {
+        let etag = self.etag.as_deref() == Some(head.etag.as_str());
+        let checksum = self.checksum.is_some() && self.checksum == head.checksum;
+        let young = head.last_modified + Duration::from_secs(60) >= snapshot.began;
+        let marked = !self.options.metadata.is_empty() && self.options.metadata == head.metadata && young;
+        head.size == self.size && (etag || checksum) && (doubt || marked)
+    }
+}
+
+fn as_outcome(head: ObjectHead) -> PutOutcome {
+    PutOutcome { etag: head.etag, version_id: head.version_id, last_modified: Some(head.last_modified) }
+}
+
+fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Box<Published> {
+    Box::new(Published {
+        bucket: snapshot.target.store.bucket().to_owned(),
+        key: snapshot.target.key.clone(),
+        etag: outcome.etag,
+        version_id: outcome.version_id,
+        size,
+        last_modified: outcome.last_modified.unwrap_or_else(SystemTime::now),
+        attributes: attributes.clone(),
+        replaced: matches!(snapshot.expect, Expect::Anything | Expect::Version(_)),
+    })
+}
+
+/// The full-object checksum, where every part was sent with one.
+fn combine(parts: &[(Option<Checksum>, u64)]) -> Option<Checksum> {
+    let mut parts = parts.iter();
+    let mut whole = parts.next()?.0?;
+    for (checksum, size) in parts {
+        whole = match (whole, (*checksum)?) {
+            (Checksum::Crc64Nvme(a), Checksum::Crc64Nvme(b)) => Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, *size)),
+            (Checksum::Crc32c(a), Checksum::Crc32c(b)) => {
+                Checksum::Crc32c(crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), *size) as u32)
+            }
+            _ => return None,
+        };
+    }
+    // An MD5 of one part says nothing about a multipart object.
+    Some(whole).filter(|sum| !matches!(sum, Checksum::Md5(_) | Checksum::Sha1(_)))
+}
+
+/// The ETag of a multipart object: MD5 of the parts' MD5s and their number; `None` where a part's ETag is not an MD5.
+pub(crate) fn multipart_etag(parts: &[Part]) -> Option<String> {
+    let mut all = Md5::new();
+    for part in parts {
+        all.update(part.etag.md5()?);
+    }
+    Some(format!("{}-{}", hex(&all.finalize()), parts.len()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The MD5 ETag that a part of these bytes has.
+pub(crate) async fn part_etag(entry: &Arc<Entry>, range: std::ops::Range<u64>) -> Result<Option<ETag>, Error> {
+    Ok(match transfer::checksum(&entry.file, range, ChecksumKind::Md5).await? {
+        Some(Checksum::Md5(md5)) => Some(ETag::new(hex(&md5))),
+        _ => None,
+    })
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this machine".into())
+}
+
+/// `dir/name (conflict of HOST DATE).ext`, cut to a legal key.
+pub(crate) fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
+    let (dir, name) = key.rsplit_once('/').map_or(("", key), |(dir, name)| (&key[..dir.len() + 1], name));
+    // A leading dot makes a hidden file, not an extension.
+    let (stem, ext) = match name.rfind('.') {
+        Some(dot) if dot > 0 => name.split_at(dot),
+        _ => (name, ""),
+    };
+    let date = jiff::Timestamp::try_from(now).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H.%M.%S").to_string();
+    let mark = format!(" (conflict of {} {date})", host.replace('/', "-"));
+    let mut room = KEY_BYTES.saturating_sub(dir.len() + mark.len() + ext.len()).min(stem.len());
+    while !stem.is_char_boundary(room) {
+        room -= 1;
+    }
+    format!("{dir}{}{mark}{ext}", &stem[..room])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_is_kept_beside_with_its_extension() {
+        let at = SystemTime::now();
+        let name = conflict_key("a/b.tar/report.pdf", "desk", at);
+        assert!(name.starts_with("a/b.tar/report (conflict of desk 2") && name.ends_with(").pdf"), "{name}");
+        assert!(conflict_key(".profile", "h", at).starts_with(".profile (conflict of h "));
+        let long = format!("{}é.txt", "é".repeat(600));
+        assert!(conflict_key(&long, "h", at).len() <= KEY_BYTES);
+    }
+
+    #[test]
+    fn part_checksums_combine_to_that_of_the_object() {
+        let (a, b) = (vec![7u8; 1000], vec![9u8; 77]);
+        let whole = [a.as_slice(), b.as_slice()].concat();
+        let sum = |bytes: &[u8]| Some(Checksum::Crc64Nvme(crc_fast::crc64_nvme(bytes)));
+        assert_eq!(combine(&[(sum(&a), 1000), (sum(&b), 77)]), sum(&whole));
+        assert_eq!(combine(&[(sum(&a), 1000), (None, 77)]), None);
+    }
+}

@@ -1,0 +1,445 @@
+//! What all parts of write-back share: the mount's state, and one entry a staged file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use super::content::Content;
+use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
+use super::metacopy::Copies;
+use super::pace::Meter;
+use super::plan::{How, Piece};
+use super::spool::{Spool, blocking};
+use super::uploader::Message;
+use crate::s3::Part;
+use crate::s3::multipart::PartPlan;
+use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
+
+/// How many bytes are reserved between looks at the disk's free space.
+const LOOK_EVERY: u64 = 32 << 20;
+
+/// The state of one mount's write-back.
+pub(crate) struct Shared {
+    pub config: SpoolConfig,
+    pub hooks: Arc<dyn Hooks>,
+    pub spool: Spool,
+    pub meter: Meter,
+    pub copies: Copies,
+    /// Woken when an entry leaves or ends a publication.
+    pub changed: Notify,
+    /// Publications that ended well.
+    pub publications: AtomicU64,
+    inbox: mpsc::UnboundedSender<Message>,
+    entries: Mutex<HashMap<u64, Arc<Entry>>>,
+    next_id: AtomicU64,
+    /// Bytes that spool files hold.
+    used: AtomicU64,
+    /// Bytes that may still be taken before the disk is looked at again.
+    credit: AtomicI64,
+    pub boot: String,
+    /// The store was found not to know conditional writes.
+    pub unconditional: AtomicBool,
+    /// Uploads being aborted.
+    pub aborts: AtomicUsize,
+}
+
+impl Shared {
+    pub fn new(config: SpoolConfig, spool: Spool, hooks: Arc<dyn Hooks>) -> (Arc<Shared>, mpsc::UnboundedReceiver<Message>) {
+        let (inbox, receiver) = mpsc::unbounded_channel();
+        let shared = Shared {
+            config,
+            hooks,
+            spool,
+            meter: Meter::new(),
+            copies: Copies::new(),
+            changed: Notify::new(),
+            publications: AtomicU64::new(0),
+            inbox,
+            entries: Mutex::new(HashMap::new()),
+            // Numbers are never those of an earlier run's files, which stay where they are.
+            next_id: AtomicU64::new(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_micros() as u64)),
+            used: AtomicU64::new(0),
+            credit: AtomicI64::new(0),
+            boot: boot_id(),
+            unconditional: AtomicBool::new(false),
+            aborts: AtomicUsize::new(0),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    /// Tells the uploader. It lives as long as the runtime; after that nothing is left to be told.
+    pub fn send(&self, message: Message) {
+        let _ = self.inbox.send(message);
+    }
+
+    pub fn entry(&self, id: u64) -> Option<Arc<Entry>> {
+        self.entries.lock().get(&id).cloned()
+    }
+
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        self.entries.lock().values().cloned().collect()
+    }
+
+    fn insert(&self, entry: &Arc<Entry>) {
+        self.entries.lock().insert(entry.id, entry.clone());
+    }
+
+    /// Forgets an entry and gives its space back.
+    pub fn remove(&self, entry: &Entry) {
+        self.entries.lock().remove(&entry.id);
+        self.used.fetch_sub(entry.charged.swap(0, Relaxed), Relaxed);
+        self.credit.store(0, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    pub fn status(&self) -> Vec<EntryStatus> {
+        let mut all: Vec<EntryStatus> = self.entries().iter().filter_map(|entry| entry.status()).collect();
+        all.sort_by_key(|status| status.id);
+        all
+    }
+
+    /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
+    pub async fn reserve(&self, entry: &Entry, bytes: u64) -> Result<(), Error> {
+        loop {
+            let changed = self.changed.notified();
+            if self.fits(bytes) {
+                return Ok(());
+            }
+            let frees = self.entries().iter().any(|other| other.id != entry.id && other.intent.lock().phase.frees());
+            let since = self.meter.progress();
+            if !frees || tokio::time::timeout(self.config.close_timeout, changed).await.is_err() && self.meter.progress() <= since {
+                return Err(Error::NoSpace);
+            }
+        }
+    }
+
+    fn fits(&self, bytes: u64) -> bool {
+        if self.used.load(Relaxed).saturating_add(bytes) > self.config.max_size {
+            return false;
+        }
+        if self.credit.fetch_sub(bytes as i64, Relaxed) >= bytes as i64 {
+            return true;
+        }
+        let free = self.spool.free().saturating_sub(self.config.min_free_space);
+        self.credit.store(free.saturating_sub(bytes).min(LOOK_EVERY) as i64, Relaxed);
+        free >= bytes
+    }
+
+    /// True while the key is being published: its metadata copies wait.
+    pub fn is_publishing(&self, bucket: &str, key: &str) -> bool {
+        self.entries.lock().values().any(|entry| {
+            let intent = entry.intent.lock();
+            intent.phase.frees() && intent.target.key == key && intent.target.store.bucket() == bucket
+        })
+    }
+
+    /// How many entries are being sent while they are written: they share the allowance.
+    pub fn streams(&self) -> usize {
+        self.entries.lock().values().filter(|entry| entry.in_flight.load(Relaxed) > 0).count()
+    }
+}
+
+impl Phase {
+    /// Its end will free spool space without anybody's help.
+    pub(crate) fn frees(self) -> bool {
+        matches!(self, Phase::Sealed | Phase::Uploading | Phase::Completing)
+    }
+}
+
+/// What is to happen with an entry's content, and what has happened.
+pub(crate) struct Intent {
+    pub target: Target,
+    pub expect: Expect,
+    pub base: Option<Base>,
+    pub attributes: Attributes,
+    /// What travelled with the upload that was begun or published last.
+    pub travelled: Option<Attributes>,
+    pub held: bool,
+    pub guess: Option<String>,
+    pub phase: Phase,
+    pub upload: Option<UploadRecord>,
+    pub published: Option<Published>,
+    pub reason: Option<String>,
+    pub poisoned: bool,
+    pub discarded: bool,
+    /// A part sent ahead was refused for good: writers are told at once.
+    pub failed: Option<Error>,
+    /// Left by an earlier run.
+    pub recovered: bool,
+    /// Closed: it goes once it is published.
+    pub retired: bool,
+    /// The base cannot be copied from inside the store: its bytes are fetched.
+    pub fetches: bool,
+    /// The parts that Complete was sent with.
+    pub completing: Option<Vec<Part>>,
+    /// The generation whose bytes were fsynced.
+    pub durable: Option<u64>,
+}
+
+impl Intent {
+    pub fn new(target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Self {
+        Self {
+            target,
+            expect,
+            base,
+            attributes,
+            travelled: None,
+            held: false,
+            guess: None,
+            phase: Phase::Writing,
+            upload: None,
+            published: None,
+            reason: None,
+            poisoned: false,
+            discarded: false,
+            failed: None,
+            recovered: false,
+            retired: false,
+            fetches: false,
+            completing: None,
+            durable: None,
+        }
+    }
+}
+
+/// One staged file.
+pub(crate) struct Entry {
+    pub id: u64,
+    pub shared: Arc<Shared>,
+    pub file: Arc<File>,
+    pub data: PathBuf,
+    pub record: PathBuf,
+    /// Held while the spool file changes, and while a snapshot must stand still.
+    pub writer: Arc<tokio::sync::Mutex<()>>,
+    pub intent: Mutex<Intent>,
+    pub content: Mutex<Content>,
+    /// Part ranges, by number.
+    pub grid: PartPlan,
+    /// Somebody has seen to it that there is a record.
+    pub begun: AtomicBool,
+    /// One record is written at a time; true once there is one.
+    pub recorded: tokio::sync::Mutex<bool>,
+    /// Bytes of this entry counted in [`Shared::used`].
+    charged: AtomicU64,
+    /// Bytes given to part transfers and not handed to a socket yet.
+    pub in_flight: AtomicU64,
+    /// Bytes handed to sockets since the publication or upload began.
+    pub sent: AtomicU64,
+    /// When a byte of it moved that had not moved before.
+    pub progress: Mutex<Instant>,
+}
+
+impl Entry {
+    pub async fn create(shared: &Arc<Shared>, target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Result<Arc<Entry>, Error> {
+        let id = shared.next_id.fetch_add(1, Relaxed);
+        let data = shared.spool.data(id);
+        let path = data.clone();
+        let size = base.as_ref().map(|b| b.size);
+        let file = blocking(move || {
+            let file = Spool::create_file(&path)?;
+            if let Some(size) = size.filter(|&size| size > 0) {
+                file.set_len(size)?;
+            }
+            Ok(file)
+        })
+        .await?;
+        let intent = Intent::new(target, expect, base, attributes);
+        let entry = Self::build(shared, id, file, data, shared.spool.record(id), Content::new(size), intent);
+        Ok(entry)
+    }
+
+    /// An entry of a file that is there.
+    pub fn build(shared: &Arc<Shared>, id: u64, file: File, data: PathBuf, record: PathBuf, content: Content, intent: Intent) -> Arc<Entry> {
+        let recovered = intent.recovered;
+        let grid = PartPlan::new(shared.config.part_size, intent.target.store.capabilities().max_object_size);
+        let entry = Arc::new(Entry {
+            id,
+            shared: shared.clone(),
+            file: Arc::new(file),
+            data,
+            record,
+            writer: Arc::default(),
+            intent: Mutex::new(intent),
+            content: Mutex::new(content),
+            grid,
+            begun: AtomicBool::new(recovered),
+            recorded: tokio::sync::Mutex::new(recovered),
+            charged: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            progress: Mutex::new(Instant::now()),
+        });
+        shared.insert(&entry);
+        entry.charge();
+        entry
+    }
+
+    /// A number for an entry found at start.
+    pub fn number(shared: &Shared) -> u64 {
+        shared.next_id.fetch_add(1, Relaxed)
+    }
+
+    /// Brings the spool's accounting up to what the entry holds.
+    pub fn charge(&self) {
+        let now = self.content.lock().local.total();
+        let before = self.charged.swap(now, Relaxed);
+        if now >= before {
+            self.shared.used.fetch_add(now - before, Relaxed);
+        } else {
+            self.shared.used.fetch_sub(before - now, Relaxed);
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    /// A byte moved (or an answer came) that had not before.
+    pub fn progressed(&self) {
+        *self.progress.lock() = Instant::now();
+    }
+
+    /// How long nothing of it moved.
+    pub fn stalled(&self) -> Duration {
+        self.progress.lock().elapsed()
+    }
+
+    /// Writes the record as things stand. `sync`: it survives a power cut once this returns.
+    pub async fn persist(&self, sync: bool) -> Result<(), Error> {
+        let mut recorded = self.recorded.lock().await;
+        let record = {
+            let intent = self.intent.lock();
+            if intent.discarded {
+                return Ok(());
+            }
+            let content = self.content.lock();
+            Record {
+                version: Record::current(),
+                phase: intent.phase,
+                bucket: intent.target.store.bucket().to_owned(),
+                key: intent.target.key.clone(),
+                expect: intent.expect.clone(),
+                attributes: intent.attributes.clone(),
+                size: content.size,
+                local: content.local.clone(),
+                dirty: content.dirty.clone(),
+                base_len: content.base_len,
+                base: intent.base.as_ref().map(|b| BaseRecord {
+                    bucket: b.bucket.clone(),
+                    key: b.key.clone(),
+                    etag: b.etag.clone(),
+                    size: b.size,
+                    version_id: b.version_id.clone(),
+                }),
+                held: intent.held,
+                guess: intent.guess.clone(),
+                upload: intent.upload.clone(),
+                poisoned: intent.poisoned,
+                reason: intent.reason.clone(),
+                completing: intent.completing.clone(),
+                durable: intent.durable == Some(content.generation),
+                boot: self.shared.boot.clone(),
+            }
+        };
+        let path = self.record.clone();
+        blocking(move || record.store(&path, sync)).await?;
+        *recorded = true;
+        Ok(())
+    }
+
+    /// fsyncs the spool file, then the record.
+    pub async fn persist_durably(&self) -> Result<(), Error> {
+        {
+            let _writer = self.writer.lock().await;
+            let generation = self.content.lock().generation;
+            let file = self.file.clone();
+            blocking(move || file.sync_data()).await?;
+            self.intent.lock().durable = Some(generation);
+        }
+        self.persist(true).await
+    }
+
+    /// Parts are sent while it is written: not under a temporary name whose final one is not known, and not with
+    /// `write_back`, where several rewrites make one upload.
+    fn streams(&self) -> bool {
+        let intent = self.intent.lock();
+        self.shared.config.write_back.is_zero() && (!intent.held || intent.guess.is_some()) && !intent.poisoned && intent.failed.is_none()
+    }
+
+    /// True when a part lies wholly behind the sequential frontier and was not announced yet.
+    pub fn parts_ready(&self) -> bool {
+        let (frontier, next) = {
+            let content = self.content.lock();
+            (content.frontier(), content.next_part)
+        };
+        frontier >= self.grid.range(next).end && self.streams()
+    }
+
+    /// Announces the parts that became complete.
+    pub fn take_ready(&self) -> Vec<Piece> {
+        let mut ready = Vec::new();
+        if self.streams() {
+            let mut content = self.content.lock();
+            // Cut below what was announced: from there on it is sent again.
+            content.next_part = content.next_part.min(self.grid.number_of(content.frontier()));
+            while self.grid.range(content.next_part).end <= content.frontier() {
+                let piece = Piece { number: content.next_part, range: self.grid.range(content.next_part), how: How::Upload };
+                content.waiting.insert(piece.range.clone());
+                content.next_part += 1;
+                ready.push(piece);
+            }
+        }
+        ready
+    }
+
+    /// Bytes that could travel and have not been handed to a socket, the part being filled among them, and the size of
+    /// that part. 0 while no part is complete: then nothing can be waited for.
+    pub fn behind(&self) -> (u64, u64) {
+        let flying = self.in_flight.load(Relaxed);
+        let content = self.content.lock();
+        let cell = self.grid.range(content.next_part);
+        let waiting = content.waiting.total();
+        let filling = content.frontier().saturating_sub(cell.start);
+        let behind = if waiting + flying == 0 { 0 } else { waiting + flying + filling };
+        (behind, cell.end - cell.start)
+    }
+
+    /// `bucket/key`, for messages.
+    pub fn name(&self) -> String {
+        let intent = self.intent.lock();
+        format!("{}/{}", intent.target.store.bucket(), intent.target.key)
+    }
+
+    /// Removes the record, if one was written.
+    pub async fn unrecord(&self) {
+        let mut recorded = self.recorded.lock().await;
+        if std::mem::take(&mut *recorded) {
+            let path = self.record.clone();
+            if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+                tracing::warn!("{}: {error}", self.record.display());
+            }
+        }
+    }
+
+    fn status(&self) -> Option<EntryStatus> {
+        let intent = self.intent.lock();
+        let content = self.content.lock();
+        if intent.discarded || (intent.phase == Phase::Published && !content.is_dirty()) {
+            return None;
+        }
+        Some(EntryStatus {
+            id: self.id,
+            bucket: intent.target.store.bucket().to_owned(),
+            key: intent.target.key.clone(),
+            phase: intent.phase,
+            size: content.size,
+            sent: self.sent.load(Relaxed).min(content.size),
+            reason: intent.reason.clone(),
+            recovered: intent.recovered,
+            held: intent.held,
+        })
+    }
+}

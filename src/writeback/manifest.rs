@@ -1,0 +1,174 @@
+//! The on-disk contract: one versioned, checksummed JSON record beside each spool file, replaced atomically.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::{Attributes, Expect};
+use crate::ranges::RangeSet;
+use crate::s3::{ETag, Part};
+
+/// Version of the record; a newer one is left alone.
+const VERSION: u32 = 1;
+
+/// Where an entry stands, as its record says (design.md, "State on disk").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// close() was never promised: kept, listed as unfinished, not published by itself.
+    Writing,
+    /// The opener closed it: it will be published.
+    Sealed,
+    /// Parts may exist.
+    Uploading,
+    /// CompleteMultipartUpload was sent, its outcome is not known.
+    Completing,
+    /// Visible in S3.
+    Published,
+    /// Refused for good, or a conflict: kept and listed until it is retried or discarded.
+    Parked,
+}
+
+/// The multipart upload that an entry has begun or is about to begin.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct UploadRecord {
+    /// The key it was created for.
+    pub key: String,
+    /// `None`: the intent alone was recorded, so an upload of the key begun after `begun` without parts is ours.
+    pub id: Option<String>,
+    /// Seconds since the epoch when the intent was recorded.
+    pub begun: u64,
+}
+
+/// The base, without its reader.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct BaseRecord {
+    pub bucket: String,
+    pub key: String,
+    pub etag: ETag,
+    pub size: u64,
+    pub version_id: Option<String>,
+}
+
+/// Everything needed to publish a spool file, or to explain it, after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Record {
+    pub version: u32,
+    pub phase: Phase,
+    pub bucket: String,
+    pub key: String,
+    pub expect: Expect,
+    pub attributes: Attributes,
+    pub size: u64,
+    pub local: RangeSet,
+    pub dirty: RangeSet,
+    pub base_len: u64,
+    pub base: Option<BaseRecord>,
+    pub held: bool,
+    pub guess: Option<String>,
+    pub upload: Option<UploadRecord>,
+    /// The parts that Complete was sent with: its outcome is told by the object's ETag.
+    pub completing: Option<Vec<Part>>,
+    pub poisoned: bool,
+    pub reason: Option<String>,
+    /// The spool file was fsynced with this record.
+    pub durable: bool,
+    /// The kernel's boot id: what was not fsynced is still whole while it is the same (kill -9, not a power cut).
+    pub boot: String,
+}
+
+/// First word of every record file; the CRC-32C of the JSON text follows it on the line.
+const MAGIC: &str = "packmule-spool";
+
+impl Record {
+    /// Replaces the record at `path`. `sync`: it survives a power cut once this returns.
+    pub fn store(&self, path: &Path, sync: bool) -> io::Result<()> {
+        let json = serde_json::to_string(self)?;
+        let text = format!("{MAGIC} {:08x}\n{json}", crc_fast::crc32_iscsi(json.as_bytes()));
+        let temp = path.with_extension("tmp");
+        let mut file = File::create(&temp)?;
+        file.write_all(text.as_bytes())?;
+        if sync {
+            file.sync_data()?;
+        }
+        fs::rename(&temp, path)?;
+        if sync && let Some(dir) = path.parent() {
+            File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Reads a record; `InvalidData` where it is damaged or of a version that this program does not know.
+    pub fn load(path: &Path) -> io::Result<Record> {
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let text = fs::read_to_string(path)?;
+        let (head, json) = text.split_once('\n').ok_or_else(|| invalid("the record is cut short".into()))?;
+        if head != format!("{MAGIC} {:08x}", crc_fast::crc32_iscsi(json.as_bytes())) {
+            return Err(invalid("the record's checksum does not match".into()));
+        }
+        let record: Record = serde_json::from_str(json).map_err(|e| invalid(e.to_string()))?;
+        if record.version > VERSION {
+            return Err(invalid(format!("record version {} is newer than this program's {VERSION}", record.version)));
+        }
+        Ok(record)
+    }
+
+    /// The version to write.
+    pub const fn current() -> u32 {
+        VERSION
+    }
+}
+
+/// Identifies the running kernel; empty where it cannot be read, which never equals another.
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            version: VERSION,
+            phase: Phase::Sealed,
+            bucket: "b".into(),
+            key: "k\u{1}é".into(),
+            expect: Expect::Version(ETag::new("e")),
+            attributes: Attributes::default(),
+            size: 9,
+            local: std::iter::once(0..9).collect(),
+            dirty: RangeSet::new(),
+            base_len: 0,
+            base: None,
+            held: false,
+            guess: None,
+            upload: None,
+            completing: None,
+            poisoned: false,
+            reason: None,
+            durable: true,
+            boot: boot_id(),
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_and_damage_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.json");
+        record().store(&path, true).unwrap();
+        assert_eq!(Record::load(&path).unwrap(), record());
+        let text = fs::read_to_string(&path).unwrap().replace("\"size\":9", "\"size\":8");
+        fs::write(&path, text).unwrap();
+        assert_eq!(Record::load(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_newer_record_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.json");
+        Record { version: VERSION + 1, ..record() }.store(&path, false).unwrap();
+        assert!(Record::load(&path).is_err());
+    }
+}

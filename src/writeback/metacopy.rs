@@ -1,0 +1,229 @@
+//! Metadata that came after publication: one coalesced copy of the object onto itself, in the background.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+
+use super::entry::Shared;
+use super::{Attributes, Expect, Target, publish};
+use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, PutOptions, PutOutcome, S3Error};
+
+/// File managers set mode and mtime within 15 ms of each other, after RELEASE; scripts within a second.
+const DELAY: Duration = Duration::from_secs(1);
+/// Copies at once.
+const AT_ONCE: usize = 8;
+/// What of the metadata goes into tags where the object is too large for a copy.
+const TAGGED: [&str; 4] = ["mtime", "mode", "uid", "gid"];
+
+type OnDone = Box<dyn FnOnce(Result<PutOutcome, S3Error>) + Send>;
+
+/// What is to be copied.
+struct Request {
+    target: Target,
+    etag: ETag,
+    size: u64,
+    attributes: Attributes,
+}
+
+/// A copy that waits.
+struct Job {
+    request: Request,
+    on_done: OnDone,
+}
+
+#[derive(Default)]
+struct Slot {
+    next: Option<Job>,
+    due: Option<Instant>,
+    running: bool,
+}
+
+/// The copies that wait or run, by bucket and key.
+pub(crate) struct Copies {
+    slots: Mutex<Inner>,
+    permits: Semaphore,
+    /// Woken when one ended, was cancelled, or all are to hurry.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    slots: HashMap<(String, String), Slot>,
+    hurry: bool,
+}
+
+impl Copies {
+    pub fn new() -> Self {
+        Self { slots: Mutex::default(), permits: Semaphore::new(AT_ONCE), changed: Notify::new() }
+    }
+
+    /// Takes what waits for the key; what runs already runs on.
+    pub fn cancel(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        let job = self.slots.lock().slots.get_mut(&(bucket.to_owned(), key.to_owned())).and_then(|slot| slot.next.take());
+        self.changed.notify_waiters();
+        job.map(|job| job.request.attributes)
+    }
+
+    /// Cancels what waits for the key and waits for what runs: a publication of it comes.
+    pub async fn settle(&self, bucket: &str, key: &str) {
+        self.cancel(bucket, key);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let running = self.slots.lock().slots.get(&(bucket.to_owned(), key.to_owned())).is_some_and(|slot| slot.running);
+            if !running {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Starts everything at once, from now on.
+    pub fn hurry(&self) {
+        self.slots.lock().hurry = true;
+        self.changed.notify_waiters();
+    }
+
+    /// How many wait or run.
+    pub fn len(&self) -> usize {
+        self.slots.lock().slots.len()
+    }
+}
+
+/// Queues a copy; the newest call for a key wins.
+pub(crate) fn schedule(shared: &Arc<Shared>, target: Target, etag: ETag, size: u64, attributes: Attributes, on_done: OnDone) {
+    let name = (target.store.bucket().to_owned(), target.key.clone());
+    let fresh = {
+        let mut inner = shared.copies.slots.lock();
+        let fresh = !inner.slots.contains_key(&name);
+        let slot = inner.slots.entry(name.clone()).or_default();
+        slot.next = Some(Job { request: Request { target, etag, size, attributes }, on_done });
+        slot.due = Some(Instant::now() + DELAY);
+        fresh
+    };
+    if fresh {
+        tokio::spawn(work(shared.clone(), name));
+    }
+}
+
+/// One task a key, as long as something waits for it.
+async fn work(shared: Arc<Shared>, name: (String, String)) {
+    let copies = &shared.copies;
+    loop {
+        let wait = {
+            let mut inner = copies.slots.lock();
+            let hurry = inner.hurry;
+            match inner.slots.get(&name) {
+                Some(slot) if slot.next.is_some() => {
+                    let due = slot.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()));
+                    if hurry { Duration::ZERO } else { due }
+                }
+                _ => {
+                    inner.slots.remove(&name);
+                    drop(inner);
+                    copies.changed.notify_waiters();
+                    shared.changed.notify_waiters();
+                    return;
+                }
+            }
+        };
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = copies.changed.notified() => {}
+            }
+            continue;
+        }
+        let Ok(_permit) = copies.permits.acquire().await else { return };
+        let publishing = shared.is_publishing(&name.0, &name.1);
+        let job = {
+            let mut inner = copies.slots.lock();
+            let Some(slot) = inner.slots.get_mut(&name) else { return };
+            // The new object will carry what was set before; a copy in between would only make its condition fail.
+            let job = slot.next.take().filter(|_| !publishing);
+            slot.running = job.is_some();
+            job
+        };
+        if let Some(job) = job {
+            run(&shared, &name, job).await;
+        }
+        if let Some(slot) = copies.slots.lock().slots.get_mut(&name) {
+            slot.running = false;
+        }
+        copies.changed.notify_waiters();
+    }
+}
+
+async fn run(shared: &Arc<Shared>, name: &(String, String), Job { request: job, on_done }: Job) {
+    let largest = job.target.store.capabilities().max_single_copy;
+    let outcome = if job.size > largest { tag(&job).await } else { copy(shared, &job).await };
+    match &outcome {
+        Ok(put) if put.etag != job.etag => follow(shared, name, &job.etag, put),
+        Ok(_) => {}
+        Err(error) => tracing::warn!("metadata of s3://{}/{} stays on this machine only: {error}", name.0, name.1),
+    }
+    on_done(outcome);
+}
+
+async fn copy(shared: &Arc<Shared>, job: &Request) -> Result<PutOutcome, S3Error> {
+    let Target { store, key } = &job.target;
+    let source = CopySource { bucket: store.bucket().to_owned(), key: key.clone(), if_match: Some(job.etag.clone()), version_id: None };
+    let options = PutOptions {
+        headers: publish::headers(shared, store.bucket(), key, &job.attributes),
+        metadata: job.attributes.metadata.clone(),
+        storage_class: job.attributes.storage_class.clone(),
+        ..PutOptions::default()
+    };
+    store.copy(key, source, CopyMetadata::Replace(Box::new(options)), None).await
+}
+
+/// Over 5 GB a copy would be a multipart one, through every byte: tags carry the attributes instead.
+async fn tag(job: &Request) -> Result<PutOutcome, S3Error> {
+    let Target { store, key } = &job.target;
+    let head = store.head(key).await?;
+    if head.etag != job.etag {
+        let resource = format!("s3://{}/{key}", store.bucket());
+        return Err(S3Error::local(ErrorKind::PreconditionFailed, "PutObjectTagging", resource, "the object was replaced meanwhile"));
+    }
+    let mut tags = if head.tag_count > 0 { store.get_tags(key).await? } else { Vec::new() };
+    for name in TAGGED {
+        let tag = format!("packmule-{name}");
+        tags.retain(|(existing, _)| *existing != tag);
+        if let Some(value) = job.attributes.metadata.get(name) {
+            tags.push((tag, value.clone()));
+        }
+    }
+    store.put_tags(key, &tags).await?;
+    Ok(PutOutcome { etag: head.etag, version_id: head.version_id, last_modified: Some(head.last_modified) })
+}
+
+/// The copy is the same version of the file under a new ETag: bases and expectations follow it, and so does the next copy.
+fn follow(shared: &Arc<Shared>, name: &(String, String), old: &ETag, put: &PutOutcome) {
+    if let Some(next) = shared.copies.slots.lock().slots.get_mut(name).and_then(|slot| slot.next.as_mut())
+        && next.request.etag == *old
+    {
+        next.request.etag = put.etag.clone();
+    }
+    for entry in shared.entries() {
+        let mut intent = entry.intent.lock();
+        if intent.target.store.bucket() == name.0 && intent.target.key == name.1 && intent.expect == Expect::Version(old.clone()) {
+            intent.expect = Expect::Version(put.etag.clone());
+        }
+        if let Some(base) = &mut intent.base
+            && (&base.bucket, &base.key, &base.etag) == (&name.0, &name.1, old)
+        {
+            base.etag = put.etag.clone();
+            base.version_id = put.version_id.clone();
+        }
+        if let Some(published) = &mut intent.published
+            && (&published.bucket, &published.key, &published.etag) == (&name.0, &name.1, old)
+        {
+            published.etag = put.etag.clone();
+            published.version_id = put.version_id.clone();
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Write-back: bytes that an application writes wait in a spool file until they are an object.
+//!
+//! A [`Staged`] file is the data plane (write, read, truncate); one uploader task owns the state of every upload
+//! ([`state`]) and starts bounded transfers; a manifest beside each spool file makes it survive a crash. Nothing
+//! half-written is ever published, and what cannot be published stays, parked, with its reason.
+//!
+//! Lock order: an entry's `writer` (async, held while its spool file changes) → its `intent` → its `content`
+//! (leaves, never held across `.await`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
+
+mod commit;
+mod content;
+mod entry;
+mod manifest;
+mod metacopy;
+mod pace;
+mod plan;
+mod publish;
+mod recover;
+mod spool;
+mod staged;
+mod state;
+mod transfer;
+mod uploader;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use manifest::Phase;
+pub use staged::Staged;
+
+use entry::Shared;
+use uploader::Message;
+
+/// Where a staged file is to be published.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The bucket.
+    pub store: Arc<dyn Store>,
+    /// The key in it.
+    pub key: String,
+}
+
+/// What publication expects to find under the key.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Expect {
+    /// Whatever is there is replaced.
+    Anything,
+    /// O_EXCL: nothing; a taken key is [`Error::Exists`] (semantics 12).
+    Absent,
+    /// Nothing that we knew of; a conflict is judged by `on_conflict`.
+    NewFile,
+    /// This version.
+    Version(ETag),
+}
+
+/// Reads bytes of the object that a staged file started from. Implemented above, over the cache.
+#[async_trait]
+pub trait BaseReader: Send + Sync {
+    /// Bytes from `offset`, `len` of them unless the object ends before.
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError>;
+}
+
+/// Why base bytes could not be read.
+#[derive(Clone, Debug)]
+pub enum BaseError {
+    /// The object is another version now, or gone.
+    Stale,
+    /// The store refused.
+    S3(S3Error),
+    /// This machine failed.
+    Io(String),
+}
+
+/// The object that a staged file changes (opened without O_TRUNC).
+#[derive(Clone)]
+pub struct Base {
+    /// Its bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// Its ETag: server-side copies are conditional on it.
+    pub etag: ETag,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its version, on versioned buckets.
+    pub version_id: Option<String>,
+    /// Gives its bytes.
+    pub reader: Arc<dyn BaseReader>,
+}
+
+/// What is stored with the content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Attributes {
+    /// User metadata (`x-amz-meta-*`).
+    pub metadata: Metadata,
+    /// Stored headers; where `None`, those of [`Hooks::headers`].
+    pub headers: ObjectHeaders,
+    /// Storage class to keep; `None`: the mount's.
+    pub storage_class: Option<String>,
+    /// Tags to keep.
+    pub tags: Vec<(String, String)>,
+}
+
+/// Upward hooks; the composition root supplies them.
+pub trait Hooks: Send + Sync + 'static {
+    /// Headers for a new object by its final key; [`Attributes::headers`] win where they are set.
+    fn headers(&self, bucket: &str, key: &str) -> ObjectHeaders;
+    /// After publication (CloudFront, caches). May be called again for the same object after a crash. Must not block.
+    fn published(&self, published: &Published);
+}
+
+/// A publication that succeeded.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Bucket.
+    pub bucket: String,
+    /// Key: another than asked for where a conflict was kept beside.
+    pub key: String,
+    /// The new object's ETag.
+    pub etag: ETag,
+    /// Its version, on versioned buckets.
+    pub version_id: Option<String>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The store's `LastModified` or `Date`, else this machine's clock.
+    pub last_modified: SystemTime,
+    /// What travelled with it.
+    pub attributes: Attributes,
+    /// The key existed before (or may have: nothing was expected).
+    pub replaced: bool,
+}
+
+/// Why a staged file could not be written or published.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The spool cannot hold it (ENOSPC, at write time only).
+    #[error("the spool is full: raise spool_size or lower min_free_space")]
+    NoSpace,
+    /// A write of this file failed before (EIO).
+    #[error("a write to this file failed, so it is not published")]
+    Poisoned,
+    /// O_EXCL and the name is taken in S3 (EEXIST).
+    #[error("the name was taken in S3 meanwhile")]
+    Exists,
+    /// The object it changes was changed or removed by somebody else (ESTALE).
+    #[error("the object was changed or removed by somebody else")]
+    Stale,
+    /// Over the store's largest object (EFBIG).
+    #[error("larger than the store's largest object")]
+    TooLarge,
+    /// No byte moved for `close_timeout` (ETIMEDOUT).
+    #[error("no byte could be sent within close_timeout")]
+    TimedOut,
+    /// Unlinked or superseded.
+    #[error("the file was removed or replaced")]
+    Discarded,
+    /// The store refused for good.
+    #[error("{0}")]
+    S3(S3Error),
+    /// The spool's disk failed.
+    #[error("the spool failed: {0}")]
+    Io(Arc<std::io::Error>),
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::NoSpace,
+            _ => Error::Io(Arc::new(error)),
+        }
+    }
+}
+
+/// What to do with somebody else's change found at publication (`on_conflict=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnConflict {
+    /// Ours is published beside theirs, under a name that says so.
+    #[default]
+    Keep,
+    /// Ours replaces theirs.
+    Overwrite,
+    /// close() fails with ESTALE and ours is parked.
+    Fail,
+}
+
+/// How the spool is to be run.
+#[derive(Clone, Debug)]
+pub struct SpoolConfig {
+    /// Parent directory; a locked sub-directory of our own is made in it.
+    pub dir: PathBuf,
+    /// Endpoint and bucket (or account): orphans of the same identity are adopted at start.
+    pub identity: String,
+    /// Most bytes that spool files may hold.
+    pub max_size: u64,
+    /// Bytes to leave free on the disk.
+    pub min_free_space: u64,
+    /// Fixed part size in bytes; `None`: 8 MiB, growing.
+    pub part_size: Option<u64>,
+    /// Most transfers at once.
+    pub max_connections: usize,
+    /// The process's memory target in bytes; bounds what transfers hold at once.
+    pub memory_limit: u64,
+    /// How long writes and closes wait after the last progress.
+    pub close_timeout: Duration,
+    /// Zero: close waits for publication. Else publication follows by this delay.
+    pub write_back: Duration,
+    /// What to do with somebody else's change.
+    pub on_conflict: OnConflict,
+}
+
+/// One line of `packmule status`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct EntryStatus {
+    /// Names the entry to [`Writeback::retry`] and [`Writeback::discard`].
+    pub id: u64,
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// Bytes of it handed to the network so far.
+    pub sent: u64,
+    /// Why it is not published: the last failure, with its remedy where there is one.
+    pub reason: Option<String>,
+    /// Left by an earlier run (unfinished, parked, or queued again).
+    pub recovered: bool,
+    /// Lives under a temporary name until it is renamed.
+    pub held: bool,
+}
+
+/// What [`Writeback::drain`] achieved.
+#[derive(Clone, Debug)]
+pub struct DrainReport {
+    /// Publications that ended well meanwhile.
+    pub published: u64,
+    /// What stays in the spool.
+    pub left: Vec<EntryStatus>,
+}
+
+/// The write-back layer of one mount. Cheap to clone.
+#[derive(Clone)]
+pub struct Writeback {
+    shared: Arc<Shared>,
+}
+
+impl Writeback {
+    /// Locks a sub-directory of the spool, adopts what earlier runs of the same identity left, resumes the
+    /// uploads that were promised and starts the uploader. Fails where the spool cannot be made or locked.
+    pub async fn open(config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
+        let dir = config.dir.clone();
+        let identity = config.identity.clone();
+        let (spool, found) = spool::blocking(move || spool::Spool::open(&dir, &identity)).await?;
+        let (shared, inbox) = Shared::new(config, spool, hooks);
+        uploader::start(shared.clone(), inbox);
+        recover::resume(&shared, found, account.as_ref()).await;
+        Ok(Writeback { shared })
+    }
+
+    /// Stages a file for `target`; no request is made. `base` is the object whose bytes remain where nothing is written.
+    pub async fn stage(&self, target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Result<Arc<Staged>, Error> {
+        let entry = entry::Entry::create(&self.shared, target, expect, base, attributes).await?;
+        Ok(Arc::new(Staged::new(entry)))
+    }
+
+    /// Headers that a new object gets by its key alone.
+    pub fn default_headers(&self, bucket: &str, key: &str) -> ObjectHeaders {
+        self.shared.hooks.headers(bucket, key)
+    }
+
+    /// Every entry of the spool that is not published: being written, queued, on its way, unfinished or parked.
+    pub fn status(&self) -> Vec<EntryStatus> {
+        self.shared.status()
+    }
+
+    /// Starts what is queued or deferred at once and waits until nothing is left, or no byte moved for `deadline`.
+    /// Files that are still open stay in the spool, as do temporary names.
+    pub async fn drain(&self, deadline: Duration) -> DrainReport {
+        publish::drain(&self.shared, deadline).await
+    }
+
+    /// Queues a parked or unfinished entry again. False where there is no such entry.
+    pub fn retry(&self, id: u64) -> bool {
+        let found = self.shared.entry(id).is_some();
+        if found {
+            self.shared.send(Message::Retry(id));
+        }
+        found
+    }
+
+    /// Throws a parked or unfinished entry away. False where there is no such entry.
+    pub async fn discard(&self, id: u64) -> bool {
+        match self.shared.entry(id) {
+            Some(entry) => {
+                publish::discard(&entry).await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the
+    /// last call, conditional on `etag`; a failure is only logged. `on_done` gets the copy's outcome. Newer calls for
+    /// the same key replace older ones, whose `on_done` is dropped; a publication of the key cancels it.
+    pub fn update_metadata(
+        &self,
+        target: Target,
+        etag: ETag,
+        size: u64,
+        attributes: Attributes,
+        on_done: Box<dyn FnOnce(Result<PutOutcome, S3Error>) + Send>,
+    ) {
+        metacopy::schedule(&self.shared, target, etag, size, attributes, on_done);
+    }
+
+    /// Cancels what [`Writeback::update_metadata`] queued for the key; gives the attributes that had not been sent.
+    pub fn cancel_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        self.shared.copies.cancel(bucket, key)
+    }
+}

@@ -1,0 +1,374 @@
+//! The steps of a publication as tasks, and how entries leave the spool.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use tokio::sync::oneshot;
+
+use super::commit;
+use super::entry::{Entry, Shared};
+use super::manifest::{Phase, UploadRecord};
+use super::plan::{self, How, Input, Plan};
+use super::spool::blocking;
+use super::state::{Action, Goal, SentPart, Slot, State, Upload};
+use super::transfer::{self, Trouble};
+use super::uploader::Message;
+use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
+use crate::s3::{Condition, ETag, ErrorKind, GetRequest, ObjectHeaders, PutOptions, Store};
+
+/// What one publication is about, as it stood when it was sealed.
+pub(crate) struct Snapshot {
+    pub target: Target,
+    pub expect: Expect,
+    pub base: Option<Base>,
+    pub size: u64,
+    /// No byte comes from the base.
+    pub whole: bool,
+    /// When it was sealed.
+    pub began: SystemTime,
+}
+
+/// What a task came to.
+pub(crate) enum Outcome {
+    Prepared { snapshot: Arc<Snapshot>, plan: Plan, clean: Vec<bool> },
+    Created { target: Target, id: String },
+    Sent(SentPart),
+    Checked(bool),
+    Judged(Verdict),
+    Trouble(Trouble),
+}
+
+/// What PutObject or CompleteMultipartUpload came to.
+pub(crate) enum Verdict {
+    Published(Box<Published>),
+    /// Every part again under a new upload.
+    Restart,
+    /// Under another key, beside theirs.
+    Elsewhere(String),
+    /// What it is conditional on has changed: the same again.
+    Retry,
+    /// Refused for good.
+    Refused(Error),
+}
+
+/// What a task needs to know of its job.
+pub(crate) struct Context {
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// Where the open upload is, and its id.
+    pub upload: Option<Target>,
+    pub id: Option<String>,
+    pub goal: Goal,
+    pub doubt: bool,
+    /// The parts to complete with.
+    pub slots: BTreeMap<u32, Slot>,
+}
+
+impl Context {
+    /// What of it the state tells.
+    pub fn of(state: &State, action: &Action) -> Self {
+        let id = match &state.upload {
+            Upload::Open(id) => Some(id.clone()),
+            Upload::None | Upload::Creating => None,
+        };
+        let slots = if matches!(action, Action::Complete { .. }) { state.slots.clone() } else { BTreeMap::new() };
+        Self { snapshot: None, upload: None, id, goal: state.goal, doubt: false, slots }
+    }
+}
+
+/// Runs one action to its outcome.
+pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Action) -> Outcome {
+    let doubt = context.doubt;
+    let result = match (action, context.snapshot) {
+        (Action::Prepare { .. }, _) => prepare(entry, context.goal == Goal::Parts || context.id.is_some()).await,
+        (Action::Create { .. }, _) => create(entry).await,
+        (Action::Send { piece, .. }, snapshot) => {
+            let (Some(id), Some(target)) = (context.id, context.upload) else { return Outcome::Judged(Verdict::Restart) };
+            let base = snapshot.as_ref().and_then(|snapshot| snapshot.base.as_ref());
+            transfer::part(entry, &target, &id, base, piece).await.map(Outcome::Sent)
+        }
+        (Action::Check { .. }, Some(snapshot)) => Ok(Outcome::Checked(check(entry, &snapshot).await)),
+        (Action::Put { .. }, Some(snapshot)) => commit::put(entry, &snapshot, doubt).await.map(Outcome::Judged),
+        (Action::Complete { .. }, Some(snapshot)) => match (context.id, context.upload) {
+            (Some(id), Some(target)) => commit::complete(entry, &snapshot, &target, &id, &context.slots, doubt).await.map(Outcome::Judged),
+            _ => Ok(Outcome::Judged(Verdict::Restart)),
+        },
+        _ => Ok(Outcome::Judged(Verdict::Retry)),
+    };
+    result.unwrap_or_else(Outcome::Trouble)
+}
+
+/// Seals the content and plans what is sent.
+async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble> {
+    let target = entry.intent.lock().target.clone();
+    // A metadata copy in between would change the ETag that the publication is conditional on.
+    entry.shared.copies.settle(target.store.bucket(), &target.key).await;
+    let (snapshot, plan, clean) = {
+        let _writer = entry.writer.lock().await;
+        let intent = entry.intent.lock();
+        let mut content = entry.content.lock();
+        content.seal();
+        let base = intent.base.clone().filter(|_| content.base_len > 0);
+        let input = Input {
+            size: content.size,
+            dirty: &content.dirty,
+            base_len: content.base_len,
+            copyable: base.is_some() && !intent.fetches,
+            multipart,
+        };
+        let plan = plan::plan(&input, &entry.grid);
+        let mut clean = Vec::new();
+        if let Plan::Parts(pieces) = &plan {
+            for piece in pieces {
+                // Bytes whose transfer has not begun yet will be read as they are then.
+                let fresh = content.unsent.intersection(piece.range.clone()).into_iter().all(|run| content.waiting.covers(run));
+                clean.push(fresh);
+                if piece.how == How::Copy {
+                    content.unsent.remove(piece.range.clone());
+                } else if !fresh {
+                    content.waiting.insert(piece.range.clone());
+                }
+            }
+        }
+        let snapshot = Snapshot {
+            target: intent.target.clone(),
+            expect: intent.expect.clone(),
+            base,
+            size: content.size,
+            whole: content.is_whole(),
+            began: SystemTime::now(),
+        };
+        (snapshot, plan, clean)
+    };
+    if snapshot.size > snapshot.target.store.capabilities().max_object_size {
+        return Err(Trouble::Local(Error::TooLarge));
+    }
+    if matches!(plan, Plan::Parts(_)) {
+        entry.persist(false).await?;
+    }
+    Ok(Outcome::Prepared { snapshot: Arc::new(snapshot), plan, clean })
+}
+
+/// CreateMultipartUpload, between the record of the intent and that of the id (semantics 26).
+async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
+    let (target, attributes) = {
+        let mut intent = entry.intent.lock();
+        let key = intent.guess.clone().filter(|_| intent.held).unwrap_or_else(|| intent.target.key.clone());
+        let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        intent.upload = Some(UploadRecord { key: key.clone(), id: None, begun });
+        intent.travelled = Some(intent.attributes.clone());
+        (Target { store: intent.target.store.clone(), key }, intent.attributes.clone())
+    };
+    entry.persist(true).await?;
+    let id = target.store.create_multipart(&target.key, options(&entry.shared, &target, &attributes)).await.map_err(Trouble::S3)?;
+    {
+        let mut intent = entry.intent.lock();
+        if let Some(upload) = &mut intent.upload {
+            upload.id = Some(id.clone());
+        }
+        if intent.phase == Phase::Sealed {
+            intent.phase = Phase::Uploading;
+        }
+    }
+    entry.progressed();
+    // Durable before the first part: an upload with parts that nobody recorded would be taken for somebody else's.
+    if let Err(error) = entry.persist(true).await {
+        abort(&entry.shared, target, id);
+        return Err(error.into());
+    }
+    Ok(Outcome::Created { target, id })
+}
+
+/// True when every part holds what the file holds now: no part was torn by a writer.
+async fn check(entry: &Arc<Entry>, snapshot: &Snapshot) -> bool {
+    let _writer = entry.writer.lock().await;
+    entry.content.lock().verify(snapshot.size)
+}
+
+/// Headers by rule, overridden by those set on the file.
+pub(crate) fn headers(shared: &Shared, bucket: &str, key: &str, attributes: &Attributes) -> ObjectHeaders {
+    let rules = shared.hooks.headers(bucket, key);
+    let own = attributes.headers.clone();
+    ObjectHeaders {
+        content_type: own.content_type.or(rules.content_type),
+        cache_control: own.cache_control.or(rules.cache_control),
+        content_disposition: own.content_disposition.or(rules.content_disposition),
+        content_encoding: own.content_encoding.or(rules.content_encoding),
+        content_language: own.content_language.or(rules.content_language),
+        expires: own.expires.or(rules.expires),
+        website_redirect: own.website_redirect.or(rules.website_redirect),
+    }
+}
+
+/// How the object is stored, without condition and checksum.
+pub(crate) fn options(shared: &Shared, target: &Target, attributes: &Attributes) -> PutOptions {
+    PutOptions {
+        headers: headers(shared, target.store.bucket(), &target.key, attributes),
+        metadata: attributes.metadata.clone(),
+        storage_class: attributes.storage_class.clone(),
+        tags: attributes.tags.clone(),
+        ..PutOptions::default()
+    }
+}
+
+/// What the store is asked to make sure of.
+pub(crate) fn condition(shared: &Shared, snapshot: &Snapshot) -> Option<Condition> {
+    let capable = snapshot.target.store.capabilities().conditional_writes != Some(false) && !shared.unconditional.load(Relaxed);
+    match &snapshot.expect {
+        _ if !capable => None,
+        Expect::Anything => None,
+        Expect::Absent | Expect::NewFile => Some(Condition::Absent),
+        Expect::Version(etag) => Some(Condition::Matches(etag.clone())),
+    }
+}
+
+/// The published object is the base of what is written from now on.
+pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
+    {
+        let mut intent = entry.intent.lock();
+        let mut content = entry.content.lock();
+        content.published(published.size);
+        intent.base = Some(Base {
+            bucket: published.bucket.clone(),
+            key: published.key.clone(),
+            etag: published.etag.clone(),
+            size: published.size,
+            version_id: published.version_id.clone(),
+            reader: Arc::new(StoreReader { store: intent.target.store.clone(), key: published.key.clone(), etag: published.etag.clone() }),
+        });
+        intent.expect = Expect::Version(published.etag.clone());
+        intent.target.key.clone_from(&published.key);
+        intent.phase = if content.is_dirty() { Phase::Writing } else { Phase::Published };
+        (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
+        intent.published = Some(published.clone());
+    }
+    entry.charge();
+}
+
+/// Removes the record of a published entry, unless it was written to meanwhile.
+pub(crate) async fn tidy(entry: &Arc<Entry>) {
+    // From here on a writer makes a record of its own; one that wrote before is seen below.
+    entry.begun.store(false, Relaxed);
+    if entry.content.lock().is_dirty() {
+        entry.begun.store(true, Relaxed);
+        if let Err(error) = entry.persist(false).await {
+            tracing::warn!("{}: {error}", entry.record.display());
+        }
+    } else {
+        entry.unrecord().await;
+    }
+}
+
+/// Removes what an entry has on disk.
+pub(crate) async fn erase(entry: &Arc<Entry>) {
+    entry.unrecord().await;
+    let path = entry.data.clone();
+    if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+        tracing::warn!("{}: {error}", entry.data.display());
+    }
+}
+
+/// Aborts an upload in the background; tried for some minutes, then left to the bucket's lifecycle rule, and said.
+pub(crate) fn abort(shared: &Arc<Shared>, target: Target, id: String) {
+    let shared = shared.clone();
+    shared.aborts.fetch_add(1, Relaxed);
+    tokio::spawn(async move {
+        for attempt in 0..8u32 {
+            match target.store.abort_multipart(&target.key, &id).await {
+                Ok(()) => break,
+                Err(error) if error.kind == ErrorKind::NoSuchUpload => break,
+                Err(error) => tracing::warn!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+        }
+        shared.aborts.fetch_sub(1, Relaxed);
+        shared.changed.notify_waiters();
+    });
+}
+
+/// See [`super::Staged::discard`].
+pub(crate) async fn discard(entry: &Arc<Entry>) {
+    if entry.intent.lock().discarded {
+        return;
+    }
+    let (reply, done) = oneshot::channel();
+    entry.shared.send(Message::Discard { id: entry.id, reply });
+    let _ = done.await;
+}
+
+/// See [`super::Staged::retire`].
+pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
+    let whole = {
+        let mut intent = entry.intent.lock();
+        let content = entry.content.lock();
+        if intent.discarded {
+            return None;
+        }
+        if content.is_dirty() {
+            // Queued or parked: it goes when it is published.
+            intent.retired = true;
+            return None;
+        }
+        intent.discarded = true;
+        content.local.covers(0..content.size)
+    };
+    entry.shared.remove(entry);
+    entry.shared.send(Message::Forget(entry.id));
+    entry.unrecord().await;
+    if whole {
+        return Some(entry.data.clone());
+    }
+    erase(entry).await;
+    None
+}
+
+/// See [`super::Writeback::drain`].
+pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainReport {
+    let before = shared.publications.load(Relaxed);
+    let began = Instant::now();
+    shared.copies.hurry();
+    for entry in shared.entries() {
+        shared.send(Message::Due { id: entry.id, generation: None });
+    }
+    loop {
+        let changed = shared.changed.notified();
+        let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
+        if !pending && shared.copies.len() == 0 && shared.aborts.load(Relaxed) == 0 {
+            break;
+        }
+        if shared.meter.progress().max(began).elapsed() > deadline {
+            break;
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
+    }
+    DrainReport { published: shared.publications.load(Relaxed) - before, left: shared.status() }
+}
+
+/// Reads a published object as a base: needed only where the spool does not hold all of it.
+pub(crate) struct StoreReader {
+    pub store: Arc<dyn Store>,
+    pub key: String,
+    pub etag: ETag,
+}
+
+#[async_trait]
+impl BaseReader for StoreReader {
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError> {
+        let request = GetRequest { range: Some(offset..offset + len as u64), if_match: Some(self.etag.clone()), version_id: None };
+        let stale = |error: crate::s3::S3Error| match error.kind {
+            ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => BaseError::Stale,
+            _ => BaseError::S3(error),
+        };
+        let object = self.store.get(&self.key, request).await.map_err(stale)?;
+        let bytes = object.body.try_fold(BytesMut::with_capacity(len), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        });
+        bytes.await.map(BytesMut::freeze).map_err(stale)
+    }
+}

@@ -1,0 +1,213 @@
+//! What an earlier run left in the spool: resumed where it was promised, kept where it was not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::commit;
+use super::content::Content;
+use super::entry::{Entry, Intent, Shared};
+use super::manifest::{Phase, Record};
+use super::plan::{How, Piece};
+use super::publish::{self, StoreReader};
+use super::spool::{Found, Spool, blocking};
+use super::state::{SentPart, Slot, Status};
+use super::transfer;
+use super::uploader::Message;
+use super::{Base, Error, Target};
+use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
+
+/// How far the store's clock may be behind ours.
+const SKEW: Duration = Duration::from_secs(300);
+
+/// Takes every entry in; what was promised goes on in the background.
+pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dyn Account) {
+    let mut stores: BTreeMap<String, Result<Arc<dyn Store>, S3Error>> = BTreeMap::new();
+    for Found { data, record_path, record } in found {
+        if !stores.contains_key(&record.bucket) {
+            stores.insert(record.bucket.clone(), account.bucket(&record.bucket).await);
+        }
+        let store = match stores.get(&record.bucket) {
+            Some(Ok(store)) => store.clone(),
+            Some(Err(error)) => {
+                tracing::warn!("s3://{}/{} waits in {} until its bucket can be reached: {error}", record.bucket, record.key, data.display());
+                continue;
+            }
+            None => continue,
+        };
+        let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
+        let base_store = match &record.base {
+            Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
+            _ => Some(store.clone()),
+        };
+        let path = data.clone();
+        let file = match blocking(move || Spool::open_file(&path)).await {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!("{}: {error}", data.display());
+                continue;
+            }
+        };
+        let promised = promised(&record, &shared.boot);
+        let intent = intent(&record, store, base_store, promised);
+        let content = Content::restored(record.size, record.local.clone(), record.dirty.clone(), record.base_len, record.base.as_ref().map(|b| b.size));
+        let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if worthless {
+                clean_up(&entry, &record).await;
+                publish::discard(&entry).await;
+            } else if promised {
+                go_on(&shared, &entry, &record).await;
+            } else {
+                clean_up(&entry, &record).await;
+            }
+        });
+    }
+}
+
+/// close() had returned, or was on its way, and the bytes are those that were sealed: fsynced, or written under the
+/// kernel that still runs.
+fn promised(record: &Record, boot: &str) -> bool {
+    let sealed = matches!(record.phase, Phase::Sealed | Phase::Uploading | Phase::Completing);
+    let intact = record.durable || !boot.is_empty() && record.boot == boot;
+    sealed && intact && !record.poisoned && !record.held
+}
+
+fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Store>>, promised: bool) -> Intent {
+    let base = record.base.as_ref().zip(base_store).map(|(base, store)| Base {
+        bucket: base.bucket.clone(),
+        key: base.key.clone(),
+        etag: base.etag.clone(),
+        size: base.size,
+        version_id: base.version_id.clone(),
+        reader: Arc::new(StoreReader { store, key: base.key.clone(), etag: base.etag.clone() }),
+    });
+    let mut intent = Intent::new(Target { store, key: record.key.clone() }, record.expect.clone(), base, record.attributes.clone());
+    intent.held = record.held;
+    intent.guess.clone_from(&record.guess);
+    intent.upload.clone_from(&record.upload);
+    intent.completing.clone_from(&record.completing);
+    intent.travelled = Some(record.attributes.clone());
+    intent.poisoned = record.poisoned;
+    intent.durable = record.durable.then_some(0);
+    intent.recovered = true;
+    intent.retired = true;
+    intent.phase = match record.phase {
+        Phase::Parked => Phase::Parked,
+        _ if promised => Phase::Sealed,
+        _ => Phase::Writing,
+    };
+    intent.reason = match (&record.reason, intent.phase) {
+        (Some(reason), _) => Some(reason.clone()),
+        (None, Phase::Writing) => Some("it was not closed before the program ended: `packmule retry` publishes it, `packmule discard` removes it".into()),
+        (None, _) => None,
+    };
+    intent
+}
+
+/// Aborts the upload of an entry that will not be published by itself: the spool has the bytes.
+async fn clean_up(entry: &Arc<Entry>, record: &Record) {
+    let Some(upload) = &record.upload else { return };
+    let store = entry.intent.lock().target.store.clone();
+    let target = Target { store, key: upload.key.clone() };
+    match &upload.id {
+        Some(id) => publish::abort(&entry.shared, target, id.clone()),
+        None => abort_unrecorded(&entry.shared, &target, upload.begun).await,
+    }
+    entry.intent.lock().upload = None;
+    if let Err(error) = entry.persist(true).await {
+        tracing::warn!("{}: {error}", entry.record.display());
+    }
+}
+
+/// The intent was recorded, the id was not: an upload of the key begun after it and without parts is ours; one with
+/// parts is somebody else's (semantics 26).
+async fn abort_unrecorded(shared: &Arc<Shared>, target: &Target, begun: u64) {
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(begun);
+    let uploads = match target.store.list_uploads(&target.key).await {
+        Ok(uploads) => uploads,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    for upload in uploads.into_iter().filter(|upload| upload.key == target.key && upload.initiated + SKEW >= since) {
+        if target.store.list_parts(&target.key, &upload.upload_id).await.is_ok_and(|parts| parts.is_empty()) {
+            publish::abort(shared, target.clone(), upload.upload_id);
+        }
+    }
+}
+
+/// What was promised goes on, with the parts that the store has.
+async fn go_on(shared: &Arc<Shared>, entry: &Arc<Entry>, record: &Record) {
+    let store = entry.intent.lock().target.store.clone();
+    let mut resumed = None;
+    let mut done = None;
+    if let Some(upload) = &record.upload {
+        let target = Target { store: store.clone(), key: upload.key.clone() };
+        match &upload.id {
+            None => abort_unrecorded(shared, &target, upload.begun).await,
+            Some(id) => match patiently(|| store.list_parts(&target.key, id)).await {
+                Ok(parts) => match reusable(entry, record, parts).await {
+                    Ok(slots) => resumed = Some((target, id.clone(), slots)),
+                    Err(error) => tracing::warn!("{}: {error}", entry.data.display()),
+                },
+                Err(error) if error.kind == ErrorKind::NoSuchUpload => done = completed(&*store, record).await,
+                Err(error) => tracing::warn!("{error}"),
+            },
+        }
+    }
+    match done {
+        Some(published) => shared.send(Message::Found { id: entry.id, published: Box::new(published) }),
+        None => shared.send(Message::Resume { id: entry.id, upload: resumed }),
+    }
+}
+
+/// Outages at start are ridden out.
+async fn patiently<T, F: Future<Output = Result<T, S3Error>>>(mut call: impl FnMut() -> F) -> Result<T, S3Error> {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        match call().await {
+            Err(error) if matches!(error.kind, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled) => {
+                tracing::debug!("{error}");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(30));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The upload is gone after Complete was sent: it was completed if the object's ETag is that of its parts.
+async fn completed(store: &dyn Store, record: &Record) -> Option<super::Published> {
+    let etag = commit::multipart_etag(record.completing.as_deref()?)?;
+    let head = patiently(|| store.head(&record.key)).await.ok()?;
+    (head.etag.as_str() == etag && head.size == record.size).then(|| super::Published {
+        bucket: record.bucket.clone(),
+        key: record.key.clone(),
+        etag: head.etag,
+        version_id: head.version_id,
+        size: head.size,
+        last_modified: head.last_modified,
+        attributes: record.attributes.clone(),
+        replaced: !matches!(record.expect, super::Expect::Absent | super::Expect::NewFile),
+    })
+}
+
+/// Parts whose size and MD5 are those of the spool's bytes on the grid of a new file.
+async fn reusable(entry: &Arc<Entry>, record: &Record, parts: Vec<Part>) -> Result<BTreeMap<u32, Slot>, Error> {
+    let mut slots = BTreeMap::new();
+    if record.base.is_some() {
+        return Ok(slots);
+    }
+    let kind = entry.intent.lock().target.store.capabilities().upload_checksum;
+    for part in parts {
+        let cell = entry.grid.range(part.number);
+        let range = cell.start..cell.end.min(record.size);
+        if range.start >= range.end || range.end - range.start != part.size || commit::part_etag(entry, range.clone()).await?.as_ref() != Some(&part.etag) {
+            continue;
+        }
+        let checksum = transfer::checksum(&entry.file, range.clone(), kind).await?;
+        let piece = Piece { number: part.number, range, how: How::Upload };
+        slots.insert(part.number, Slot { piece, status: Status::Sent(SentPart { etag: part.etag, checksum }), wanted: true });
+    }
+    Ok(slots)
+}

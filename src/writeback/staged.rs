@@ -1,0 +1,418 @@
+//! The data plane of one staged file: what open handles read and write.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use nix::fcntl::{FallocateFlags, fallocate};
+use tokio::sync::oneshot;
+
+use super::content::Origin;
+use super::entry::Entry;
+use super::manifest::Phase;
+use super::pace::allowance;
+use super::spool::blocking;
+use super::state::Goal;
+use super::uploader::Message;
+use super::{Attributes, BaseError, Error, Expect, Published, Target, metacopy, publish, transfer};
+
+/// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
+/// [`Staged::discard`] do.
+pub struct Staged {
+    entry: Arc<Entry>,
+}
+
+impl Staged {
+    pub(crate) fn new(entry: Arc<Entry>) -> Self {
+        Self { entry }
+    }
+
+    /// Names it in status.
+    pub fn id(&self) -> u64 {
+        self.entry.id
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.entry.content.lock().size
+    }
+
+    /// True when no object holds its content, or its attributes.
+    pub fn is_dirty(&self) -> bool {
+        let intent = self.entry.intent.lock();
+        let stale = intent.published.as_ref().is_some_and(|published| published.attributes != intent.attributes);
+        stale || self.entry.content.lock().is_dirty()
+    }
+
+    /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
+    /// its way; ends with [`Error::TimedOut`] `close_timeout` after the last progress. A write that fails poisons the file.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), Error> {
+        self.change(Place::At(offset), data).await.map(drop)
+    }
+
+    /// Writes at the end, atomically with other writers of this file; gives the offset.
+    pub async fn append(&self, data: Bytes) -> Result<u64, Error> {
+        self.change(Place::End, data).await
+    }
+
+    async fn change(&self, place: Place, data: Bytes) -> Result<u64, Error> {
+        self.usable()?;
+        let result = self.try_change(place, data).await;
+        if result.is_err() {
+            self.poison();
+        }
+        result
+    }
+
+    async fn try_change(&self, place: Place, data: Bytes) -> Result<u64, Error> {
+        let entry = &self.entry;
+        let len = data.len() as u64;
+        if len == 0 {
+            return Ok(self.size());
+        }
+        self.hold_back().await?;
+        let lacking = match place {
+            Place::At(offset) => {
+                let content = entry.content.lock();
+                content.local.gaps(offset..offset.saturating_add(len)).iter().map(|gap| gap.end - gap.start).sum()
+            }
+            Place::End => len,
+        };
+        if lacking > 0 {
+            entry.shared.reserve(entry, lacking).await?;
+        }
+        let range = {
+            let _writer = entry.writer.lock().await;
+            let offset = match place {
+                Place::At(offset) => offset,
+                Place::End => self.size(),
+            };
+            let range = offset..self.fits(offset, len)?;
+            let file = entry.file.clone();
+            blocking(move || file.write_all_at(&data, offset)).await?;
+            entry.content.lock().wrote(range.clone());
+            range
+        };
+        entry.charge();
+        self.changed().await?;
+        Ok(range.start)
+    }
+
+    /// The end of `len` bytes at `offset`, where the store can hold an object of that size.
+    fn fits(&self, offset: u64, len: u64) -> Result<u64, Error> {
+        let largest = self.entry.intent.lock().target.store.capabilities().max_object_size;
+        offset.checked_add(len).filter(|&end| end <= largest).ok_or(Error::TooLarge)
+    }
+
+    /// After every change: the record exists, and the uploader hears of parts that became complete.
+    async fn changed(&self) -> Result<(), Error> {
+        let entry = &self.entry;
+        if !entry.begun.swap(true, Relaxed) {
+            // Not synced: it is there so that a killed process leaves a named file, not so that a power cut does.
+            entry.persist(false).await?;
+        }
+        if entry.parts_ready() {
+            entry.shared.send(Message::Ready(entry.id));
+        }
+        Ok(())
+    }
+
+    /// Waits while bytes that could travel are further behind the writer than semantics 3 allows.
+    async fn hold_back(&self) -> Result<(), Error> {
+        let entry = &self.entry;
+        let shared = &entry.shared;
+        if !shared.config.write_back.is_zero() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        loop {
+            let moved = shared.meter.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            self.usable()?;
+            let (behind, part) = entry.behind();
+            if behind <= allowance(shared.meter.rate(), part, shared.streams()) {
+                return Ok(());
+            }
+            // While it only waits for its turn, the others' progress is progress.
+            let waits = entry.in_flight.load(Relaxed) == 0;
+            let last = (*entry.progress.lock()).max(began).max(if waits { shared.meter.progress() } else { began });
+            let left = shared.config.close_timeout.saturating_sub(last.elapsed());
+            if left.is_zero() {
+                return Err(Error::TimedOut);
+            }
+            let _ = tokio::time::timeout(left.min(Duration::from_secs(1)), moved).await;
+        }
+    }
+
+    fn usable(&self) -> Result<(), Error> {
+        let intent = self.entry.intent.lock();
+        match &intent.failed {
+            _ if intent.discarded => Err(Error::Discarded),
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes from `offset`, fewer only at the end of the file.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        let entry = &self.entry;
+        if entry.intent.lock().discarded && entry.content.lock().size == 0 {
+            return Err(Error::Discarded);
+        }
+        let origins = entry.content.lock().origins(offset..offset.saturating_add(len as u64));
+        let mut pieces = Vec::with_capacity(origins.len());
+        for (range, origin) in origins {
+            let len = (range.end - range.start) as usize;
+            pieces.push(match origin {
+                Origin::Spool => {
+                    let file = entry.file.clone();
+                    blocking(move || transfer::read_exact(&file, range.start, len)).await?
+                }
+                Origin::Base => self.read_base(range.start, len).await?,
+                Origin::Zeros => Bytes::from(vec![0; len]),
+            });
+        }
+        Ok(match pieces.len() {
+            1 => pieces.remove(0),
+            _ => pieces.iter().fold(BytesMut::new(), |mut all, piece| {
+                all.extend_from_slice(piece);
+                all
+            }).freeze(),
+        })
+    }
+
+    async fn read_base(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        let reader = self.entry.intent.lock().base.as_ref().map(|base| base.reader.clone()).ok_or(Error::Stale)?;
+        let mut all = BytesMut::new();
+        while all.len() < len {
+            let bytes = reader.read(offset + all.len() as u64, len - all.len()).await.map_err(|error| match error {
+                BaseError::Stale => Error::Stale,
+                BaseError::S3(error) => Error::S3(error),
+                BaseError::Io(text) => Error::from(std::io::Error::other(text)),
+            })?;
+            if bytes.is_empty() {
+                return Err(Error::Stale);
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.freeze())
+    }
+
+    /// Cuts or extends the file.
+    pub async fn truncate(&self, size: u64) -> Result<(), Error> {
+        self.usable()?;
+        self.fits(size, 0)?;
+        {
+            let _writer = self.entry.writer.lock().await;
+            if self.size() == size {
+                return Ok(());
+            }
+            let file = self.entry.file.clone();
+            blocking(move || file.set_len(size)).await?;
+            self.entry.content.lock().truncated(size);
+        }
+        self.entry.charge();
+        self.changed().await
+    }
+
+    /// posix_fallocate: makes sure that there is room, and extends the file unless `keep_size`.
+    pub async fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), Error> {
+        self.usable()?;
+        let end = self.fits(offset, len)?;
+        let lacking: u64 = self.entry.content.lock().local.gaps(offset..end).iter().map(|gap| gap.end - gap.start).sum();
+        self.entry.shared.reserve(&self.entry, lacking).await?;
+        if keep_size || end <= self.size() {
+            return Ok(());
+        }
+        self.truncate(end).await
+    }
+
+    /// Zeros in place of `len` bytes; the size stays.
+    pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.usable()?;
+        {
+            let _writer = self.entry.writer.lock().await;
+            let end = offset.saturating_add(len).min(self.size());
+            if offset >= end {
+                return Ok(());
+            }
+            let file = self.entry.file.clone();
+            blocking(move || punch(&file, offset, end - offset)).await?;
+            self.entry.content.lock().punched(offset..end);
+        }
+        self.entry.charge();
+        self.changed().await
+    }
+
+    /// Bytes and record are durable in the spool (fsync).
+    pub async fn sync(&self) -> Result<(), Error> {
+        if self.entry.intent.lock().discarded {
+            return Ok(());
+        }
+        self.entry.begun.store(true, Relaxed);
+        self.entry.persist_durably().await
+    }
+
+    /// Changes what travels with the content. After the upload began it makes the entry dirty; [`Staged::publish`] then
+    /// queues a metadata copy.
+    pub fn set_attributes(&self, change: impl FnOnce(&mut Attributes)) {
+        change(&mut self.entry.intent.lock().attributes);
+    }
+
+    /// What travels with the content, as it is now.
+    pub fn attributes(&self) -> Attributes {
+        self.entry.intent.lock().attributes.clone()
+    }
+
+    /// Renames an unpublished file. Parts sent to another key are aborted and sent again. Where the publication under
+    /// the old name cannot be stopped any more, waits for its end: [`Staged::published`] then names the old key.
+    pub async fn retarget(&self, target: Target, expect: Expect) -> Result<(), Error> {
+        if self.entry.intent.lock().discarded {
+            return Err(Error::Discarded);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.entry.shared.send(Message::Retarget { id: self.entry.id, target, expect, reply });
+        answer.await.map_err(|_| Error::Discarded)
+    }
+
+    /// Where it is to be published.
+    pub fn target(&self) -> Target {
+        self.entry.intent.lock().target.clone()
+    }
+
+    /// Under a temporary name: [`Staged::publish`] makes no object. `guess`: the key whose upload gets the parts.
+    pub fn set_held(&self, held: bool, guess: Option<String>) {
+        let mut intent = self.entry.intent.lock();
+        intent.held = held;
+        intent.guess = guess;
+    }
+
+    /// Seals the content as it is now, uploads it and waits until it is in S3. `Ok(None)` where it is held, or queued
+    /// by `write_back`. A clean file answers at once. A failure parks the entry.
+    pub async fn publish(&self) -> Result<Option<Published>, Error> {
+        let entry = &self.entry;
+        let (held, guess, failed, poisoned) = {
+            let intent = entry.intent.lock();
+            if intent.discarded {
+                return Err(Error::Discarded);
+            }
+            (intent.held, intent.guess.is_some(), intent.failed.clone(), intent.poisoned)
+        };
+        if poisoned || failed.is_some() {
+            let error = failed.unwrap_or(Error::Poisoned);
+            entry.shared.send(Message::Park(entry.id, error.clone()));
+            return Err(error);
+        }
+        if !self.is_dirty() {
+            return Ok(self.published());
+        }
+        if !entry.content.lock().is_dirty() {
+            self.copy_attributes();
+            return Ok(self.published());
+        }
+        entry.begun.store(true, Relaxed);
+        if !entry.shared.config.write_back.is_zero() {
+            self.queue(entry.shared.config.write_back, held).await?;
+            return Ok(None);
+        }
+        if held && (!guess || self.size() == 0) {
+            entry.persist(true).await?;
+            return Ok(None);
+        }
+        let goal = if held { Goal::Parts } else { Goal::Object };
+        let (reply, answer) = oneshot::channel();
+        entry.shared.send(Message::Publish { id: entry.id, goal, reply: Some(reply) });
+        answer.await.map_err(|_| Error::Discarded)?
+    }
+
+    /// Only attributes differ from what was published: one background copy carries them.
+    fn copy_attributes(&self) {
+        let (target, published, attributes) = {
+            let mut intent = self.entry.intent.lock();
+            let attributes = intent.attributes.clone();
+            let Some(published) = &mut intent.published else { return };
+            published.attributes = attributes.clone();
+            let target = Target { key: published.key.clone(), store: intent.target.store.clone() };
+            let Some(published) = intent.published.clone() else { return };
+            (target, published, attributes)
+        };
+        metacopy::schedule(&self.entry.shared, target, published.etag, published.size, attributes, Box::new(|_| {}));
+    }
+
+    async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {
+        let entry = &self.entry;
+        if !held {
+            let mut intent = entry.intent.lock();
+            if !intent.phase.frees() {
+                intent.phase = Phase::Sealed;
+            }
+            intent.reason = None;
+        }
+        entry.persist_durably().await?;
+        if !held {
+            let generation = entry.content.lock().generation;
+            entry.shared.send(Message::Later { id: entry.id, generation, delay });
+        }
+        Ok(())
+    }
+
+    /// Recorded now, published after `delay` unless it changes before; [`super::Writeback::drain`] does it at once.
+    pub async fn publish_later(&self, delay: Duration) -> Result<(), Error> {
+        if self.entry.intent.lock().discarded {
+            return Err(Error::Discarded);
+        }
+        if !self.entry.content.lock().is_dirty() {
+            return Ok(());
+        }
+        self.entry.begun.store(true, Relaxed);
+        self.queue(delay, false).await
+    }
+
+    /// The last publication.
+    pub fn published(&self) -> Option<Published> {
+        self.entry.intent.lock().published.clone()
+    }
+
+    /// Nobody wants the bytes: aborts uploads, removes the record and the spool file.
+    pub async fn discard(&self) {
+        publish::discard(&self.entry).await;
+    }
+
+    /// The file is published and closed. Gives its spool file, for the cache, where it holds the whole object; else
+    /// removes it. A file that is not published stays in the spool and gives `None`.
+    pub async fn retire(&self) -> Option<PathBuf> {
+        publish::retire(&self.entry).await
+    }
+
+    /// A write of the application failed: never publish.
+    pub fn poison(&self) {
+        self.entry.intent.lock().poisoned = true;
+    }
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy)]
+enum Place {
+    At(u64),
+    End,
+}
+
+/// A hole where the filesystem has them, written zeros elsewhere.
+fn punch(file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    if fallocate(file, flags, offset as i64, len as i64).is_ok() {
+        return Ok(());
+    }
+    let zeros = vec![0; 64 << 10];
+    let mut at = offset;
+    while at < offset + len {
+        let step = (offset + len - at).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..step as usize], at)?;
+        at += step;
+    }
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! One transfer: a part or a whole object from the spool file to the store.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream, StreamExt};
+use md5::{Digest, Md5};
+
+use super::entry::Entry;
+use super::plan::{How, Piece};
+use super::spool::blocking;
+use super::state::SentPart;
+use super::{Base, BaseError, Error, Target};
+use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
+
+/// Bytes read from the spool at once: small enough that 32 transfers hold little, large enough that the hop to the
+/// blocking pool (about 20 µs) costs nothing beside the network.
+const CHUNK: usize = 256 << 10;
+/// Base bytes fetched at once; a transfer holds one such piece.
+const FETCH: u64 = 1 << 20;
+
+/// Why a transfer did not end well.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    /// The store's answer, or none.
+    S3(S3Error),
+    /// The base is another version now, or gone.
+    Stale,
+    /// The spool failed.
+    Local(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::S3(error) => Trouble::S3(error),
+            Error::Stale => Trouble::Stale,
+            error => Trouble::Local(error),
+        }
+    }
+}
+
+impl From<Trouble> for Error {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::S3(error) if error.kind == ErrorKind::TooLarge => Error::TooLarge,
+            Trouble::S3(error) => Error::S3(error),
+            Trouble::Stale => Error::Stale,
+            Trouble::Local(error) => error,
+        }
+    }
+}
+
+/// A range of the spool file, counted as it leaves.
+pub(crate) struct SpoolSource {
+    entry: Arc<Entry>,
+    range: Range<u64>,
+    counts: Arc<Counts>,
+}
+
+/// Bytes of one transfer that were handed over: those of the attempt under way, and the most of any attempt. Only
+/// bytes beyond that are progress, so a black hole that swallows a socket buffer at each attempt does time out.
+struct Counts {
+    entry: Arc<Entry>,
+    handed: AtomicU64,
+    most: AtomicU64,
+    len: u64,
+}
+
+impl Counts {
+    fn new(entry: &Arc<Entry>, len: u64) -> Arc<Self> {
+        entry.in_flight.fetch_add(len, Relaxed);
+        Arc::new(Self { entry: entry.clone(), handed: AtomicU64::new(0), most: AtomicU64::new(0), len })
+    }
+
+    fn restart(&self) {
+        let handed = self.handed.swap(0, Relaxed);
+        self.entry.in_flight.fetch_add(handed, Relaxed);
+        self.entry.sent.fetch_sub(handed, Relaxed);
+    }
+
+    fn hand(&self, bytes: u64) {
+        let handed = self.handed.fetch_add(bytes, Relaxed) + bytes;
+        self.entry.in_flight.fetch_sub(bytes, Relaxed);
+        self.entry.sent.fetch_add(bytes, Relaxed);
+        let news = handed > self.most.fetch_max(handed, Relaxed);
+        if news {
+            self.entry.progressed();
+        }
+        self.entry.shared.meter.record(bytes, news);
+    }
+}
+
+impl Drop for Counts {
+    fn drop(&mut self) {
+        let rest = self.len - self.handed.load(Relaxed).min(self.len);
+        self.entry.in_flight.fetch_sub(rest, Relaxed);
+        self.entry.shared.meter.moved.notify_waiters();
+    }
+}
+
+impl SpoolSource {
+    pub fn new(entry: &Arc<Entry>, range: Range<u64>) -> Self {
+        let counts = Counts::new(entry, range.end - range.start);
+        Self { entry: entry.clone(), range, counts }
+    }
+}
+
+impl Source for SpoolSource {
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
+        self.counts.restart();
+        let (file, counts, end) = (self.entry.file.clone(), self.counts.clone(), self.range.end);
+        stream::try_unfold(self.range.start, move |at| {
+            let (file, counts) = (file.clone(), counts.clone());
+            async move {
+                if at >= end {
+                    return Ok(None);
+                }
+                let len = CHUNK.min((end - at) as usize);
+                let chunk = tokio::task::spawn_blocking(move || read_exact(&file, at, len)).await.map_err(io::Error::other)??;
+                counts.hand(chunk.len() as u64);
+                Ok(Some((chunk, at + len as u64)))
+            }
+        })
+        .boxed()
+    }
+}
+
+/// Bytes in memory, counted as a spool range is.
+pub(crate) struct MemorySource {
+    bytes: Bytes,
+    counts: Arc<Counts>,
+}
+
+impl MemorySource {
+    pub fn new(entry: &Arc<Entry>, bytes: Bytes) -> Self {
+        let counts = Counts::new(entry, bytes.len() as u64);
+        Self { bytes, counts }
+    }
+}
+
+impl Source for MemorySource {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
+        self.counts.restart();
+        let counts = self.counts.clone();
+        Box::pin(stream::iter((!self.bytes.is_empty()).then(|| self.bytes.clone())).map(move |bytes| {
+            counts.hand(bytes.len() as u64);
+            Ok(bytes)
+        }))
+    }
+}
+
+/// Reads exactly `len` bytes; what lies past the end of the file is zeros (the file was cut meanwhile: the bytes are
+/// sent again anyway).
+pub(crate) fn read_exact(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
+    let mut buffer = BytesMut::zeroed(len);
+    let mut done = 0;
+    while done < len {
+        match file.read_at(&mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(buffer.freeze())
+}
+
+/// A checksum that is fed bytes.
+pub(crate) enum Hasher {
+    Off,
+    Md5(Box<Md5>),
+    Crc(ChecksumKind, Box<crc_fast::Digest>),
+}
+
+impl Hasher {
+    pub fn new(kind: ChecksumKind) -> Self {
+        match kind {
+            ChecksumKind::Off => Hasher::Off,
+            ChecksumKind::Md5 => Hasher::Md5(Box::default()),
+            ChecksumKind::Crc32c => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))),
+            ChecksumKind::Crc64Nvme => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))),
+        }
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hasher::Off => {}
+            Hasher::Md5(md5) => Digest::update(md5.as_mut(), bytes),
+            Hasher::Crc(_, crc) => crc.update(bytes),
+        }
+    }
+
+    pub fn finish(self) -> Option<Checksum> {
+        match self {
+            Hasher::Off => None,
+            Hasher::Md5(md5) => Some(Checksum::Md5(md5.finalize().into())),
+            Hasher::Crc(ChecksumKind::Crc32c, crc) => Some(Checksum::Crc32c(crc.finalize() as u32)),
+            Hasher::Crc(_, crc) => Some(Checksum::Crc64Nvme(crc.finalize())),
+        }
+    }
+}
+
+/// The checksum of a range of the spool file.
+pub(crate) async fn checksum(file: &Arc<File>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
+    if kind == ChecksumKind::Off {
+        return Ok(None);
+    }
+    let file = file.clone();
+    blocking(move || {
+        let mut hasher = Hasher::new(kind);
+        let mut at = range.start;
+        while at < range.end {
+            let len = CHUNK.min((range.end - at) as usize);
+            hasher.update(&read_exact(&file, at, len)?);
+            at += len as u64;
+        }
+        Ok(hasher.finish())
+    })
+    .await
+}
+
+/// Puts the base's bytes into the spool file where `range` lacks them.
+pub(crate) async fn fill(entry: &Arc<Entry>, base: Option<&Base>, range: Range<u64>) -> Result<(), Trouble> {
+    let (gaps, base_len) = {
+        let content = entry.content.lock();
+        (content.local.gaps(range), content.base_len)
+    };
+    for gap in gaps {
+        let mut at = gap.start;
+        while at < gap.end.min(base_len) {
+            let len = (gap.end.min(base_len) - at).min(FETCH);
+            let Some(base) = base else { return Err(Trouble::Stale) };
+            let bytes = base.reader.read(at, len as usize).await.map_err(|error| match error {
+                BaseError::Stale => Trouble::Stale,
+                BaseError::S3(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => Trouble::Stale,
+                BaseError::S3(error) => Trouble::S3(error),
+                BaseError::Io(text) => Trouble::Local(Error::from(io::Error::other(text))),
+            })?;
+            if bytes.len() as u64 != len {
+                return Err(Trouble::Stale);
+            }
+            entry.progressed();
+            entry.shared.meter.record(0, true);
+            fill_piece(entry, at, bytes).await?;
+            at += len;
+        }
+    }
+    Ok(())
+}
+
+/// Writes fetched bytes where nothing was written meanwhile.
+async fn fill_piece(entry: &Arc<Entry>, at: u64, bytes: Bytes) -> Result<(), Error> {
+    let _writer = entry.writer.lock().await;
+    let end = at + bytes.len() as u64;
+    let gaps = {
+        let content = entry.content.lock();
+        content.local.gaps(at..end.min(content.size))
+    };
+    let (file, filled) = (entry.file.clone(), gaps.clone());
+    blocking(move || gaps.into_iter().try_for_each(|gap| file.write_all_at(&bytes[(gap.start - at) as usize..(gap.end - at) as usize], gap.start))).await?;
+    {
+        let mut content = entry.content.lock();
+        filled.into_iter().for_each(|gap| content.filled(gap));
+    }
+    entry.charge();
+    Ok(())
+}
+
+/// Brings one part to the store.
+pub(crate) async fn part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Option<&Base>, piece: &Piece) -> Result<SentPart, Trouble> {
+    let (store, number) = (&target.store, piece.number);
+    if piece.how == How::Copy {
+        let Some(base) = base else { return Err(Trouble::Stale) };
+        let source = CopySource { bucket: base.bucket.clone(), key: base.key.clone(), if_match: Some(base.etag.clone()), version_id: base.version_id.clone() };
+        let part = store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await.map_err(|error| match error.kind {
+            ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => Trouble::Stale,
+            _ => Trouble::S3(error),
+        })?;
+        entry.progressed();
+        entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
+        return Ok(SentPart { etag: part.etag, checksum: None });
+    }
+    let sent = upload_part(entry, target, upload, base, piece).await;
+    if sent.is_err() {
+        // It will be sent again, and the writer must not run away meanwhile.
+        entry.content.lock().waiting.insert(piece.range.clone());
+    }
+    sent
+}
+
+async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Option<&Base>, piece: &Piece) -> Result<SentPart, Trouble> {
+    let store = &target.store;
+    fill(entry, base, piece.range.clone()).await?;
+    let source = SpoolSource::new(entry, piece.range.clone());
+    {
+        // What is written from here on marks its bytes again after it is in the file, so the check finds a torn part.
+        let mut content = entry.content.lock();
+        content.unsent.remove(piece.range.clone());
+        content.waiting.remove(piece.range.clone());
+    }
+    let checksum = checksum(&entry.file, piece.range.clone(), store.capabilities().upload_checksum).await?;
+    let part = store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await.map_err(Trouble::S3)?;
+    entry.progressed();
+    Ok(SentPart { etag: part.etag, checksum })
+}

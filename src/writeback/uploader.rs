@@ -1,0 +1,603 @@
+//! The task that owns every upload's state. It never awaits a transfer: transfers are bounded tasks that report to it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::entry::{Entry, Shared};
+use super::manifest::Phase;
+use super::plan::How;
+use super::publish::{self, Context, Outcome, Snapshot, Verdict};
+use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
+use super::transfer::Trouble;
+use super::{Error, Expect, Published, Target};
+use crate::s3::ErrorKind;
+
+/// How often stalled publications are looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// A part whose digest the store refuses is damaged on this machine or torn by writers; more attempts do not mend it.
+const BAD_DIGESTS: u32 = 5;
+
+/// What publish() answers.
+pub(crate) type Answer = Result<Option<Published>, Error>;
+
+/// What the uploader is told.
+pub(crate) enum Message {
+    /// Parts lie behind the sequential frontier.
+    Ready(u64),
+    /// Publish, and tell the caller.
+    Publish { id: u64, goal: Goal, reply: Option<oneshot::Sender<Answer>> },
+    /// Publish after a delay, unless the content changes before.
+    Later { id: u64, generation: u64, delay: Duration },
+    /// The delay is over; `None`: at once, whatever the content.
+    Due { id: u64, generation: Option<u64> },
+    /// The name has changed.
+    Retarget { id: u64, target: Target, expect: Expect, reply: oneshot::Sender<()> },
+    /// Never publish; kept with its reason.
+    Park(u64, Error),
+    /// Publish what was parked or unfinished.
+    Retry(u64),
+    /// Throw it away.
+    Discard { id: u64, reply: oneshot::Sender<()> },
+    /// An upload of an earlier run goes on, with the parts that are right.
+    Resume { id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)> },
+    /// An upload of an earlier run turns out to be published.
+    Found { id: u64, published: Box<Published> },
+    /// It left the spool.
+    Forget(u64),
+    /// A task's answer.
+    Done { id: u64, action: Action, outcome: Outcome },
+    /// A failed action's pause is over.
+    Again { id: u64, action: Action },
+    /// A transfer's place is free.
+    Ended,
+}
+
+pub(crate) fn start(shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Message>) {
+    tokio::spawn(Uploader { shared, jobs: HashMap::new(), urgent: VecDeque::new(), parts: VecDeque::new(), busy: 0 }.run(inbox));
+}
+
+struct Uploader {
+    shared: Arc<Shared>,
+    jobs: HashMap<u64, Job>,
+    /// Small objects and single requests go before the parts of large files.
+    urgent: VecDeque<(u64, Action)>,
+    parts: VecDeque<(u64, Action)>,
+    busy: usize,
+}
+
+/// One entry, as the uploader sees it.
+struct Job {
+    entry: Arc<Entry>,
+    state: State,
+    snapshot: Option<Arc<Snapshot>>,
+    /// Where the open upload is.
+    upload: Option<Target>,
+    waiters: Vec<oneshot::Sender<Answer>>,
+    /// Want a publication of what was written after the seal of the one under way.
+    next: Vec<(Goal, Option<oneshot::Sender<Answer>>)>,
+    /// Must wait for the answer of PutObject or Complete.
+    after: Vec<Message>,
+    running: HashMap<Key, AbortHandle>,
+    attempts: u32,
+    bad_digests: u32,
+    since: Instant,
+    /// An answer of this publication was lost: what stands in its way may be its own object.
+    doubt: bool,
+}
+
+/// Names a running action.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Step(u32),
+    Part(u32, u32),
+}
+
+impl Job {
+    fn is_current(&self, action: &Action) -> bool {
+        match action {
+            Action::Create { epoch } | Action::Send { epoch, .. } => *epoch == self.state.epoch,
+            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => *serial == self.state.serial,
+            Action::Abort { .. } | Action::PartsDone | Action::Published => true,
+        }
+    }
+
+    /// PutObject or Complete may have been done already: their answer must be known before anything else.
+    fn is_committing(&self) -> bool {
+        matches!(self.state.step, Step::Putting | Step::Completing)
+    }
+}
+
+impl Uploader {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => return,
+                },
+                _ = tick.tick() => self.give_up_stalled(),
+            }
+            self.dispatch();
+        }
+    }
+
+    fn job(&mut self, id: u64) -> Option<&mut Job> {
+        if !self.jobs.contains_key(&id) {
+            let entry = self.shared.entry(id)?;
+            self.jobs.insert(id, Job {
+                entry,
+                state: State::new(),
+                snapshot: None,
+                upload: None,
+                waiters: Vec::new(),
+                next: Vec::new(),
+                after: Vec::new(),
+                running: HashMap::new(),
+                attempts: 0,
+                bad_digests: 0,
+                since: Instant::now(),
+                doubt: false,
+            });
+        }
+        self.jobs.get_mut(&id)
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Ready(id) => {
+                // Once sealed, the plan says what is sent; the next write after it announces again.
+                let pieces = self.job(id).filter(|job| !job.state.is_sealed()).map(|job| job.entry.take_ready()).unwrap_or_default();
+                for piece in pieces {
+                    self.apply(id, Event::Ready(piece));
+                }
+            }
+            Message::Publish { id, goal, reply } => self.publish(id, goal, reply),
+            Message::Later { id, generation, delay } => {
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    shared.send(Message::Due { id, generation: Some(generation) });
+                });
+            }
+            Message::Due { id, generation } => {
+                let due = self.shared.entry(id).is_some_and(|entry| {
+                    let intent = entry.intent.lock();
+                    let content = entry.content.lock();
+                    intent.phase == Phase::Sealed && !intent.held && !intent.poisoned && generation.is_none_or(|g| g == content.generation) && content.is_dirty()
+                });
+                if due {
+                    self.publish(id, Goal::Object, None);
+                }
+            }
+            Message::Retry(id) => {
+                if let Some(job) = self.job(id) {
+                    let mut intent = job.entry.intent.lock();
+                    (intent.failed, intent.poisoned, intent.held, intent.reason) = (None, false, false, None);
+                    intent.phase = Phase::Sealed;
+                }
+                self.publish(id, Goal::Object, None);
+            }
+            Message::Park(id, error) => self.fail(id, error),
+            Message::Retarget { .. } | Message::Discard { .. } => self.redirect(message),
+            Message::Resume { id, upload } => self.resume(id, upload),
+            Message::Found { id, published } => {
+                if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
+                    publish::settle(&entry, &published);
+                    self.finish(id, &entry, *published);
+                }
+            }
+            Message::Forget(id) => {
+                self.jobs.remove(&id);
+            }
+            Message::Done { id, action, outcome } => self.done(id, action, outcome),
+            Message::Again { id, action } => {
+                if self.jobs.get(&id).is_some_and(|job| job.is_current(&action)) {
+                    self.enqueue(id, action);
+                }
+            }
+            Message::Ended => self.busy -= 1,
+        }
+    }
+
+    fn publish(&mut self, id: u64, goal: Goal, reply: Option<oneshot::Sender<Answer>>) {
+        let Some(job) = self.job(id) else {
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(Error::Discarded));
+            }
+            return;
+        };
+        if job.state.is_sealed() && (job.entry.content.lock().changed_since_seal() || job.is_committing() && goal < job.state.goal) {
+            job.next.push((goal, reply));
+            return;
+        }
+        if job.state.step == Step::Idle {
+            job.since = Instant::now();
+            job.attempts = 0;
+            job.bad_digests = 0;
+            job.entry.sent.store(0, Relaxed);
+            let mut intent = job.entry.intent.lock();
+            intent.reason = None;
+            if goal == Goal::Object {
+                intent.phase = Phase::Sealed;
+            }
+        }
+        job.waiters.extend(reply);
+        self.apply(id, Event::Publish(goal));
+    }
+
+    /// A new name, or the end of the entry. What may be committed already is waited for.
+    fn redirect(&mut self, message: Message) {
+        let (Message::Retarget { id, .. } | Message::Discard { id, .. }) = &message else { return };
+        let id = *id;
+        let Some(job) = self.job(id) else { return };
+        if job.is_committing() {
+            job.after.push(message);
+            return;
+        }
+        match message {
+            Message::Retarget { target, expect, reply, .. } => {
+                let same = job.upload.as_ref().is_none_or(|upload| upload.key == target.key && upload.store.bucket() == target.store.bucket());
+                {
+                    let mut intent = job.entry.intent.lock();
+                    (intent.target, intent.expect) = (target, expect);
+                }
+                let entry = job.entry.clone();
+                if !same {
+                    entry.content.lock().next_part = 1;
+                    self.stop_transfers(id);
+                }
+                self.apply(id, Event::Again { keep: same });
+                if !same {
+                    self.shared.send(Message::Ready(id));
+                }
+                tokio::spawn(async move {
+                    let recorded = *entry.recorded.lock().await;
+                    if recorded && let Err(error) = entry.persist(false).await {
+                        tracing::warn!("{}: {error}", entry.record.display());
+                    }
+                    let _ = reply.send(());
+                });
+            }
+            Message::Discard { reply, .. } => {
+                job.entry.intent.lock().discarded = true;
+                for waiter in job.waiters.drain(..).chain(job.next.drain(..).filter_map(|(_, reply)| reply)) {
+                    let _ = waiter.send(Err(Error::Discarded));
+                }
+                let entry = job.entry.clone();
+                self.apply(id, Event::Stop);
+                self.stop_transfers(id);
+                self.jobs.remove(&id);
+                self.shared.remove(&entry);
+                tokio::spawn(async move {
+                    publish::erase(&entry).await;
+                    let _ = reply.send(());
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn resume(&mut self, id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)>) {
+        if let Some(job) = self.job(id)
+            && let Some((target, name, slots)) = upload
+        {
+            (job.upload, job.state.upload, job.state.slots) = (Some(target), Upload::Open(name), slots);
+        }
+        if let Some(job) = self.job(id) {
+            // What stands in its way may be what an earlier run sent.
+            job.doubt = true;
+        }
+        self.publish(id, Goal::Object, None);
+    }
+
+    fn apply(&mut self, id: u64, event: Event) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let state = std::mem::replace(&mut job.state, State::new());
+        let (state, actions) = state.transition(event);
+        job.state = state;
+        for action in actions {
+            match action {
+                Action::Abort { id: upload } => {
+                    if let Some(job) = self.jobs.get_mut(&id)
+                        && let Some(target) = job.upload.take()
+                    {
+                        job.entry.intent.lock().upload = None;
+                        publish::abort(&self.shared, target, upload);
+                    }
+                }
+                Action::PartsDone => self.answer(id, Ok(None)),
+                // Done where the outcome is at hand.
+                Action::Published => {}
+                action => self.enqueue(id, action),
+            }
+        }
+    }
+
+    fn enqueue(&mut self, id: u64, action: Action) {
+        match &action {
+            Action::Prepare { .. } | Action::Check { .. } => self.start(id, action),
+            Action::Send { piece, .. } if piece.how == How::Upload => self.parts.push_back((id, action)),
+            _ => self.urgent.push_back((id, action)),
+        }
+    }
+
+    fn dispatch(&mut self) {
+        while self.busy < self.shared.config.max_connections.max(1) {
+            let Some((id, action)) = self.urgent.pop_front().or_else(|| self.parts.pop_front()) else { return };
+            self.start(id, action);
+        }
+    }
+
+    /// Starts an action's task, unless it was overtaken while it waited.
+    fn start(&mut self, id: u64, action: Action) {
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.is_current(&action)) else { return };
+        let entry = job.entry.clone();
+        let shared = self.shared.clone();
+        let mut place = None;
+        if !matches!(action, Action::Prepare { .. } | Action::Check { .. }) {
+            self.busy += 1;
+            shared.meter.begin();
+            place = Some(Place { shared: shared.clone() });
+        }
+        let key = match &action {
+            Action::Send { epoch, piece } => Some(Key::Part(*epoch, piece.number)),
+            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => Some(Key::Step(*serial)),
+            // A Create that is cut off could leave an upload that nobody knows.
+            Action::Create { .. } | Action::Abort { .. } | Action::PartsDone | Action::Published => None,
+        };
+        let context = Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
+        let task = tokio::spawn(async move {
+            let outcome = publish::perform(&entry, context, &action).await;
+            drop(place);
+            shared.send(Message::Done { id, action, outcome });
+        });
+        if let Some(key) = key {
+            job.running.insert(key, task.abort_handle());
+        }
+    }
+
+    fn stop_transfers(&mut self, id: u64) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.running.drain().for_each(|(_, task)| task.abort());
+        }
+    }
+
+    fn done(&mut self, id: u64, action: Action, outcome: Outcome) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            if let Outcome::Created { target, id } = outcome {
+                publish::abort(&self.shared, target, id);
+            }
+            return;
+        };
+        if let Outcome::Trouble(trouble) = outcome {
+            if job.is_current(&action) {
+                self.trouble(id, action, trouble);
+            }
+            return;
+        }
+        job.attempts = 0;
+        match (outcome, action) {
+            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) if serial == job.state.serial => {
+                job.snapshot = Some(snapshot);
+                self.apply(id, Event::Prepared { serial, plan, clean });
+            }
+            (Outcome::Created { target, id: upload }, Action::Create { epoch }) => {
+                if epoch == job.state.epoch && job.state.upload == Upload::Creating {
+                    job.upload = Some(target);
+                    self.apply(id, Event::Created { epoch, id: upload });
+                } else {
+                    publish::abort(&self.shared, target, upload);
+                }
+            }
+            (Outcome::Sent(sent), Action::Send { epoch, piece }) => {
+                job.running.remove(&Key::Part(epoch, piece.number));
+                self.apply(id, Event::PartSent { epoch, number: piece.number, sent });
+            }
+            (Outcome::Checked(clean), Action::Check { serial }) => self.apply(id, Event::Checked { serial, clean }),
+            (Outcome::Judged(verdict), action) if job.is_current(&action) => self.judged(id, action, verdict),
+            _ => {}
+        }
+    }
+
+    /// What PutObject or CompleteMultipartUpload came to.
+    fn judged(&mut self, id: u64, action: Action, verdict: Verdict) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match verdict {
+            Verdict::Published(published) => {
+                let (Action::Put { serial } | Action::Complete { serial }) = action else { return };
+                job.snapshot = None;
+                let entry = job.entry.clone();
+                self.apply(id, Event::Finished { serial });
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    (job.upload, job.doubt) = (None, false);
+                    job.running.clear();
+                }
+                publish::settle(&entry, &published);
+                self.finish(id, &entry, *published);
+            }
+            Verdict::Restart => {
+                self.stop_transfers(id);
+                self.apply(id, Event::Restart);
+            }
+            Verdict::Elsewhere(key) => {
+                {
+                    let mut intent = job.entry.intent.lock();
+                    intent.target.key = key;
+                    intent.expect = Expect::NewFile;
+                }
+                self.stop_transfers(id);
+                self.apply(id, Event::Again { keep: false });
+            }
+            Verdict::Retry => self.apply(id, Event::Again { keep: true }),
+            Verdict::Refused(error) => self.fail(id, error),
+        }
+    }
+
+    fn finish(&mut self, id: u64, entry: &Arc<Entry>, published: Published) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let waiters = std::mem::take(&mut job.waiters);
+        let next = std::mem::take(&mut job.next);
+        let after = std::mem::take(&mut job.after);
+        let (entry, shared) = (entry.clone(), self.shared.clone());
+        let erase = {
+            let intent = entry.intent.lock();
+            intent.retired && !entry.content.lock().is_dirty() && next.is_empty()
+        };
+        tokio::spawn(async move {
+            shared.hooks.published(&published);
+            publish::tidy(&entry).await;
+            shared.publications.fetch_add(1, Relaxed);
+            for waiter in waiters {
+                let _ = waiter.send(Ok(Some(published.clone())));
+            }
+            if erase {
+                let (reply, _) = oneshot::channel();
+                shared.send(Message::Discard { id, reply });
+            }
+            shared.changed.notify_waiters();
+        });
+        for message in after {
+            self.handle(message);
+        }
+        for (goal, reply) in next {
+            self.publish(id, goal, reply);
+        }
+    }
+
+    fn answer(&mut self, id: u64, answer: Answer) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        for waiter in job.waiters.drain(..) {
+            let _ = waiter.send(answer.clone());
+        }
+        self.shared.changed.notify_waiters();
+        for (goal, reply) in std::mem::take(&mut job.next) {
+            self.publish(id, goal, reply);
+        }
+    }
+
+    /// A task failed: again after a pause, another way, or not at all.
+    fn trouble(&mut self, id: u64, action: Action, trouble: Trouble) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let doomed = job.after.iter().any(|message| matches!(message, Message::Discard { .. }));
+        let Trouble::S3(error) = trouble else { return self.fail(id, trouble.into()) };
+        tracing::debug!("{error}");
+        let copies = matches!(&action, Action::Send { piece, .. } if piece.how == How::Copy);
+        match error.kind {
+            _ if doomed => self.fail(id, Error::Discarded),
+            ErrorKind::NoSuchUpload => {
+                self.stop_transfers(id);
+                self.apply(id, Event::Restart);
+            }
+            ErrorKind::NotImplemented | ErrorKind::InvalidRequest if copies => {
+                job.entry.intent.lock().fetches = true;
+                self.stop_transfers(id);
+                self.apply(id, Event::Again { keep: false });
+            }
+            ErrorKind::BadDigest | ErrorKind::LocalIo if job.bad_digests < BAD_DIGESTS => {
+                job.bad_digests += 1;
+                self.again(id, action);
+            }
+            ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled | ErrorKind::Protocol | ErrorKind::Conflict => {
+                job.doubt |= job.is_committing();
+                job.entry.intent.lock().reason = Some(error.to_string());
+                self.again(id, action);
+            }
+            _ => self.fail(id, Trouble::S3(error).into()),
+        }
+    }
+
+    /// Backs off: 250 ms doubling to 15 s, with jitter so that many files do not return at once.
+    fn again(&mut self, id: u64, action: Action) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.attempts += 1;
+        let pause = Duration::from_millis(250u64 << job.attempts.min(6)).min(Duration::from_secs(15)).mul_f64(rand::random_range(0.5..1.0));
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            shared.send(Message::Again { id, action });
+        });
+    }
+
+    /// Publications whose callers wait end `close_timeout` after the last progress; queued ones go on for ever.
+    fn give_up_stalled(&mut self) {
+        let limit = self.shared.config.close_timeout;
+        let stalled: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit)
+            // While it only waits for its turn, the others' progress is progress.
+            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.progress().elapsed() > limit)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in stalled {
+            self.fail(id, Error::TimedOut);
+        }
+    }
+
+    /// Refused for good: parked with its reason, or, while it is still written, reported to the writer.
+    fn fail(&mut self, id: u64, error: Error) {
+        let Some(job) = self.job(id) else { return };
+        let waits = job.state.step != Step::Idle || matches!(error, Error::Poisoned);
+        let entry = job.entry.clone();
+        let waiters = std::mem::take(&mut job.waiters);
+        let next = std::mem::take(&mut job.next);
+        let after = std::mem::take(&mut job.after);
+        {
+            let mut intent = entry.intent.lock();
+            let last = intent.reason.take();
+            intent.reason = Some(match (&error, last) {
+                (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
+                _ => error.to_string(),
+            });
+            if waits {
+                intent.phase = Phase::Parked;
+            } else {
+                intent.failed = Some(error.clone());
+            }
+        }
+        {
+            let mut content = entry.content.lock();
+            content.waiting.clear();
+            content.next_part = 1;
+        }
+        tracing::warn!("s3://{} is not published: {error}", entry.name());
+        self.apply(id, Event::Stop);
+        self.stop_transfers(id);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            (job.upload, job.doubt, job.attempts) = (None, false, 0);
+        }
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = entry.persist(true).await {
+                tracing::warn!("{}: {error}", entry.record.display());
+            }
+            for waiter in waiters.into_iter().chain(next.into_iter().filter_map(|(_, reply)| reply)) {
+                let _ = waiter.send(Err(error.clone()));
+            }
+            shared.changed.notify_waiters();
+            shared.meter.moved.notify_waiters();
+        });
+        for message in after {
+            self.handle(message);
+        }
+    }
+}
+
+/// A transfer's place among `max_connections`, given back however the task ends.
+struct Place {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.meter.end();
+        self.shared.send(Message::Ended);
+    }
+}
