@@ -122,10 +122,13 @@ impl Vfs {
         if attr::decode(&head.metadata).symlink && self.config.symlinks && head.size <= super::lookup::LINK_MAX {
             let (parent, name) = self.name_of(ino)?;
             self.table.lock().unlink(parent, &name);
-            let segment = crate::vfs::path::meaning_of(&name).map_or_else(|_| String::new(), |meaning| match meaning {
-                super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
-                super::path::Meaning::Shortened { prefix } => prefix,
-            });
+            let segment = crate::vfs::path::meaning_of(&name).map_or_else(
+                |_| String::new(),
+                |meaning| match meaning {
+                    super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
+                    super::path::Meaning::Shortened { prefix } => prefix,
+                },
+            );
             self.adopt_head(parent, name, &segment, &place, head)?;
             return Err(Error::Stale);
         }

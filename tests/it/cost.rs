@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::support::double::{Fault, Object, When};
 use crate::support::files::{self, close, noise, sh};
 use crate::support::mount::can_mount;
-use crate::support::proxy::{Distance, Proxy};
 use crate::support::mount::{Mount, Setup};
+use crate::support::proxy::{Distance, Proxy};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
