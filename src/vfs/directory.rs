@@ -153,10 +153,8 @@ impl Vfs {
                 state.marker_dirty = false;
                 wanted
             };
-            if wanted {
-                if let Err(error) = this.within(this.write_marker(dir)).await {
-                    tracing::warn!("directory marker: {error:?}");
-                }
+            if wanted && let Err(error) = this.within(this.write_marker(dir)).await {
+                tracing::warn!("directory marker: {error:?}");
             }
             this.table.lock().release(dir);
         });

@@ -311,17 +311,17 @@ impl Vfs {
     /// The node that has the name, or a new one: a node of another kind gives way, one that this mount knows better stays as it is.
     fn take(&self, parent: Ino, name: OsString, segment: &str, kind: Kind, started: Instant, update: impl FnOnce(&mut Node)) -> Ino {
         let mut table = self.table.lock();
-        if let Some(child) = table.child(parent, &name) {
-            if let Some(node) = table.get_mut(child) {
-                if node.is_local() || node.since.is_some_and(|since| since >= started) {
-                    return child;
-                }
-                if node.kind == kind {
-                    update(node);
-                    node.checked = Some(started);
-                    node.file.unopened = true;
-                    return child;
-                }
+        if let Some(child) = table.child(parent, &name)
+            && let Some(node) = table.get_mut(child)
+        {
+            if node.is_local() || node.since.is_some_and(|since| since >= started) {
+                return child;
+            }
+            if node.kind == kind {
+                update(node);
+                node.checked = Some(started);
+                node.file.unopened = true;
+                return child;
             }
         }
         let mut node = Node::new(parent, name, segment.to_owned(), kind, SystemTime::now());

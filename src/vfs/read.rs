@@ -27,11 +27,9 @@ impl Vfs {
         }
         let keep_cache = self.within(self.open_object(ino, readable && !truncate)).await?;
         let fh = self.add_handle(caller, ino, flags);
-        if truncate {
-            if let Err(error) = self.truncate_open(fh).await {
-                self.release(fh).await;
-                return Err(error);
-            }
+        if truncate && let Err(error) = self.truncate_open(fh).await {
+            self.release(fh).await;
+            return Err(error);
         }
         Ok(Opened { fh, keep_cache: keep_cache && !truncate, direct_io: false })
     }

@@ -92,10 +92,10 @@ impl Vfs {
             if let Some(dir) = table.dir_mut(parent) {
                 dir.removed.insert(name.to_owned(), Instant::now());
             }
-            if let Some(child) = table.child(parent, name) {
-                if let Some(node) = table.get_mut(child) {
-                    node.ctime = SystemTime::now();
-                }
+            if let Some(child) = table.child(parent, name)
+                && let Some(node) = table.get_mut(child)
+            {
+                node.ctime = SystemTime::now();
             }
             table.unlink(parent, name);
         }

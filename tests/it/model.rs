@@ -151,9 +151,13 @@ impl Model {
                     Ok(Answer::Done)
                 }
             },
-            Step::Unlink { path } => done(self.file(path).map(|_| drop(self.names.remove(path)))),
+            Step::Unlink { path } => done(self.file(path).map(|_| {
+                self.names.remove(path);
+            })),
             Step::Rename { from, to } => done(self.rename(from, to)),
-            Step::Hold { path, slot } => done(self.create(path).map(|id| drop(self.held.insert(*slot, id)))),
+            Step::Hold { path, slot } => done(self.create(path).map(|id| {
+                self.held.insert(*slot, id);
+            })),
             Step::WriteHeld { slot, offset, len, seed } => {
                 let id = self.held[slot];
                 self.splice(id, *offset, &noise(*seed, *len));
