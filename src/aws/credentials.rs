@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqsign_aws_v4::{
@@ -51,12 +51,20 @@ enum Source {
     Chain(Provider),
 }
 
+/// How often credentials are read again only because a refusal may be about them.
+const DOUBT: Duration = Duration::from_secs(60);
+
+struct Kept {
+    credential: Credential,
+    since: Instant,
+}
+
 /// The credentials of a mount.
 pub struct Credentials {
     source: Source,
     context: Context,
     /// By bucket for a password file, else under `None`. The lock is held while they are fetched: one fetch for all.
-    cached: tokio::sync::Mutex<HashMap<Option<String>, Credential>>,
+    cached: tokio::sync::Mutex<HashMap<Option<String>, Kept>>,
     missing: String,
 }
 
@@ -98,14 +106,10 @@ impl Credentials {
     /// # Errors
     /// One line: none found, or the file or service that failed.
     pub async fn get(&self, bucket: Option<&str>) -> Result<Option<Credential>, String> {
-        let slot = match self.source {
-            Source::Anonymous => return Ok(None),
-            Source::Passwd(_) => bucket.map(str::to_owned),
-            Source::Chain(_) => None,
-        };
+        let slot = self.slot(bucket);
         let mut cached = self.cached.lock().await;
-        if let Some(found) = cached.get(&slot).filter(|credential| credential.is_valid()) {
-            return Ok(Some(found.clone()));
+        if let Some(found) = cached.get(&slot).filter(|kept| kept.credential.is_valid()) {
+            return Ok(Some(found.credential.clone()));
         }
         let fresh = match &self.source {
             Source::Anonymous => return Ok(None),
@@ -119,7 +123,7 @@ impl Credentials {
                 Err(error) => return Err(format!("{}: {error}", self.missing)),
             },
         };
-        cached.insert(slot, fresh.clone());
+        cached.insert(slot, Kept { credential: fresh.clone(), since: Instant::now() });
         Ok(Some(fresh))
     }
 
@@ -129,10 +133,32 @@ impl Credentials {
         if self.is_anonymous() {
             return false;
         }
-        let same = |credential: &Credential| credential.access_key_id == used.access_key_id && credential.session_token == used.session_token;
-        self.cached.lock().await.retain(|_, credential| !same(credential));
+        self.cached.lock().await.retain(|_, kept| !same(&kept.credential, used));
         true
     }
+
+    /// For a refusal that does not say whether it is about the key: reads again (at most once a minute) and tells whether the
+    /// credentials are others now.
+    pub async fn rotated(&self, bucket: Option<&str>, used: &Credential) -> bool {
+        let slot = self.slot(bucket);
+        {
+            let mut cached = self.cached.lock().await;
+            match cached.get(&slot) {
+                Some(kept) if !same(&kept.credential, used) => return true,
+                Some(kept) if kept.since.elapsed() < DOUBT => return false,
+                _ => cached.remove(&slot),
+            };
+        }
+        matches!(self.get(bucket).await, Ok(Some(fresh)) if !same(&fresh, used))
+    }
+
+    fn slot(&self, bucket: Option<&str>) -> Option<String> {
+        bucket.filter(|_| matches!(self.source, Source::Passwd(_))).map(str::to_owned)
+    }
+}
+
+fn same(one: &Credential, other: &Credential) -> bool {
+    one.access_key_id == other.access_key_id && one.session_token == other.session_token && one.secret_access_key == other.secret_access_key
 }
 
 fn missing(config: &CredentialsConfig) -> String {
@@ -231,9 +257,10 @@ fn assume(context: &Context, base: Provider, role: &str, external_id: Option<&st
 }
 
 fn context(client: reqwest::Client) -> Result<Context, String> {
-    // Metadata services are link-local: never through a proxy, and absent ones must not hold up a mount.
+    // Metadata services are link-local plain HTTP: never through a proxy, and absent ones must not hold up a mount.
     let local = reqwest::Client::builder()
         .no_proxy()
+        .tls_certs_only([])
         .connect_timeout(Duration::from_secs(1))
         .timeout(Duration::from_secs(5))
         .build()

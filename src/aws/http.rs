@@ -3,7 +3,7 @@
 
 use std::future::Future as _;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +29,8 @@ pub struct HttpConfig {
     pub ca_bundle: Option<PathBuf>,
     /// Accepts any certificate.
     pub no_check_certificate: bool,
+    /// The endpoint is `https://`: without any trusted certificate nothing works.
+    pub needs_tls: bool,
     /// For TCP and TLS together.
     pub connect_timeout: Duration,
     /// Idle connections kept.
@@ -40,6 +42,8 @@ pub struct HttpConfig {
 pub enum Failure {
     /// Refused, not resolved, TLS: nothing reached the store.
     Connect(String),
+    /// No answer to the connection attempt within `connect_timeout`.
+    Unanswered,
     /// Reset, closed early, broken HTTP.
     Broken(String),
     /// No byte moved for so long.
@@ -52,6 +56,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Connect(text) | Self::Broken(text) | Self::Local(text) => f.write_str(text),
+            Self::Unanswered => f.write_str("nothing answers the connection attempt"),
             Self::Silent(time) => write!(f, "no byte moved for {} s", time.as_secs()),
         }
     }
@@ -120,6 +125,21 @@ impl Incoming {
 /// # Errors
 /// One line: an unreadable CA bundle or proxy.
 pub fn client(config: &HttpConfig) -> Result<reqwest::Client, String> {
+    let bundle = config.ca_bundle.as_deref().map(certificates).transpose()?;
+    let found = match &bundle {
+        Some(bundle) => builder(config)?.tls_certs_merge(bundle.iter().cloned()).build(),
+        None => builder(config)?.build(),
+    };
+    match found {
+        // A machine without system certificates can still trust the bundle, and needs none for plain HTTP.
+        Err(_) if bundle.is_some() || !config.needs_tls => {
+            builder(config)?.tls_certs_only(bundle.unwrap_or_default()).build().map_err(|error| format!("TLS cannot be set up ({})", root_cause(&error)))
+        }
+        other => other.map_err(|error| format!("TLS cannot be set up ({}); install ca-certificates or name ca_bundle=", root_cause(&error))),
+    }
+}
+
+fn builder(config: &HttpConfig) -> Result<reqwest::ClientBuilder, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("packmule/", env!("CARGO_PKG_VERSION")))
         .http1_only()
@@ -135,16 +155,13 @@ pub fn client(config: &HttpConfig) -> Result<reqwest::Client, String> {
         let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|error| format!("proxy: {}", root_cause(&error)))?;
         builder = builder.no_proxy().proxy(proxy);
     }
-    if let Some(path) = &config.ca_bundle {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
     if config.no_check_certificate {
         builder = builder.tls_danger_accept_invalid_certs(true);
     }
-    builder.build().map_err(|error| format!("TLS cannot be set up ({}); install ca-certificates or name ca_bundle=", root_cause(&error)))
+    Ok(builder)
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<reqwest::Certificate>, String> {
+fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
     let shown = path.display();
     let mut pem = Vec::new();
     std::fs::File::open(path)
@@ -303,6 +320,7 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
     };
     let answer = answer.map_err(|error| match movement.local.lock().take() {
         Some(text) => Failure::Local(text),
+        None if error.is_connect() && error.is_timeout() => Failure::Unanswered,
         None if error.is_connect() => Failure::Connect(root_cause(&error)),
         None => Failure::Broken(root_cause(&error)),
     })?;

@@ -38,6 +38,8 @@ pub struct Budget {
 
 const CAPACITY: i64 = 500;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A store that is not reached at all is restarting, or the network is: five pauses from here span a quarter of a minute.
+const FIRST_PAUSE_UNREACHED: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 static PROCESS: Budget = Budget { tokens: AtomicI64::new(CAPACITY) };
@@ -94,7 +96,8 @@ impl Attempts {
         }
         self.made += 1;
         // An upload that the budget does not pay for goes on, at the slowest pace.
-        let ceiling = if affordable { FIRST_PAUSE.saturating_mul(1 << self.made.min(10)).min(LONGEST_PAUSE) } else { LONGEST_PAUSE };
+        let first = if matches!(outcome, Outcome::NotSent | Outcome::Lost) { FIRST_PAUSE_UNREACHED } else { FIRST_PAUSE };
+        let ceiling = if affordable { first.saturating_mul(1 << self.made.min(10)).min(LONGEST_PAUSE) } else { LONGEST_PAUSE };
         let jittered = ceiling.mul_f64(rand::random_range(0.5..1.0));
         Some(match retry_after {
             Some(wait) => wait.min(Duration::from_secs(60)).max(jittered),

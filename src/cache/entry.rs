@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +16,10 @@ use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::Whole;
 use super::{CacheError, ObjectVersion};
-use crate::s3::Checksum;
+use crate::s3::{Checksum, Store};
+
+/// Reads wait for blocks that wait for this answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cached version, shared by its readers and flights.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub struct Entry {
     pub uid: u64,
     /// Size of the object in bytes.
     pub size: u64,
+    /// Head of a GET of this version, once one was answered.
+    pub head: std::sync::OnceLock<ObjectHead>,
     /// The sidecar was looked for.
     pub loaded: OnceCell<()>,
     /// Readers that have it open.
@@ -34,6 +39,8 @@ pub struct Entry {
     whole: Mutex<Option<Whole>>,
     warned: AtomicBool,
     checks: bool,
+    /// The store was asked for the whole checksum; landings of read-ahead wait for its answer.
+    asked: OnceCell<()>,
 }
 
 /// What changes in an [`Entry`]. A leaf lock, never held across I/O.
@@ -56,6 +63,8 @@ pub struct State {
     pub verified: bool,
     /// The whole checksum to be held, where one is known and asked for.
     pub expected: Option<Checksum>,
+    /// Hashing began in an evicted entry; the blocks hashed there need not be here.
+    pub inherited: bool,
     /// When the first and the last block landed that no sidecar claims.
     pub unsaved: Option<(Instant, Instant)>,
 }
@@ -104,6 +113,7 @@ impl Entry {
             detached: false,
             damaged: false,
             verified: false,
+            inherited: false,
             unsaved: None,
         };
         Self {
@@ -115,6 +125,7 @@ impl Entry {
             whole: Mutex::new(None),
             warned: AtomicBool::new(false),
             checks,
+            asked: OnceCell::new(),
         }
     }
 
@@ -128,12 +139,36 @@ impl Entry {
         self.state().source.clone()
     }
 
-    /// A store's own full-object checksum, better than an ETag that may not be one. Ignored once hashing began.
+    /// The store's full-object checksum. Ignored where one is known already.
     pub fn expect(&self, checksum: Checksum) {
         let mut state = self.state();
-        if self.checks && state.blocks.present() == 0 && state.flights.len() <= 1 {
+        if self.checks && state.expected.is_none() {
             state.expected = Some(checksum);
         }
+    }
+
+    /// True while [`Self::ask_checksum`] has something to ask.
+    pub fn wants_checksum(&self) -> bool {
+        self.checks && !self.asked.initialized() && self.state().expected.is_none()
+    }
+
+    /// Asks for the whole checksum of an object that is about to be read whole over plain HTTP by many GETs, where its ETag is
+    /// none: one HEAD an object. Ranged answers do not carry it.
+    pub async fn ask_checksum(&self, store: &Arc<dyn Store>) {
+        if !self.wants_checksum() {
+            return;
+        }
+        self.asked
+            .get_or_init(|| async {
+                let source = self.source();
+                match tokio::time::timeout(ASK_TIMEOUT, store.head(&source.key)).await {
+                    Ok(Ok(head)) if head.etag == source.etag => head.checksum.into_iter().for_each(|sum| self.expect(sum)),
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "whole checksum not learned"),
+                    Err(_) => tracing::debug!(key = source.key, "whole checksum not learned in time"),
+                }
+            })
+            .await;
     }
 
     /// Finds the blocks of a read.
@@ -213,6 +248,28 @@ impl Entry {
         *self.whole.lock() = None;
     }
 
+    /// Goes on with the hash of the evicted entry that this one follows, once that took in all it can: an object larger than the
+    /// cache is read whole too.
+    pub fn inherit(&self, old: &Entry) {
+        let mut hash = old.whole.lock();
+        old.hash(&mut hash, (0, &Bytes::new()), u64::MAX);
+        let taken = hash.take();
+        drop(hash);
+        old.state().expected = None;
+        let Some(taken) = taken else { return };
+        let mut whole = self.whole.lock();
+        if whole.as_ref().is_none_or(|own| own.next() < taken.next()) {
+            *whole = Some(taken);
+            drop(whole);
+            self.state().inherited = true;
+        }
+    }
+
+    /// The first block that is not hashed.
+    pub fn hashed_to(&self) -> u64 {
+        self.whole.lock().as_ref().map_or(0, Whole::next)
+    }
+
     /// Hashes blocks in order as far as they are here, at most `limit` of them. `fresh`: a block range that was just written, and its bytes.
     pub fn hash_on(&self, fresh: (u64, &Bytes), limit: u64) {
         if let Some(mut whole) = self.whole.try_lock() {
@@ -231,11 +288,6 @@ impl Entry {
                 Err(CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key)))
             }
         }
-    }
-
-    /// True when hashing reached the end: for entries without a file, whose blocks can be hashed only as they come.
-    pub fn hashed_all(&self) -> bool {
-        self.whole.lock().as_ref().is_some_and(|whole| whole.next() == self.size.div_ceil(BLOCK))
     }
 
     fn hash(&self, whole: &mut Option<Whole>, (first, data): (u64, &Bytes), limit: u64) {
@@ -278,6 +330,12 @@ impl State {
     /// All blocks are here.
     pub fn is_complete(&self) -> bool {
         self.trusted || self.blocks.is_complete()
+    }
+
+    /// With blocks before `hashed_to` taken as seen, all have come.
+    pub fn completes(&self, hashed_to: u64) -> bool {
+        let count = self.source.size.div_ceil(BLOCK);
+        self.blocks.is_complete() || (self.inherited && (hashed_to..count).rev().all(|block| self.blocks.has(block)))
     }
 
     /// Bytes on disk, for the bound of the cache.

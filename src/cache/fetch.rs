@@ -1,6 +1,7 @@
 //! Flights: GETs that bring blocks to an entry. A block has at most one flight; everybody who wants it waits for that one.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use super::entry::Entry;
 use super::inner::Inner;
 use crate::s3::{ObjectHead, Store};
 
-/// What keeps a flight going: a reader (while it does not seek) or a read that waits.
+/// What keeps a flight going beside the reads that wait for it: the reader it was launched for, while it does not seek.
 pub type Hold = Arc<()>;
 
 /// How a flight ended.
@@ -39,13 +40,23 @@ pub struct Flight {
     /// What it brings.
     pub blocks: Range<u64>,
     hold: Weak<()>,
+    waiting: AtomicUsize,
     progress: watch::Sender<Progress>,
+}
+
+/// Counts a read that waits for a flight.
+struct Waiting<'a>(&'a Flight);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Flight {
     fn new(blocks: Range<u64>, hold: &Hold) -> Arc<Self> {
         let progress = watch::Sender::new(Progress { next: blocks.start, end: None });
-        Arc::new(Self { blocks, hold: Arc::downgrade(hold), progress })
+        Arc::new(Self { blocks, hold: Arc::downgrade(hold), waiting: AtomicUsize::new(0), progress })
     }
 
     /// True when the block is yet to come from this flight.
@@ -56,7 +67,8 @@ impl Flight {
 
     /// Waits until the block has landed or the flight has ended, and keeps the flight going meanwhile.
     pub async fn wait(&self, block: u64) -> End {
-        let _hold = self.hold.upgrade();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(self);
         let mut progress = self.progress.subscribe();
         loop {
             {
@@ -75,7 +87,7 @@ impl Flight {
     }
 
     fn is_wanted(&self) -> bool {
-        self.hold.strong_count() > 0
+        self.hold.strong_count() > 0 || self.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -94,19 +106,35 @@ impl Drop for Landing {
     }
 }
 
-/// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes. `ahead`: nobody waits for it yet.
-pub fn launch(inner: &Arc<Inner>, entry: &Arc<Entry>, store: &Arc<dyn Store>, blocks: Range<u64>, piece: u64, ahead: bool, hold: &Hold) {
-    for landing in register(inner, entry, blocks, piece, hold) {
+/// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes, and gives their flights: who waits
+/// for one must hold it, lest it fails unseen. `ahead`: nobody waits for it yet.
+pub fn launch(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    store: &Arc<dyn Store>,
+    blocks: Range<u64>,
+    piece: u64,
+    ahead: bool,
+    hold: &Hold,
+) -> Vec<Arc<Flight>> {
+    let landings = register(inner, entry, blocks, piece, hold);
+    if ahead && !landings.is_empty() && entry.wants_checksum() {
+        let (entry, store) = (Arc::clone(entry), Arc::clone(store));
+        tokio::spawn(async move { entry.ask_checksum(&store).await });
+    }
+    let flights = landings.iter().map(|landing| Arc::clone(&landing.flight)).collect();
+    for landing in landings {
         let (inner, store) = (Arc::clone(inner), Arc::clone(store));
         tokio::spawn(async move {
             // Read-ahead leaves some connections to those who wait; it takes its own permit first.
             let _ahead = if ahead { inner.ahead.acquire().await.ok() } else { None };
             let _connection = inner.connections.acquire().await.ok();
             let bytes = bytes_of(landing.flight.blocks.clone(), landing.entry.size);
-            let download = Download::new(Arc::clone(&landing.entry), store, bytes);
-            fly(Arc::clone(&inner), landing, download).await;
+            let download = Download::new(Arc::clone(&landing.entry), Arc::clone(&store), bytes);
+            fly(Arc::clone(&inner), landing, download, ahead.then_some(store)).await;
         });
     }
+    flights
 }
 
 /// Fetches the head of the object by a GET, if none of its first `bytes` are here or coming, and gives the head of the answer.
@@ -125,7 +153,7 @@ pub async fn open(inner: &Arc<Inner>, entry: &Arc<Entry>, store: &Arc<dyn Store>
         Ok(_) => {
             let inner = Arc::clone(inner);
             tokio::spawn(async move {
-                fly(inner, landing, download).await;
+                fly(inner, landing, download, None).await;
                 drop(connection);
             });
         }
@@ -164,7 +192,8 @@ fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, h
     landings
 }
 
-async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download) {
+/// `ask`: where the whole checksum comes from; nothing lands before its answer.
+async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, ask: Option<Arc<dyn Store>>) {
     loop {
         // The end of a nearly finished body costs less than its connection.
         if !landing.flight.is_wanted() && download.remaining() > SEGMENT as u64 {
@@ -181,6 +210,9 @@ async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download) {
                 return;
             }
         };
+        if let Some(store) = &ask {
+            landing.entry.ask_checksum(store).await;
+        }
         let next = first + (data.len() as u64).div_ceil(BLOCK);
         let (shared, entry) = (Arc::clone(&inner), Arc::clone(&landing.entry));
         match tokio::task::spawn_blocking(move || shared.land(&entry, first, data)).await {

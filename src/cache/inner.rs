@@ -1,6 +1,6 @@
 //! What readers, flights and background tasks of a cache share.
 //!
-//! Locks: the index, an entry's state and the recent blocks are leaves, taken one at a time (an entry's state may take the recent
+//! Locks: a reader's slot for its entry comes first; the index, an entry's state and the recent blocks are leaves, taken one at a time (an entry's state may take the recent
 //! blocks' lock) and never held across I/O or `.await`.
 
 use std::collections::{BTreeMap, HashMap};
@@ -53,7 +53,7 @@ pub struct Inner {
     unchecked: AtomicU64,
     disk_full: AtomicBool,
     disk_warned: AtomicBool,
-    save_soon: Notify,
+    save_soon: Arc<Notify>,
 }
 
 /// Which entries are open, and which files there are.
@@ -113,7 +113,7 @@ impl Inner {
             unchecked: AtomicU64::new(SPACE_EVERY),
             disk_full: AtomicBool::new(false),
             disk_warned: AtomicBool::new(false),
-            save_soon: Notify::new(),
+            save_soon: Arc::new(Notify::new()),
             disk,
             config,
         };
@@ -124,7 +124,8 @@ impl Inner {
     /// Largest read-ahead window in bytes that this cache can hold.
     pub fn max_window(&self) -> u64 {
         let wished = self.config.read_ahead.unwrap_or(super::window::MAX_WINDOW);
-        let room = if self.disk.is_some() { self.config.max_size / 4 } else { self.config.memory_limit / 12 };
+        let on_disk = self.disk.is_some() && !self.disk_full.load(Ordering::Relaxed);
+        let room = if on_disk { self.config.max_size / 4 } else { self.recent.limit() / 4 };
         wished.min(room).min(self.config.max_connections as u64 * super::window::MAX_PIECE)
     }
 
@@ -216,30 +217,52 @@ impl Inner {
         let sums: Vec<u32> = data.chunks(BLOCK as usize).map(sum_of).collect();
         let written = self.file_for(entry).is_some_and(|file| self.write(&file, first, &data));
         let checked = if written { self.note_blocks(entry, first, &sums, &data) } else { self.check_in_memory(entry, first, &data) };
-        if let Err(error) = checked {
-            tracing::warn!(%error, "damaged in transit; dropped");
-            entry.state().damaged = true;
-            self.recent.forget(entry.uid);
-            self.detach(entry);
-            return Err(error);
-        }
+        checked.inspect_err(|error| self.drop_damaged(entry, error))?;
         for (block, at) in (first..).zip((0..data.len()).step_by(BLOCK as usize)) {
             self.recent.put(entry.uid, block, data.slice(at..data.len().min(at + BLOCK as usize)));
         }
         if written {
             self.note_unsaved(entry);
             self.account(entry);
-            self.make_room(data.len() as u64);
+        }
+        // Where nothing was written this asks whether there is room again.
+        self.make_room(data.len() as u64);
+        Ok(())
+    }
+
+    fn drop_damaged(&self, entry: &Arc<Entry>, error: &CacheError) {
+        tracing::warn!(%error, "damaged in transit; dropped");
+        entry.state().damaged = true;
+        self.recent.forget(entry.uid);
+        self.detach(entry);
+    }
+
+    /// Lets an entry go on where an evicted one was. Blocks. [`CacheError::Damaged`] when all has come by now and is not the object.
+    pub fn succeed(&self, entry: &Arc<Entry>, old: &Arc<Entry>) -> Result<(), CacheError> {
+        if !self.config.checks_ranges_over_http || Arc::ptr_eq(entry, old) || old.state().expected.is_none() {
+            return Ok(());
+        }
+        entry.inherit(old);
+        let hashed_to = entry.hashed_to();
+        let all_here = {
+            let state = entry.state();
+            state.inherited && state.expected.is_some() && state.completes(hashed_to)
+        };
+        if all_here {
+            entry.verify((0, &Bytes::new())).inspect_err(|error| self.drop_damaged(entry, error))?;
+            entry.state().expected = None;
         }
         Ok(())
     }
 
     fn note_blocks(&self, entry: &Arc<Entry>, first: u64, sums: &[u32], data: &Bytes) -> Result<(), CacheError> {
+        let inherited = entry.state().inherited;
+        let hashed_to = if inherited { entry.hashed_to() } else { 0 };
         let completes = {
             let mut state = entry.state();
             let new: Vec<u64> = (first..).zip(sums).filter_map(|(block, sum)| state.blocks.set(block, *sum).then_some(block)).collect();
             let check = state.expected.is_some() && !state.verified;
-            let completes = check && state.blocks.is_complete();
+            let completes = check && state.completes(hashed_to);
             if completes {
                 new.iter().for_each(|block| _ = state.blocks.clear(*block));
             } else if !check {
@@ -254,7 +277,12 @@ impl Inner {
         }
         entry.verify((first, data))?;
         let mut state = entry.state();
-        state.verified = true;
+        if state.inherited {
+            // Fetched again, the blocks before would not be the ones that were hashed: compared anew by the next mount.
+            state.expected = None;
+        } else {
+            state.verified = true;
+        }
         for (block, sum) in (first..).zip(sums) {
             state.blocks.set(block, *sum);
         }
@@ -267,7 +295,7 @@ impl Inner {
             return Ok(());
         }
         entry.hash_on((first, data), u64::MAX);
-        if entry.hashed_all() { entry.verify((first, data)) } else { Ok(()) }
+        if entry.hashed_to() == entry.size.div_ceil(BLOCK) { entry.verify((first, data)) } else { Ok(()) }
     }
 
     /// The entry's file, made now if it is the first block; `None` where blocks stay in memory.
@@ -466,11 +494,10 @@ impl Inner {
 
     /// Writes sidecars until the cache is gone.
     pub async fn save_forever(this: Weak<Self>) {
+        let Some(soon) = this.upgrade().map(|inner| Arc::clone(&inner.save_soon)) else { return };
         loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            _ = tokio::time::timeout(Duration::from_secs(1), soon.notified()).await;
             let Some(inner) = this.upgrade() else { return };
-            let wake = tokio::time::timeout(Duration::from_secs(1), inner.save_soon.notified());
-            _ = wake.await;
             if let Err(error) = tokio::task::spawn_blocking(move || inner.save(false)).await {
                 tracing::debug!(%error, "sidecars not written");
             }

@@ -26,6 +26,11 @@ impl Recent {
         Self { inner: Mutex::new(RecentInner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
+    /// The bound, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit as u64
+    }
+
     /// Keeps a block of the entry `uid`, letting the oldest go.
     pub fn put(&self, uid: u64, block: u64, data: Bytes) {
         let mut inner = self.inner.lock();

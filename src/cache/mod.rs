@@ -38,6 +38,9 @@ pub use reader::Reader;
 /// A read ends within this time, by bytes or by an error (semantics 22).
 pub const READ_DEADLINE: Duration = Duration::from_secs(90);
 
+/// Shutdown waits so long for the sums of adopted files.
+const SUM_DEADLINE: Duration = Duration::from_secs(10);
+
 /// One version of one object: what a reader is pinned to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectVersion {
@@ -171,7 +174,9 @@ impl Cache {
 
     /// Writes the sidecars: what the next mount needs to know of the cached blocks. Adopted files are summed first.
     pub async fn shutdown(&self) {
-        let _one = self.summing.acquire().await.ok();
+        if tokio::time::timeout(SUM_DEADLINE, self.summing.acquire()).await.is_err() {
+            tracing::debug!("adopted files that were not summed yet are not kept");
+        }
         let inner = Arc::clone(&self.inner);
         self.blocking(move || inner.save(true)).await;
     }

@@ -68,7 +68,7 @@ impl Reader {
     }
 
     async fn prove(&self) -> Result<ObjectHead, CacheError> {
-        let entry = self.entry().await;
+        let entry = self.entry().await?;
         let first = self.version.size.min(FIRST);
         if first > 0 {
             let hold = Arc::clone(&self.ahead.lock().hold);
@@ -81,6 +81,7 @@ impl Reader {
         if head.etag != source.etag || head.size != source.size {
             return Err(CacheError::Stale);
         }
+        head.checksum.into_iter().for_each(|checksum| entry.expect(checksum));
         Ok(head)
     }
 
@@ -97,7 +98,7 @@ impl Reader {
             }
             (plan, Arc::clone(&ahead.hold))
         };
-        let mut entry = self.entry().await;
+        let mut entry = self.entry().await?;
         let mut plans_ahead = !plan.ahead.is_empty();
         let mut rounds = 0;
         let blocks = loop {
@@ -105,17 +106,22 @@ impl Reader {
                 Some(bytes) => Found::Ready(vec![Piece::Memory(bytes)]),
                 None => entry.locate(want.clone(), &self.inner.recent),
             };
+            let mut launched = Vec::new();
             if let Found::Missing = found {
                 rounds += 1;
+                self.ahead.lock().window.missed();
                 if rounds > MAX_ROUNDS {
                     break self.fetch_alone(&entry, want.clone()).await?;
                 }
                 if entry.state().detached {
-                    entry = self.reopen(&entry).await;
+                    entry = self.reopen(&entry).await?;
                 }
-                fetch::launch(&self.inner, &entry, &self.store, blocks_of(plan.demand.clone()), MAX_PIECE, false, &hold);
+                let demand = blocks_of(plan.demand.clone());
+                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, &hold);
             }
             if std::mem::take(&mut plans_ahead) {
+                // What is evicted gets no more blocks: those ahead go to the entry that this reader will turn to.
+                let entry = if entry.state().detached { self.current(&entry).await } else { Arc::clone(&entry) };
                 for bytes in &plan.ahead {
                     fetch::launch(&self.inner, &entry, &self.store, blocks_of(bytes.clone()), plan.piece, true, &hold);
                 }
@@ -133,10 +139,16 @@ impl Reader {
                 }
                 Found::Wait(flight, block) => {
                     if let End::Failed(error) = flight.wait(block).await {
-                        return Err(error);
+                        return Err(self.failure(error));
                     }
                 }
-                Found::Missing => {}
+                Found::Missing => {
+                    for flight in launched.iter().filter(|flight| flight.blocks.start < want.end) {
+                        if let End::Failed(error) = flight.wait(want.end.min(flight.blocks.end) - 1).await {
+                            return Err(self.failure(error));
+                        }
+                    }
+                }
             }
         };
         let skip = (range.start - want.start * BLOCK) as usize;
@@ -147,7 +159,7 @@ impl Reader {
         let (entry, buffers) = (Arc::clone(entry), Arc::clone(&self.inner.buffers));
         tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers))
             .await
-            .map_err(|error| CacheError::Io(Arc::new(std::io::Error::other(error))))
+            .map_err(failed)
     }
 
     /// Reads through: nothing is kept, so nothing can be lost before it is delivered.
@@ -162,29 +174,52 @@ impl Reader {
         Ok(all.freeze())
     }
 
-    async fn entry(&self) -> Arc<Entry> {
+    /// The entry to read from. One that was found damaged gave bytes to this reader: it says so once, and the next read fetches anew.
+    async fn entry(&self) -> Result<Arc<Entry>, CacheError> {
         let entry = {
             let mut held = self.entry.lock();
-            match held.as_ref().map(InUse::entry).filter(|entry| !entry.state().damaged) {
-                Some(entry) => Arc::clone(entry),
+            match held.as_ref().map(InUse::entry) {
+                Some(entry) if !entry.state().damaged => Arc::clone(entry),
+                Some(entry) => {
+                    let source = entry.source();
+                    *held = Some(InUse::new(self.inner.entry(&source)));
+                    return Err(CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key)));
+                }
                 None => {
-                    // What was damaged is fetched again, under the name that the object has now.
-                    let source = held.as_ref().map_or_else(|| self.version.clone(), |held| held.entry().source());
-                    let entry = self.inner.entry(&source);
+                    let entry = self.inner.entry(&self.version);
                     *held = Some(InUse::new(Arc::clone(&entry)));
                     entry
                 }
             }
         };
         self.inner.load(&entry).await;
-        entry
+        Ok(entry)
+    }
+
+    /// Hands on how a flight failed; damage is told once.
+    fn failure(&self, error: CacheError) -> CacheError {
+        if let CacheError::Damaged(_) = error {
+            let mut held = self.entry.lock();
+            let damaged = held.as_ref().map(|held| held.entry().state()).filter(|state| state.damaged).map(|state| state.source.clone());
+            if let Some(source) = damaged {
+                *held = Some(InUse::new(self.inner.entry(&source)));
+            }
+        }
+        error
     }
 
     /// The entry was evicted and lacks a block: goes on with a new one, under the name that the object has now.
-    async fn reopen(&self, old: &Arc<Entry>) -> Arc<Entry> {
+    async fn reopen(&self, old: &Arc<Entry>) -> Result<Arc<Entry>, CacheError> {
+        let entry = self.current(old).await;
+        *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
+        let (inner, next, old) = (Arc::clone(&self.inner), Arc::clone(&entry), Arc::clone(old));
+        tokio::task::spawn_blocking(move || inner.succeed(&next, &old)).await.map_err(failed)?.map_err(|error| self.failure(error))?;
+        Ok(entry)
+    }
+
+    async fn current(&self, old: &Arc<Entry>) -> Arc<Entry> {
         let entry = self.inner.entry(&old.source());
         self.inner.load(&entry).await;
-        *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
         entry
     }
 
@@ -193,4 +228,8 @@ impl Reader {
         let message = format!("not answered within {} s", READ_DEADLINE.as_secs());
         CacheError::S3(S3Error::local(ErrorKind::TimedOut, operation, resource, message))
     }
+}
+
+fn failed(error: tokio::task::JoinError) -> CacheError {
+    CacheError::Io(Arc::new(std::io::Error::other(error)))
 }

@@ -53,6 +53,15 @@ async fn read_all(reader: &Reader, step: usize) -> Result<Vec<u8>, CacheError> {
     }
 }
 
+/// Drops a cache and waits until its directory is free.
+async fn close(cache: Arc<Cache>) {
+    let inner = Arc::downgrade(&cache.inner);
+    drop(cache);
+    while inner.strong_count() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn data_files(dir: &Path) -> Vec<PathBuf> {
     let mounts = std::fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
     let files = mounts.flat_map(|dir| std::fs::read_dir(dir).unwrap()).map(|item| item.unwrap().path());
@@ -66,7 +75,7 @@ async fn a_sniff_costs_one_get_of_128_kib_and_is_kept() {
     let reader = reader(&cache, &fake);
     assert_eq!(reader.read(0, 16384).await.unwrap(), content(64 * MIB, 1)[..16384]);
     reader.read(4096, 16384).await.unwrap();
-    assert_eq!(*fake.gets.lock(), [0..131_072]);
+    assert_eq!((fake.get_count(), fake.asked()), (1, 131_072));
     assert_eq!(fake.heads.load(Ordering::SeqCst), 0);
 }
 
@@ -225,7 +234,7 @@ async fn cached_blocks_survive_a_restart_and_bad_ones_are_fetched_again() {
     let cache = open(dir.path()).await;
     read_all(&reader(&cache, &fake), MIB).await.unwrap();
     cache.shutdown().await;
-    drop(cache);
+    close(cache).await;
     let gets = fake.get_count();
     let cache = open(dir.path()).await;
     assert!(cache.is_complete(&fake.version("key")));
@@ -250,7 +259,7 @@ async fn an_adopted_file_is_read_without_a_request_also_after_a_restart() {
     assert!(!spool.exists() && cache.is_complete(&fake.version("key")));
     assert!(read_all(&reader(&cache, &fake), 300_000).await.unwrap() == data);
     cache.shutdown().await;
-    drop(cache);
+    close(cache).await;
     let cache = open(dir.path()).await;
     assert!(read_all(&reader(&cache, &fake), 300_000).await.unwrap() == data);
     assert_eq!((fake.get_count(), cache.usage().files), (0, 1));
@@ -275,22 +284,26 @@ async fn the_file_and_its_readers_follow_a_new_name() {
     assert_eq!(fake.asked() - before, MIB as u64);
     assert!(cache.is_complete(&to) && !cache.is_complete(&from));
     cache.shutdown().await;
-    drop((cache, old));
+    drop(old);
+    close(cache).await;
     assert!(open(dir.path()).await.is_complete(&to));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_size_bound_holds_and_readers_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let data = content(8 * MIB, 16);
+    let data = content(24 * MIB, 16);
     let fake = Fake::new(data.clone(), "e");
-    let cache = Cache::open(CacheConfig { max_size: 2 << 20, ..config(dir.path()) }).await.unwrap();
+    let cache = Cache::open(CacheConfig { max_size: 8 << 20, ..config(dir.path()) }).await.unwrap();
     let (one, two) = (reader(&cache, &fake), reader(&cache, &fake));
     for _ in 0..2 {
+        let asked = fake.asked();
         assert!(read_all(&one, 200_000).await.unwrap() == data);
+        assert!(fake.asked() - asked <= data.len() as u64 * 11 / 10, "{}", fake.asked() - asked);
         assert!(read_all(&two, MIB).await.unwrap() == data);
-        assert!(cache.usage().bytes <= 2 << 20);
+        assert!(cache.usage().bytes <= 8 << 20);
     }
+    assert!(fake.get_count() < 300, "{}", fake.get_count());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -327,7 +340,24 @@ async fn over_plain_http_a_whole_object_is_compared_with_its_checksum() {
         assert!(matches!(damaged, Err(CacheError::Damaged(_))), "{:?}", damaged.map(|bytes| bytes.len()));
         assert_eq!((cache.usage().files, data_files(dir.path()).len()), (0, 0));
         assert!(read_all(&pinned, 100_000).await.unwrap() == data, "fetched again");
+        assert_eq!(fake.heads.load(Ordering::SeqCst), if checksum.is_some() { 2 } else { 0 });
         cache.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_plain_http_an_object_larger_than_the_cache_is_compared_too() {
+    let data = content(24 * MIB, 21);
+    let md5: String = Md5::digest(&data).iter().map(|byte| format!("{byte:02x}")).collect();
+    for flip in [None, Some(70_000)] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(CacheConfig { max_size: 8 << 20, checks_ranges_over_http: true, ..config(dir.path()) }).await.unwrap();
+        let fake = Fake::new(data.clone(), &md5);
+        fake.fail(flip.map(Fault::Flip));
+        match read_all(&reader(&cache, &fake), 100_000).await {
+            Ok(all) => assert!(flip.is_none() && all == data),
+            Err(error) => assert!(flip.is_some() && matches!(error, CacheError::Damaged(_))),
+        }
     }
 }
 
@@ -439,7 +469,8 @@ mod model {
                     if matches!(step, Step::Restart) {
                         cache.shutdown().await;
                     }
-                    drop((cache, reader));
+                    drop(reader);
+                    close(cache).await;
                     cache = Cache::open(config.clone()).await.unwrap();
                     reader = super::reader(&cache, &fake);
                 }

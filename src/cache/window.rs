@@ -91,6 +91,14 @@ impl Window {
         plan
     }
 
+    /// A block that was to be here is not (evicted, its flight failed or was given up): what lies ahead is planned once more.
+    pub fn missed(&mut self) {
+        self.stride.ahead = 0;
+        if let Some(run) = &mut self.run {
+            run.ahead_to = run.end;
+        }
+    }
+
     fn plan_forward(&mut self, plan: &mut Plan) {
         let strided = self.is_strided();
         let Some(run) = &mut self.run else { return };

@@ -261,4 +261,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn flags_and_fstab_options_type_the_same() {
+        use crate::config::{Invocation, Typed};
+        let values = ["", "64M", "5m", "7", "0640", "/x", "http://h:1", "root", "auto", "store", "keep", "overwrite", "arn:aws:iam::1:role/r", "123456789012", "127.0.0.1:1", "info"];
+        let by = |arguments: Vec<Argument>| {
+            let mut typed = Typed::default();
+            Invocation { arguments, ..Invocation::default() }.apply(&mut typed).map(|()| typed)
+        };
+        for word in crate::config::table::words() {
+            let mut taken = 0;
+            for value in values {
+                let pair = if value.is_empty() { word.to_owned() } else { format!("{word}={value}") };
+                let Ok(by_option) = by(vec![Argument::Options(pair.clone())]) else { continue };
+                let by_flag = by(typed(&format!("packmule mount s3://b /m --{}", pair.trim_start_matches('_')))).unwrap();
+                assert_eq!(by_flag, by_option, "{pair}");
+                taken += 1;
+            }
+            assert!(taken > 0, "{word} took none of the values");
+        }
+    }
 }

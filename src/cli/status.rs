@@ -91,8 +91,10 @@ fn table(status: &Status) -> String {
 
 fn line(upload: &Upload) -> String {
     let percent = (upload.sent.min(upload.size) * 100).checked_div(upload.size).unwrap_or(0);
+    let waits = if upload.held { "  (temporary name: goes when it is renamed, or by packmule flush FILE --as-is)" } else { "" };
+    let waits = if upload.recovered { "  (left by an earlier mount)" } else { waits };
     let reason = upload.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
-    format!("{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}", upload.phase, size(upload.size), upload.bucket, upload.key.escape_debug())
+    format!("{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}", upload.phase, size(upload.size), upload.bucket, upload.key.escape_debug())
 }
 
 fn size(bytes: u64) -> String {

@@ -164,7 +164,9 @@ pub static OPTIONS: &[Opt] = &[
     opt(G::Mount, "dirsync", &[], Flag(|t, v| t.dirsync = Some(v)), "", "As sync, for directories"),
     opt(G::Mount, "remount", &[], Flag(|t, v| t.remount = Some(v)), "", "Change ro, noexec, nosuid, nodev, noatime or sync of a mount; never mounts twice"),
     opt(G::Mount, "defaults", &[same("auto"), same("noauto"), same("user"), same("nouser"), same("users"), same("owner"), same("group"), same("nofail"), same("_netdev"),
-        same("comment"), same("diratime"), same("nodiratime"), same("lazytime"), same("nolazytime"), same("silent"), same("loud"), same("iversion"), same("noiversion"), same("use_xattr")],
+        same("comment"), same("diratime"), same("nodiratime"), same("lazytime"), same("nolazytime"), same("silent"), same("loud"), same("iversion"), same("noiversion"), same("use_xattr"),
+        // A remount by directory hands back what the kernel shows of a FUSE mount.
+        same("user_id"), same("group_id"), same("rootmode"), same("fd")],
         Nothing, "", "Words for mount(8) itself, and x-*: taken and ignored"),
 
     opt(G::Fuse, "allow_other", &[], Flag(|t, v| t.allow_other = Some(v)), "", "Let every user of the machine in"),
@@ -244,7 +246,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(G::Safety, "allow_delete", &[], Flag(|t, v| t.allow_delete = Some(v)), "yes", "Files may be deleted and replaced by rename"),
     opt(G::Safety, "allow_bucket_changes", &[], Flag(|t, v| t.allow_bucket_changes = Some(v)), "no", "mkdir and rmdir at the top of s3:// make and remove buckets"),
     opt(G::Safety, "rename_limit", &[], Count(0, u64::MAX, |t, v| t.rename_limit = Some(v)), "100000", "Keys that one directory rename may move"),
-    opt(G::Safety, "ignore", &[], text_of("[+]PATTERN:PATTERN…", |t, v| { ignore(t, v); Some(()) }), "temporary names", "Names that never become objects; + adds to the list"),
+    opt(G::Safety, "ignore", &[], text_of("[+]PATTERN:PATTERN…, each for one name, without /", |t, v| (!v.contains('/')).then(|| ignore(t, v))), "temporary names", "Names that never become objects; + adds to the list"),
     opt(G::Safety, "no_index", &[], Flag(|t, v| t.no_index = Some(v)), "on", "Keep desktop indexers out"),
     opt(G::Safety, "show_versions", &[], Flag(|t, v| t.show_versions = Some(v)), "", "Show old versions"),
     opt(G::Safety, "mtime", &[], Choice(&["store", "local", "server"], |t, i| t.mtime = [MtimeSource::Store, MtimeSource::Local, MtimeSource::Server].get(i).copied()), "store", "Keep mtime in the store, on this machine, or show the upload time"),
@@ -321,15 +323,20 @@ pub fn words() -> impl Iterator<Item = &'static str> {
 fn user(text: &str) -> Option<u32> {
     values::count(text).map(u32::try_from).map_or_else(
         || nix::unistd::User::from_name(text).ok().flatten().map(|user| user.uid.as_raw()),
-        Result::ok,
+        known,
     )
 }
 
 fn group(text: &str) -> Option<u32> {
     values::count(text).map(u32::try_from).map_or_else(
         || nix::unistd::Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw()),
-        Result::ok,
+        known,
     )
+}
+
+/// chown(2) takes -1 for "leave it": no file can have that owner.
+fn known(id: Result<u32, std::num::TryFromIntError>) -> Option<u32> {
+    id.ok().filter(|id| *id != u32::MAX)
 }
 
 /// A time, or mount-s3's two words.

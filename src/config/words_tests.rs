@@ -138,6 +138,8 @@ fn a_bad_value_names_option_value_and_what_is_taken() {
         ("url=localhost:9000", "url=localhost:9000: expected an address such as https://s3.example.org:9000"),
         ("file_mode=rw", "file_mode=rw: expected an octal mode such as 0644"),
         ("ro=maybe", "ro=maybe: expected yes or no"),
+        ("uid=4294967295", "uid=4294967295: expected a user's name or number"),
+        ("ignore=a/b", "ignore=a/b: expected [+]PATTERN:PATTERN…, each for one name, without /"),
         ("cache_dir=", "cache_dir=: expected a path"),
     ] {
         assert_eq!(refusal(word), message);

@@ -180,6 +180,7 @@ impl Client {
             proxy: config.proxy.clone(),
             ca_bundle: config.ca_bundle.clone(),
             no_check_certificate: config.no_check_certificate,
+            needs_tls: !endpoint.is_plain_http(),
             connect_timeout: config.connect_timeout,
             max_connections: config.max_connections,
         })
@@ -246,7 +247,8 @@ impl Client {
         let mut last = S3Error::local(ErrorKind::TimedOut, "ListObjectsV2", resource, format!("nothing answered within {} s", silent.as_secs()));
         loop {
             let request = ListRequest { prefix: prefix.to_owned(), max_keys: Some(2), ..ListRequest::default() };
-            let left = silent.saturating_sub(start.elapsed());
+            let limit = if last.kind == ErrorKind::Network { refused } else { silent };
+            let left = limit.saturating_sub(start.elapsed());
             let Ok(answer) = tokio::time::timeout(left, store.list(request)).await else { return Err(last) };
             let error = match answer {
                 Ok(_) => return Ok(store),

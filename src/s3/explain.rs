@@ -27,6 +27,7 @@ pub fn explain(error: &S3Error) -> String {
         ErrorKind::Throttled => format!("the store asks to slow down ({resource}); fewer max_connections help"),
         ErrorKind::Server => format!("the store failed on {resource} ({detail}); try again later"),
         ErrorKind::TimedOut => format!("no answer for {resource} ({detail}); check the network, proxy and endpoint_url"),
+        ErrorKind::Network if detail.contains("certificate") => format!("{resource} cannot be reached: the certificate is not trusted ({detail}); name its CA with ca_bundle=, or use no_check_certificate"),
         ErrorKind::Network => format!("{resource} cannot be reached ({detail}); check endpoint_url, the network and proxy"),
         ErrorKind::Quota => format!("the store has no room for {resource} (quota); free some or raise it"),
         ErrorKind::TooLarge => format!("{resource} is larger than the store takes"),

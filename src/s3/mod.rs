@@ -447,3 +447,6 @@ pub trait Account: Send + Sync + fmt::Debug + 'static {
     /// DeleteBucket. [`ErrorKind::NotEmpty`] while it holds objects.
     async fn delete_bucket(&self, name: &str) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

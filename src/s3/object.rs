@@ -124,21 +124,25 @@ impl Bucket {
     }
 
     pub(super) async fn copy_from(&self, key: &str, source: CopySource, metadata: CopyMetadata, condition: Option<Condition>) -> Result<PutOutcome> {
-        let mut with = self.extras(condition.as_ref(), None).await;
+        let sum = match &metadata {
+            CopyMetadata::Replace(options) => options.checksum.filter(|sum| matches!(sum, super::Checksum::Sha1(_))),
+            CopyMetadata::Keep { .. } => None,
+        };
+        let mut with = self.extras(condition.as_ref(), sum.as_ref()).await;
         loop {
             let mut call = Call::new(&self.core, Operation::CopyObject, Method::PUT).key(key).class(Class::Upload).slow(&self.core);
             self.copy_source(&mut call, &source)?;
             match &metadata {
                 CopyMetadata::Keep { website_redirect, storage_class } => {
                     call.header("x-amz-metadata-directive", "COPY")?;
-                    call.header("x-amz-website-redirect-location", website_redirect.as_deref().unwrap_or(""))?;
+                    call.header("x-amz-website-redirect-location", &redirect(website_redirect.as_deref()))?;
                     call.header("x-amz-storage-class", storage_class.as_deref().unwrap_or(""))?;
                 }
                 CopyMetadata::Replace(options) => {
                     call.header("x-amz-metadata-directive", "REPLACE")?;
                     self.stored_headers(&mut call, options)?;
                     call.header("x-amz-storage-class", options.storage_class.as_deref().unwrap_or(""))?;
-                    if matches!(options.checksum, Some(super::Checksum::Sha1(_))) {
+                    if with.checksum {
                         call.header("x-amz-checksum-algorithm", "SHA1")?;
                     }
                 }
@@ -174,6 +178,11 @@ impl Bucket {
         let answer = self.core.whole(&self.place, &call).await?;
         self.refuse_html(&call, &answer.headers)
     }
+}
+
+/// A redirect names a key, whose non-ASCII characters a header carries percent-encoded.
+pub(super) fn redirect(location: Option<&str>) -> String {
+    percent_encoding::utf8_percent_encode(location.unwrap_or(""), percent_encoding::CONTROLS).to_string()
 }
 
 fn not_s3_owned<'a>(bucket: &'a Bucket, call: &'a Call) -> impl Fn(&'static str) -> S3Error + 'a {

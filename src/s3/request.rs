@@ -13,7 +13,7 @@ use super::client::Core;
 use super::endpoint::BucketName;
 use super::operation::Operation;
 use super::response::{self, ErrorBody};
-use super::xml::Element;
+use super::xml::{self, Element};
 use super::{ErrorKind, Result, S3Error, Source};
 use crate::aws::http::{self as transport, Body, Failure, Incoming, Outgoing};
 use crate::aws::retry::{self, Attempts, Budget, Class, Outcome};
@@ -224,6 +224,16 @@ impl Core {
                         reread = true;
                         continue;
                     }
+                    // A HEAD has no body to tell an unknown key from a missing right.
+                    let bare = body.code.is_none() && matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) && call.method == Method::HEAD;
+                    if bare
+                        && !reread
+                        && let Some(used) = &credential
+                        && self.credentials.rotated(bucket, used).await
+                    {
+                        reread = true;
+                        continue;
+                    }
                     let outcome = match error.kind {
                         ErrorKind::Throttled => Outcome::Throttled,
                         ErrorKind::Server | ErrorKind::TimedOut => Outcome::Server,
@@ -238,12 +248,17 @@ impl Core {
                 Attempt::Failed(failure) => {
                     let (kind, outcome) = match &failure {
                         Failure::Connect(_) => (ErrorKind::Network, Outcome::NotSent),
+                        Failure::Unanswered => (ErrorKind::TimedOut, Outcome::NotSent),
                         Failure::Broken(_) => (ErrorKind::Network, Outcome::Lost),
                         Failure::Silent(_) => (ErrorKind::TimedOut, Outcome::Lost),
                         Failure::Local(_) => (ErrorKind::LocalIo, Outcome::Final),
                     };
                     repeated |= outcome == Outcome::Lost;
-                    (self.local(place, call, kind, failure.to_string()), outcome, None)
+                    let message = match &failure {
+                        Failure::Local(text) => text.clone(),
+                        remote => format!("{}: {remote}", self.endpoint.shown()),
+                    };
+                    (self.local(place, call, kind, message), outcome, None)
                 }
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
@@ -282,12 +297,12 @@ impl Core {
             Err(failure) => Ok(Attempt::Failed(failure)),
             Ok((status, headers, body)) => {
                 if let Some(text) = body.text()
-                    && text.trim_ascii_start().starts_with(b"<")
-                    && Element::parse(text).is_ok_and(|root| root.name == "Error")
+                    && xml::root_name(text) == Some(b"Error")
                 {
                     let body = response::error_body(&headers, text);
-                    // The status is a lie here: without a code it is an internal error.
-                    return Ok(Attempt::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, headers, body });
+                    // The status was sent before the outcome was known: the code says it all.
+                    let status = if body.code.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+                    return Ok(Attempt::Refused { status, headers, body });
                 }
                 Ok(Attempt::Done(status, headers, body))
             }
@@ -335,7 +350,9 @@ impl Core {
             }
             let resource = match &call.key {
                 Some(key) => format!("{}/{}", location.resource, encode::key(key)),
-                None => format!("{}/", location.resource),
+                // The path as it is sent in path style; AWS's virtual hosts have a `/` after the bucket.
+                None if location.resource.is_empty() || !location.prefix.ends_with(&location.resource) => format!("{}/", location.resource),
+                None => location.resource.clone(),
             };
             let subject = sigv2::Subject { method: call.method.as_str(), resource: &resource, query: &call.query, headers: &headers };
             let value = sigv2::authorization(&subject, credential).ok_or_else(|| invalid("the secret key cannot sign".to_owned()))?;

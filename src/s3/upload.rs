@@ -24,7 +24,7 @@ pub(super) struct Extras {
     acl: bool,
     /// The ACL was left out because of a 403, whose reason is not sure yet.
     acl_suspect: bool,
-    checksum: bool,
+    pub checksum: bool,
     condition: bool,
 }
 
@@ -149,10 +149,10 @@ impl Bucket {
             ("content-encoding", &headers.content_encoding),
             ("content-language", &headers.content_language),
             ("expires", &headers.expires),
-            ("x-amz-website-redirect-location", &headers.website_redirect),
         ] {
             call.header(name, value.as_deref().unwrap_or(""))?;
         }
+        call.header("x-amz-website-redirect-location", &super::object::redirect(headers.website_redirect.as_deref()))?;
         for (name, value) in &options.metadata {
             call.header(&format!("x-amz-meta-{name}"), &rfc2047::encode(value))?;
         }

@@ -107,6 +107,19 @@ fn close(open: &mut [Element], root: &mut Option<Element>, mut element: Element)
     Ok(())
 }
 
+/// The root element's name as written, found without reading the document; `None` for what does not begin as XML.
+pub fn root_name(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
+    while rest.starts_with(b"<?") || rest.starts_with(b"<!") {
+        let end = rest.iter().position(|byte| *byte == b'>')?;
+        rest = rest.get(end + 1..)?.trim_ascii_start();
+    }
+    let name = rest.strip_prefix(b"<")?;
+    let end = name.iter().position(|byte| byte.is_ascii_whitespace() || matches!(byte, b'>' | b'/'))?;
+    let name = name.get(..end)?;
+    Some(name.rsplit(|byte| *byte == b':').next().unwrap_or(name))
+}
+
 /// Text as element content.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -148,6 +161,14 @@ mod tests {
         for text in [&b"not xml"[..], b"<a><b></a>", b"<a>", b"", b"<a/><b/>", b"<html><body><p>Log in<br></body></html>", &b"<a>".repeat(100)] {
             assert!(Element::parse(text).is_err(), "{}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn roots() {
+        assert_eq!(root_name(b"\n<?xml version=\"1.0\"?> <!-- x --><s3:Error xmlns=\"y\">"), Some(&b"Error"[..]));
+        assert_eq!(root_name(b"<R/>"), Some(&b"R"[..]));
+        assert_eq!(root_name(b""), None);
+        assert_eq!(root_name(b"{}"), None);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use super::error::{Error, Result};
 use super::file::target;
 use super::inode::{DirState, Node, Place};
 use super::path::{KEY_MAX, Meaning, meaning_of};
-use super::temporary::TemporaryNames;
+use super::temporary::{Temporary, TemporaryNames};
 use super::{Caller, Entry, Ino, Opened, Root, Vfs};
-use crate::writeback::Expect;
+use crate::writeback::{Expect, Guess};
 
 impl Vfs {
     /// open(2) with O_CREAT: local, no request where the directory is known.
@@ -72,7 +72,7 @@ impl Vfs {
         let (stored, attributes) = self.fresh_attributes(Kind::File, owner_of(caller, mode), now);
         let expect = if exclusive { Expect::Absent } else { Expect::NewFile };
         let staged = self.writeback.stage(target(&place), expect, None, attributes).await?;
-        let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary.leads_to.as_deref()?));
+        let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary));
         if temporary.is_some() {
             staged.set_held(true, guess);
         }
@@ -87,9 +87,9 @@ impl Vfs {
     }
 
     /// The key whose upload may get a temporary file's parts.
-    fn guess(&self, parent: Ino, name: &str) -> Option<String> {
-        let (_, place) = self.place_for_new(parent, OsStr::new(name), false).ok()?;
-        Some(place.key)
+    pub(super) fn guess(&self, parent: Ino, temporary: &Temporary) -> Option<Guess> {
+        let (_, place) = self.place_for_new(parent, OsStr::new(temporary.leads_to.as_deref()?), false).ok()?;
+        Some(Guess { key: place.key, eager: temporary.eager })
     }
 
     /// mkdir(2): one marker, or a bucket at the account's root.

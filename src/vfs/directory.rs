@@ -51,13 +51,19 @@ impl Vfs {
             }
             state.listing_order.clone()
         };
-        let _turn = order.lock().await;
+        let asked = Instant::now();
+        let mut turn = order.lock().await;
         if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())) {
             return Ok(listing);
         }
+        // Who waited while it failed has waited long enough: a queue of callers must not each try in turn.
+        if let Some((_, error)) = turn.filter(|(failed, _)| *failed >= asked) {
+            return Err(error);
+        }
         let started = Instant::now();
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let listing = Arc::new(if self.is_account(dir) { self.list_buckets(started).await? } else { self.list_beginning(dir, started).await? });
+        let listed = if self.is_account(dir) { self.list_buckets(started).await } else { self.list_beginning(dir, started).await };
+        let listing = Arc::new(listed.inspect_err(|error| *turn = Some((Instant::now(), *error)))?);
         if self.epoch.load(Ordering::Relaxed) == epoch {
             self.install(dir, listing.clone());
         }

@@ -54,6 +54,11 @@ impl Vfs {
         }
         let order = self.order(ino)?;
         let _turn = order.lock().await;
+        self.staged_in_turn(ino).await
+    }
+
+    /// As [`Vfs::staged`], with the file's order held.
+    pub(super) async fn staged_in_turn(&self, ino: Ino) -> Result<Arc<Staged>> {
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }
@@ -141,10 +146,9 @@ impl Vfs {
     pub(super) async fn learn(&self, ino: Ino, place: &Place, head: ObjectHead) -> Result<Object> {
         let tags = if head.tag_count > 0 { place.store.get_tags(&place.key).await? } else { Vec::new() };
         let decoded = attr::decode(&head.metadata);
-        let mut object = object_of(head);
-        if let Some(attributes) = object.attributes.as_mut() {
-            attributes.tags = tags;
-        }
+        let attributes =
+            Attributes { metadata: head.metadata.clone(), headers: head.headers.clone(), storage_class: head.storage_class.clone(), tags };
+        let object = Object { attributes: Some(attributes), ..object_of(head) };
         let mut table = self.table.lock();
         let node = table.get_mut(ino).ok_or(Error::Stale)?;
         let same = node.object.as_ref().is_some_and(|known| known.etag == object.etag);
@@ -237,6 +241,7 @@ impl Vfs {
             node.size = published.size;
             node.checked = Some(Instant::now());
             node.since = Some(Instant::now());
+            node.file.unopened = true;
             node.file.kernel_pages = Some(published.etag.clone());
             row_of(node, published.last_modified)
         };
@@ -279,14 +284,16 @@ impl Vfs {
         let Ok(order) = self.order(ino) else { return };
         let _turn = order.lock().await;
         let (staged, version) = {
-            let table = self.table.lock();
-            let Some(node) = table.get(ino) else { return };
-            let Some(staged) = node.file.staged.clone().filter(|staged| node.file.writers == 0 && !staged.is_dirty()) else { return };
-            if node.file.temporary {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return };
+            let done = |staged: &Staged| node.file.writers == 0 && !node.file.temporary && !staged.is_dirty();
+            if !node.file.staged.as_ref().is_some_and(|staged| done(staged)) {
                 return;
             }
-            let version = node.object.clone().filter(|_| node.linked);
-            (staged, version)
+            // Whoever writes from here on begins anew, after this; whoever reads waits for it.
+            let Some(staged) = node.file.staged.take() else { return };
+            node.file.retiring = true;
+            (staged, node.object.clone().filter(|_| node.linked))
         };
         let version = version.and_then(|object| self.place(ino).ok().map(|place| Self::version(&place, &object)));
         let path = staged.retire().await;
@@ -297,7 +304,7 @@ impl Vfs {
         }
         let mut table = self.table.lock();
         if let Some(node) = table.get_mut(ino) {
-            node.file.staged = None;
+            node.file.retiring = false;
             node.file.epoch += 1;
         }
         table.release(ino);

@@ -23,6 +23,8 @@ pub struct FileHandle {
     pub writable: bool,
     /// O_APPEND.
     pub append: bool,
+    /// O_TRUNC.
+    pub truncated: bool,
     /// It wrote or truncated.
     pub wrote: AtomicBool,
     /// Its reader of the published object, and the file's epoch that it is of.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
+use super::error::Error;
 use super::listing::Listing;
 use super::{Ino, ROOT};
 use crate::s3::{ETag, Store};
@@ -90,6 +91,10 @@ pub struct FileState {
     pub kernel_pages: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
+    /// Its spool file is on its way to the cache.
+    pub retiring: bool,
+    /// Not opened since the store was last asked.
+    pub unopened: bool,
 }
 
 /// A directory's knowledge of its names.
@@ -104,8 +109,8 @@ pub struct DirState {
     pub removed: HashMap<OsString, Instant>,
     /// Names that the store did not know, and when it was asked.
     pub absent: HashMap<OsString, Instant>,
-    /// Lets one task list while others wait for its result.
-    pub listing_order: Arc<tokio::sync::Mutex<()>>,
+    /// Lets one task list while others wait for its result; holds when and how the last listing failed.
+    pub listing_order: Arc<tokio::sync::Mutex<Option<(Instant, Error)>>>,
     /// A marker object exists; `None`: not known.
     pub marker: Option<bool>,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
@@ -282,7 +287,7 @@ impl Table {
         let mut ino = ino;
         while ino != ROOT {
             let Some(node) = self.get(ino) else { return };
-            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some();
+            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some() || node.file.retiring;
             let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
             if held || busy {
                 return;

@@ -296,6 +296,7 @@ impl Vfs {
                 if node.kind == kind {
                     update(node);
                     node.checked = Some(started);
+                    node.file.unopened = true;
                     return child;
                 }
             }
@@ -303,6 +304,7 @@ impl Vfs {
         let mut node = Node::new(parent, name, segment.to_owned(), kind, SystemTime::now());
         update(&mut node);
         node.checked = Some(started);
+        node.file.unopened = true;
         table.insert(node)
     }
 
@@ -370,7 +372,9 @@ pub(super) fn object_of(head: ObjectHead) -> Object {
         archived: head.is_archived(),
         decoded: true,
         etag: head.etag,
-        attributes: Some(Attributes { metadata: head.metadata, headers: head.headers, storage_class: head.storage_class, tags: Vec::new() }),
+        // Without its tags they are not all: whoever needs them asks for both.
+        attributes: (head.tag_count == 0)
+            .then_some(Attributes { metadata: head.metadata, headers: head.headers, storage_class: head.storage_class, tags: Vec::new() }),
     }
 }
 

@@ -13,6 +13,7 @@ use super::handle::FileHandle;
 use super::lookup::object_of;
 use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
+use crate::writeback::{self, Staged};
 
 impl Vfs {
     /// open(2) of an existing file.
@@ -51,6 +52,7 @@ impl Vfs {
             readable: access != libc::O_WRONLY,
             writable,
             append: flags & libc::O_APPEND != 0,
+            truncated: flags & libc::O_TRUNC != 0,
             wrote: AtomicBool::new(false),
             reader: Mutex::new(None),
         })
@@ -59,18 +61,21 @@ impl Vfs {
     /// Close-to-open: what another client published is seen now. True when the kernel's pages are still true.
     async fn open_object(&self, ino: Ino, reads: bool) -> Result<bool> {
         let (object, fresh) = {
-            let table = self.table.lock();
-            let node = table.get(ino).ok_or(Error::Stale)?;
+            let mut table = self.table.lock();
+            let node = table.get_mut(ino).ok_or(Error::Stale)?;
             match node.kind {
                 Kind::Directory => return Err(Error::IsDirectory),
                 Kind::Symlink => return Err(Error::Invalid),
                 Kind::File => {}
             }
-            if node.file.staged.is_some() || !node.linked {
+            if node.file.staged.is_some() {
                 return Ok(true);
             }
-            let Some(object) = node.object.clone() else { return Err(Error::Stale) };
-            (object, node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
+            // ESTALE makes the kernel look the name up again.
+            let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
+            // The first open after a look costs nothing; the next one may come after another client's change.
+            let first = std::mem::take(&mut node.file.unopened);
+            (object, first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
         };
         if object.archived && reads {
             let place = self.place(ino)?;
@@ -136,12 +141,7 @@ impl Vfs {
         if !same || !known {
             node.apply(&decoded);
         }
-        let tagged = head.tag_count > 0;
-        let mut object = object_of(head);
-        if tagged {
-            object.attributes = None;
-        }
-        node.object = Some(object);
+        node.object = Some(object_of(head));
         node.checked = Some(Instant::now());
         Ok(())
     }
@@ -180,16 +180,28 @@ impl Vfs {
         if !handle.readable {
             return Err(Error::BadHandle);
         }
-        let (staged, epoch) = {
-            let table = self.table.lock();
-            let node = table.get(handle.ino).ok_or(Error::Stale)?;
-            (node.file.staged.clone(), node.file.epoch)
-        };
-        if let Some(staged) = staged {
-            return Ok(staged.read(offset, size as usize).await?);
+        let (staged, retiring) = self.content(handle.ino)?;
+        if let Some(order) = retiring {
+            drop(order.lock().await);
         }
+        if let Some(staged) = staged {
+            match staged.read(offset, size as usize).await {
+                // It became the cache's between the look and the read.
+                Err(writeback::Error::Discarded) => drop(self.order(handle.ino)?.lock().await),
+                other => return Ok(other?),
+            }
+        }
+        let epoch = self.table.lock().get(handle.ino).ok_or(Error::Stale)?.file.epoch;
         let reader = self.handle_reader(&handle, epoch)?;
         self.within(async { Ok(reader.read(offset, size as usize).await?) }).await
+    }
+
+    /// The local copy, or the turn to wait for while it becomes the cache's.
+    #[allow(clippy::type_complexity)]
+    fn content(&self, ino: Ino) -> Result<(Option<Arc<Staged>>, Option<Arc<tokio::sync::Mutex<()>>>)> {
+        let table = self.table.lock();
+        let file = &table.get(ino).ok_or(Error::Stale)?.file;
+        Ok((file.staged.clone(), file.retiring.then(|| file.order.clone())))
     }
 
     /// The handle's reader; a new one when this mount itself changed the file since.

@@ -10,7 +10,6 @@ use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
 use super::lookup::LINK_MAX;
-use super::temporary::Temporary;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
@@ -103,10 +102,7 @@ impl Vfs {
             None if step.exclusive => Expect::Absent,
             None => Expect::NewFile,
         };
-        let guess = temporary.as_ref().and_then(|Temporary { leads_to, .. }| {
-            let (_, place) = self.place_for_new(step.to.0, OsStr::new(leads_to.as_deref()?), false).ok()?;
-            Some(place.key)
-        });
+        let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
         staged.set_held(temporary.is_some(), guess);
         let closed = {
@@ -165,6 +161,10 @@ impl Vfs {
             other => other?,
         }
         let from = Self::version(source, &known);
+        if let Some(staged) = self.staged_now(ino)? {
+            // Open for writing still: what is written from now on goes to the new name.
+            staged.retarget(target(destination), Expect::Version(outcome.etag.clone())).await?;
+        }
         self.relink(ino, step).await;
         let moved = self.moved(ino, outcome, wanted);
         self.memory.remove(source.store.bucket(), &source.key);

@@ -7,17 +7,18 @@ use super::process;
 
 /// Names that desktops look for in every directory: absent without a request, unless a listing holds them (semantics 21).
 const PROBES: &[&str] = &[".hidden", ".directory", ".sh_thumbnails", ".xdg-volume-info", "autorun.inf", ".Trash", ".autorun", "autorun", "autorun.sh"];
-/// Junk: it lives until unmount and is never sent.
-const JUNK: &[&str] = &[".DS_Store", "Thumbs.db", "._*", ".~lock.*#"];
 /// Programs whose `NAME.part` and `.NAME.XXXXXX` are temporary; from any other such names are ordinary files.
 const PART_WRITERS: &[&str] = &["kioworker", "kioslave5", "kioslave", "kio", "dolphin", "firefox", "firefox-esr", "thunderbird", "librewolf"];
 const RSYNC: &[&str] = &["rsync"];
+const PART_NAMES: &str = "*.part";
+/// `.NAME.XXXXXX`.
+const RSYNC_NAMES: &str = ".*.??????";
 
 /// What a temporary name leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Temporary {
-    /// Never sent at all.
-    pub junk: bool,
+    /// Its parts are sent to the name that it leads to before a close answers, at any size: Dolphin shows a failure then and not later.
+    pub eager: bool,
     /// The name that it will probably be renamed to.
     pub leads_to: Option<String>,
 }
@@ -46,20 +47,19 @@ impl TemporaryNames {
     /// What `name` is when the thread `pid` creates it; `None`: an ordinary file.
     pub fn classify(&self, name: &OsStr, pid: u32) -> Option<Temporary> {
         let name = name.to_str()?;
-        if !self.patterns.iter().any(|pattern| glob(pattern.text.as_bytes(), name.as_bytes())) {
-            return None;
-        }
-        if JUNK.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes())) {
-            return Some(Temporary { junk: true, leads_to: None });
-        }
         let by = |programs: &[&str]| process::program(pid).iter().any(|program| programs.iter().any(|known| program.starts_with(known)));
-        if let Some(leads_to) = rsync_target(name) {
-            return by(RSYNC).then(|| Temporary { junk: false, leads_to: Some(leads_to.to_owned()) });
-        }
-        if let Some(leads_to) = name.strip_suffix(".part") {
-            return by(PART_WRITERS).then(|| Temporary { junk: false, leads_to: Some(leads_to.to_owned()) });
-        }
-        Some(Temporary { junk: false, leads_to: name.strip_suffix(".crdownload").map(str::to_owned) })
+        let matching = self.patterns.iter().filter(|pattern| glob(pattern.text.as_bytes(), name.as_bytes()));
+        matching.map(|pattern| pattern.text.as_str()).find_map(|pattern| match pattern {
+            RSYNC_NAMES => {
+                let leads_to = rsync_target(name).filter(|_| by(RSYNC))?;
+                Some(Temporary { eager: false, leads_to: Some(leads_to.to_owned()) })
+            }
+            PART_NAMES => {
+                let leads_to = name.strip_suffix(".part").filter(|_| by(PART_WRITERS))?;
+                Some(Temporary { eager: true, leads_to: Some(leads_to.to_owned()) })
+            }
+            _ => Some(Temporary { eager: false, leads_to: name.strip_suffix(".crdownload").map(str::to_owned) }),
+        })
     }
 
     /// A name that desktops probe for.
@@ -98,8 +98,9 @@ mod tests {
         let names = TemporaryNames::new(&[".goutputstream-*", "*.part", "._*", ".*.??????"].map(String::from)).unwrap();
         let me = std::process::id();
         let classify = |name: &str| names.classify(OsStr::new(name), me);
-        assert_eq!(classify(".goutputstream-AB12"), Some(Temporary { junk: false, leads_to: None }));
-        assert_eq!(classify("._x"), Some(Temporary { junk: true, leads_to: None }));
+        assert_eq!(classify(".goutputstream-AB12"), Some(Temporary { eager: false, leads_to: None }));
+        assert_eq!(classify("._x"), Some(Temporary { eager: false, leads_to: None }));
+        assert_eq!(classify(".x.my-key"), None, "matches rsync's pattern, and is none of its names");
         assert_eq!(classify("setup.exe"), None);
         assert_eq!(classify("setup.part"), None, "this program is no file manager");
         assert_eq!(classify(".setup.exe.aB3dE6"), None, "nor rsync");

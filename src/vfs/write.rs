@@ -68,16 +68,19 @@ impl Vfs {
     /// ftruncate(2) when `fh` is given; truncate(2) otherwise, which publishes before it returns (semantics 4).
     pub(super) async fn truncate(&self, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
         self.check_writable()?;
-        let staged = if size == 0 {
+        {
+            // In turn, so that a file that was just closed is not handed to the cache meanwhile.
             let order = self.order(ino)?;
             let _turn = order.lock().await;
-            self.stage_anew(ino).await?
-        } else {
-            let staged = self.staged(ino).await?;
-            staged.truncate(size).await?;
-            staged
-        };
-        self.changed(ino, &staged, true);
+            let staged = if size == 0 {
+                self.stage_anew(ino).await?
+            } else {
+                let staged = self.staged_in_turn(ino).await?;
+                staged.truncate(size).await?;
+                staged
+            };
+            self.changed(ino, &staged, true);
+        }
         match fh.and_then(|fh| self.handles.file(fh).ok()) {
             Some(handle) => {
                 handle.wrote.store(true, Ordering::Relaxed);
@@ -103,7 +106,7 @@ impl Vfs {
             return Ok(());
         }
         if handle.wrote.load(Ordering::Relaxed) || self.is_new_and_empty(handle.ino) {
-            return self.close_content(handle.ino).await;
+            return self.close_content(handle.ino, handle.truncated).await;
         }
         Ok(())
     }
@@ -114,18 +117,19 @@ impl Vfs {
         table.get(ino).is_some_and(|node| node.object.is_none() && node.file.staged.as_ref().is_some_and(|staged| staged.size() == 0))
     }
 
-    /// Publishes at a close: at once, or a moment later when the file is empty.
-    async fn close_content(&self, ino: Ino) -> Result<()> {
+    /// Publishes at a close: at once, or a moment later when the file is new or was opened with O_TRUNC, and empty.
+    async fn close_content(&self, ino: Ino, truncated: bool) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
         let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
         if !staged.is_dirty() {
             return Ok(());
         }
-        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
+        let (linked, new) = self.table.lock().get(ino).map(|node| (node.linked, node.object.is_none())).ok_or(Error::Stale)?;
+        if !linked {
             return Ok(());
         }
-        if staged.size() == 0 {
+        if staged.size() == 0 && (new || truncated) {
             return self.publish_empty_later(ino, &staged).await;
         }
         self.publish_in_turn(ino).await

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
+use crc_fast::CrcAlgorithm;
 use md5::{Digest, Md5};
 
 use super::entry::Entry;
@@ -77,7 +78,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
             let mut hasher = Md5::new();
             let mut stream = body.open();
             while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
-                hasher.update(chunk.map_err(|error| Error::from(error))?);
+                hasher.update(chunk.map_err(Error::from)?);
             }
             hasher.finalize().into()
         }
@@ -85,7 +86,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
     drop(writer);
     let ours = Ours { size, etag: Some(hex(&md5)), checksum, options: &options };
     match judge(entry, snapshot, &ours, doubt).await? {
-        Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, size, &attributes, as_outcome(head)))),
+        Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, size, &attributes, as_outcome(*head)))),
         Judged::Theirs(verdict) => Ok(verdict),
     }
 }
@@ -126,7 +127,7 @@ pub(crate) async fn complete(entry: &Arc<Entry>, snapshot: &Snapshot, target: &T
         // After a race S3 wants every part again under a new upload.
         ErrorKind::Conflict => Ok(Verdict::Restart),
         ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt).await? {
-            Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head)))),
+            Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(*head)))),
             Judged::Theirs(verdict) => Ok(verdict),
         },
         _ => otherwise(entry, &options, error),
@@ -143,7 +144,7 @@ fn otherwise(entry: &Entry, options: &PutOptions, error: S3Error) -> Result<Verd
 }
 
 enum Judged {
-    Ours(ObjectHead),
+    Ours(Box<ObjectHead>),
     Theirs(Verdict),
 }
 
@@ -151,7 +152,7 @@ enum Judged {
 async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool) -> Result<Judged, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
-        Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(head)),
+        Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
@@ -189,8 +190,8 @@ fn as_outcome(head: ObjectHead) -> PutOutcome {
     PutOutcome { etag: head.etag, version_id: head.version_id, last_modified: Some(head.last_modified) }
 }
 
-fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Published {
-    Published {
+fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Box<Published> {
+    Box::new(Published {
         bucket: snapshot.target.store.bucket().to_owned(),
         key: snapshot.target.key.clone(),
         etag: outcome.etag,
@@ -199,17 +200,24 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
         last_modified: outcome.last_modified.unwrap_or_else(SystemTime::now),
         attributes: attributes.clone(),
         replaced: matches!(snapshot.expect, Expect::Anything | Expect::Version(_)),
-    }
+    })
 }
 
 /// The full-object checksum, where every part was sent with one.
 fn combine(parts: &[(Option<Checksum>, u64)]) -> Option<Checksum> {
-    let mut whole: Option<u64> = None;
+    let mut parts = parts.iter();
+    let mut whole = parts.next()?.0?;
     for (checksum, size) in parts {
-        let Some(Checksum::Crc64Nvme(crc)) = checksum else { return None };
-        whole = Some(whole.map_or(*crc, |before| crc_fast::checksum_combine(crc_fast::CrcAlgorithm::Crc64Nvme, before, *crc, *size)));
+        whole = match (whole, (*checksum)?) {
+            (Checksum::Crc64Nvme(a), Checksum::Crc64Nvme(b)) => Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, *size)),
+            (Checksum::Crc32c(a), Checksum::Crc32c(b)) => {
+                Checksum::Crc32c(crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), *size) as u32)
+            }
+            _ => return None,
+        };
     }
-    whole.map(Checksum::Crc64Nvme)
+    // An MD5 of one part says nothing about a multipart object.
+    Some(whole).filter(|sum| !matches!(sum, Checksum::Md5(_) | Checksum::Sha1(_)))
 }
 
 /// The ETag of a multipart object: MD5 of the parts' MD5s and their number; `None` where a part's ETag is not an MD5.

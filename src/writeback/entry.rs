@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
-use super::grid::PartPlan;
 use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
 use super::metacopy::Copies;
 use super::pace::Meter;
@@ -19,6 +18,7 @@ use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use crate::s3::Part;
+use crate::s3::multipart::PartPlan;
 use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
 
 /// How many bytes are reserved between looks at the disk's free space.
@@ -45,8 +45,8 @@ pub(crate) struct Shared {
     pub boot: String,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
-    /// Uploads being aborted.
-    pub aborts: AtomicUsize,
+    /// Uploads being aborted and publications being told of: drain() waits for them.
+    pub chores: AtomicUsize,
 }
 
 impl Shared {
@@ -68,7 +68,7 @@ impl Shared {
             credit: AtomicI64::new(0),
             boot: boot_id(),
             unconditional: AtomicBool::new(false),
-            aborts: AtomicUsize::new(0),
+            chores: AtomicUsize::new(0),
         };
         (Arc::new(shared), receiver)
     }
@@ -162,6 +162,8 @@ pub(crate) struct Intent {
     pub travelled: Option<Attributes>,
     pub held: bool,
     pub guess: Option<String>,
+    /// Parts go to the guessed key at any size.
+    pub eager: bool,
     pub phase: Phase,
     pub upload: Option<UploadRecord>,
     pub published: Option<Published>,
@@ -178,6 +180,8 @@ pub(crate) struct Intent {
     pub fetches: bool,
     /// The parts that Complete was sent with.
     pub completing: Option<Vec<Part>>,
+    /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
+    pub sealed: bool,
     /// The generation whose bytes were fsynced.
     pub durable: Option<u64>,
 }
@@ -192,6 +196,7 @@ impl Intent {
             travelled: None,
             held: false,
             guess: None,
+            eager: false,
             phase: Phase::Writing,
             upload: None,
             published: None,
@@ -203,6 +208,7 @@ impl Intent {
             retired: false,
             fetches: false,
             completing: None,
+            sealed: false,
             durable: None,
         }
     }
@@ -318,7 +324,7 @@ impl Entry {
             let content = self.content.lock();
             Record {
                 version: Record::current(),
-                phase: intent.phase,
+                phase: if intent.phase.frees() && !intent.sealed { Phase::Writing } else { intent.phase },
                 bucket: intent.target.store.bucket().to_owned(),
                 key: intent.target.key.clone(),
                 expect: intent.expect.clone(),
@@ -348,6 +354,22 @@ impl Entry {
         blocking(move || record.store(&path, sync)).await?;
         *recorded = true;
         Ok(())
+    }
+
+    /// Before the content of a sealed entry changes: what a crash leaves from here on may be torn, so its record says
+    /// that it is being written. Call it with `writer` held.
+    pub async fn unseal(&self) -> Result<(), Error> {
+        let durable = {
+            let mut intent = self.intent.lock();
+            if !std::mem::take(&mut intent.sealed) {
+                return Ok(());
+            }
+            if intent.phase == Phase::Sealed {
+                intent.phase = Phase::Writing;
+            }
+            intent.durable.is_some()
+        };
+        self.persist(durable).await
     }
 
     /// fsyncs the spool file, then the record.

@@ -19,7 +19,7 @@ use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Sto
 mod commit;
 mod content;
 mod entry;
-mod grid;
+mod job;
 mod manifest;
 mod metacopy;
 mod pace;
@@ -31,6 +31,13 @@ mod staged;
 mod state;
 mod transfer;
 mod uploader;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_durable;
 
 pub use manifest::Phase;
 pub use staged::Staged;
@@ -106,6 +113,15 @@ pub struct Attributes {
     pub storage_class: Option<String>,
     /// Tags to keep.
     pub tags: Vec<(String, String)>,
+}
+
+/// The key that a temporary name will probably be renamed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guess {
+    /// Its upload gets the parts while the application writes.
+    pub key: String,
+    /// All of them are sent before [`Staged::publish`] answers, at any size; else only those of a file that needs several.
+    pub eager: bool,
 }
 
 /// Upward hooks; the composition root supplies them.

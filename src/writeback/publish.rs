@@ -30,7 +30,6 @@ pub(crate) struct Snapshot {
     pub size: u64,
     /// No byte comes from the base.
     pub whole: bool,
-    pub attributes: Attributes,
     /// When it was sealed.
     pub began: SystemTime,
 }
@@ -47,7 +46,7 @@ pub(crate) enum Outcome {
 
 /// What PutObject or CompleteMultipartUpload came to.
 pub(crate) enum Verdict {
-    Published(Published),
+    Published(Box<Published>),
     /// Every part again under a new upload.
     Restart,
     /// Under another key, beside theirs.
@@ -111,9 +110,10 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
     entry.shared.copies.settle(target.store.bucket(), &target.key).await;
     let (snapshot, plan, clean) = {
         let _writer = entry.writer.lock().await;
-        let intent = entry.intent.lock();
+        let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
         content.seal();
+        intent.sealed = true;
         let base = intent.base.clone().filter(|_| content.base_len > 0);
         let input = Input {
             size: content.size,
@@ -142,7 +142,6 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
             base,
             size: content.size,
             whole: content.is_whole(),
-            attributes: intent.attributes.clone(),
             began: SystemTime::now(),
         };
         (snapshot, plan, clean)
@@ -229,8 +228,10 @@ pub(crate) fn condition(shared: &Shared, snapshot: &Snapshot) -> Option<Conditio
     }
 }
 
-/// The published object is the base of what is written from now on.
+/// The published object is the base of what is written from now on. A chore is left open: the hooks are to hear of it.
 pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
+    entry.shared.publications.fetch_add(1, Relaxed);
+    entry.shared.chores.fetch_add(1, Relaxed);
     {
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
@@ -247,6 +248,7 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
         intent.target.key.clone_from(&published.key);
         intent.phase = if content.is_dirty() { Phase::Writing } else { Phase::Published };
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
+        (intent.sealed, intent.durable) = (false, None);
         intent.published = Some(published.clone());
     }
     entry.charge();
@@ -278,7 +280,7 @@ pub(crate) async fn erase(entry: &Arc<Entry>) {
 /// Aborts an upload in the background; tried for some minutes, then left to the bucket's lifecycle rule, and said.
 pub(crate) fn abort(shared: &Arc<Shared>, target: Target, id: String) {
     let shared = shared.clone();
-    shared.aborts.fetch_add(1, Relaxed);
+    shared.chores.fetch_add(1, Relaxed);
     tokio::spawn(async move {
         for attempt in 0..8u32 {
             match target.store.abort_multipart(&target.key, &id).await {
@@ -288,7 +290,7 @@ pub(crate) fn abort(shared: &Arc<Shared>, target: Target, id: String) {
             }
             tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
         }
-        shared.aborts.fetch_sub(1, Relaxed);
+        shared.chores.fetch_sub(1, Relaxed);
         shared.changed.notify_waiters();
     });
 }
@@ -340,7 +342,7 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     loop {
         let changed = shared.changed.notified();
         let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
-        if !pending && shared.copies.len() == 0 && shared.aborts.load(Relaxed) == 0 {
+        if !pending && shared.copies.len() == 0 && shared.chores.load(Relaxed) == 0 {
             break;
         }
         if shared.meter.progress().max(began).elapsed() > deadline {

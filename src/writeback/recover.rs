@@ -91,6 +91,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.travelled = Some(record.attributes.clone());
     intent.poisoned = record.poisoned;
     intent.durable = record.durable.then_some(0);
+    intent.sealed = promised;
     intent.recovered = true;
     intent.retired = true;
     intent.phase = match record.phase {
@@ -156,7 +157,7 @@ async fn go_on(shared: &Arc<Shared>, entry: &Arc<Entry>, record: &Record) {
         }
     }
     match done {
-        Some(published) => shared.send(Message::Found { id: entry.id, published }),
+        Some(published) => shared.send(Message::Found { id: entry.id, published: Box::new(published) }),
         None => shared.send(Message::Resume { id: entry.id, upload: resumed }),
     }
 }

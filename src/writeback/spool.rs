@@ -107,7 +107,7 @@ impl Spool {
 
     /// Bytes that the spool's disk has left for us.
     pub fn free(&self) -> u64 {
-        nix::sys::statvfs::statvfs(&self.own.dir).map_or(0, |s| (s.blocks_available() as u64).saturating_mul(s.fragment_size() as u64))
+        nix::sys::statvfs::statvfs(&self.own.dir).map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()))
     }
 }
 

@@ -17,7 +17,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, BaseError, Error, Expect, Published, Target, metacopy, publish, transfer};
+use super::{Attributes, BaseError, Error, Expect, Guess, Published, Target, metacopy, publish, transfer};
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
 /// [`Staged::discard`] do.
@@ -91,6 +91,7 @@ impl Staged {
                 Place::End => self.size(),
             };
             let range = offset..self.fits(offset, len)?;
+            entry.unseal().await?;
             let file = entry.file.clone();
             blocking(move || file.write_all_at(&data, offset)).await?;
             entry.content.lock().wrote(range.clone());
@@ -211,6 +212,7 @@ impl Staged {
             if self.size() == size {
                 return Ok(());
             }
+            self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || file.set_len(size)).await?;
             self.entry.content.lock().truncated(size);
@@ -240,6 +242,7 @@ impl Staged {
             if offset >= end {
                 return Ok(());
             }
+            self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || punch(&file, offset, end - offset)).await?;
             self.entry.content.lock().punched(offset..end);
@@ -284,23 +287,25 @@ impl Staged {
         self.entry.intent.lock().target.clone()
     }
 
-    /// Under a temporary name: [`Staged::publish`] makes no object. `guess`: the key whose upload gets the parts.
-    pub fn set_held(&self, held: bool, guess: Option<String>) {
+    /// Under a temporary name: [`Staged::publish`] makes no object. `guess`: the upload that gets the parts.
+    pub fn set_held(&self, held: bool, guess: Option<Guess>) {
         let mut intent = self.entry.intent.lock();
         intent.held = held;
-        intent.guess = guess;
+        intent.eager = guess.as_ref().is_some_and(|guess| guess.eager);
+        intent.guess = guess.map(|guess| guess.key);
     }
 
     /// Seals the content as it is now, uploads it and waits until it is in S3. `Ok(None)` where it is held, or queued
     /// by `write_back`. A clean file answers at once. A failure parks the entry.
     pub async fn publish(&self) -> Result<Option<Published>, Error> {
         let entry = &self.entry;
-        let (held, guess, failed, poisoned) = {
+        let (held, sends, failed, poisoned) = {
             let intent = entry.intent.lock();
             if intent.discarded {
                 return Err(Error::Discarded);
             }
-            (intent.held, intent.guess.is_some(), intent.failed.clone(), intent.poisoned)
+            let sends = intent.guess.is_some() && (intent.eager || self.size() > entry.grid.range(1).end);
+            (intent.held, sends, intent.failed.clone(), intent.poisoned)
         };
         if poisoned || failed.is_some() {
             let error = failed.unwrap_or(Error::Poisoned);
@@ -319,7 +324,7 @@ impl Staged {
             self.queue(entry.shared.config.write_back, held).await?;
             return Ok(None);
         }
-        if held && (!guess || self.size() == 0) {
+        if held && (!sends || self.size() == 0) {
             entry.persist(true).await?;
             return Ok(None);
         }
@@ -346,7 +351,9 @@ impl Staged {
     async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {
         let entry = &self.entry;
         if !held {
+            let _writer = entry.writer.lock().await;
             let mut intent = entry.intent.lock();
+            intent.sealed = true;
             if !intent.phase.frees() {
                 intent.phase = Phase::Sealed;
             }

@@ -282,7 +282,7 @@ impl State {
                     actions.push(Action::Send { epoch: self.epoch, piece: slot.piece.clone() });
                 }
             }
-            Upload::None if self.slots.values_mut().filter(waits).next().is_some() => {
+            Upload::None if self.slots.values_mut().any(|slot| waits(&slot)) => {
                 self.upload = Upload::Creating;
                 self.epoch += 1;
                 actions.push(Action::Create { epoch: self.epoch });

@@ -85,9 +85,11 @@ impl Counts {
     }
 
     fn hand(&self, bytes: u64) {
-        let handed = self.handed.fetch_add(bytes, Relaxed) + bytes;
-        self.entry.in_flight.fetch_sub(bytes, Relaxed);
-        self.entry.sent.fetch_add(bytes, Relaxed);
+        // A client may read a body twice at once (to hash it): no more than its length is ever counted.
+        let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len))).unwrap_or(self.len);
+        let handed = (before + bytes).min(self.len);
+        self.entry.in_flight.fetch_sub(handed - before, Relaxed);
+        self.entry.sent.fetch_add(handed - before, Relaxed);
         let news = handed > self.most.fetch_max(handed, Relaxed);
         if news {
             self.entry.progressed();
@@ -183,7 +185,7 @@ pub(crate) fn read_exact(file: &File, at: u64, len: usize) -> io::Result<Bytes> 
 pub(crate) enum Hasher {
     Off,
     Md5(Box<Md5>),
-    Crc(ChecksumKind, crc_fast::Digest),
+    Crc(ChecksumKind, Box<crc_fast::Digest>),
 }
 
 impl Hasher {
@@ -191,8 +193,8 @@ impl Hasher {
         match kind {
             ChecksumKind::Off => Hasher::Off,
             ChecksumKind::Md5 => Hasher::Md5(Box::default()),
-            ChecksumKind::Crc32c => Hasher::Crc(kind, crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
-            ChecksumKind::Crc64Nvme => Hasher::Crc(kind, crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme)),
+            ChecksumKind::Crc32c => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))),
+            ChecksumKind::Crc64Nvme => Hasher::Crc(kind, Box::new(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))),
         }
     }
 

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
 
 use super::entry::{Entry, Shared};
+use super::job::{Job, Key, Place};
 use super::manifest::Phase;
 use super::plan::How;
-use super::publish::{self, Context, Outcome, Snapshot, Verdict};
+use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::transfer::Trouble;
 use super::{Error, Expect, Published, Target};
@@ -46,7 +46,7 @@ pub(crate) enum Message {
     /// An upload of an earlier run goes on, with the parts that are right.
     Resume { id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)> },
     /// An upload of an earlier run turns out to be published.
-    Found { id: u64, published: Published },
+    Found { id: u64, published: Box<Published> },
     /// It left the spool.
     Forget(u64),
     /// A task's answer.
@@ -70,48 +70,6 @@ struct Uploader {
     busy: usize,
 }
 
-/// One entry, as the uploader sees it.
-struct Job {
-    entry: Arc<Entry>,
-    state: State,
-    snapshot: Option<Arc<Snapshot>>,
-    /// Where the open upload is.
-    upload: Option<Target>,
-    waiters: Vec<oneshot::Sender<Answer>>,
-    /// Want a publication of what was written after the seal of the one under way.
-    next: Vec<(Goal, Option<oneshot::Sender<Answer>>)>,
-    /// Must wait for the answer of PutObject or Complete.
-    after: Vec<Message>,
-    running: HashMap<Key, AbortHandle>,
-    attempts: u32,
-    bad_digests: u32,
-    since: Instant,
-    /// An answer of this publication was lost: what stands in its way may be its own object.
-    doubt: bool,
-}
-
-/// Names a running action.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Step(u32),
-    Part(u32, u32),
-}
-
-impl Job {
-    fn is_current(&self, action: &Action) -> bool {
-        match action {
-            Action::Create { epoch } | Action::Send { epoch, .. } => *epoch == self.state.epoch,
-            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => *serial == self.state.serial,
-            Action::Abort { .. } | Action::PartsDone | Action::Published => true,
-        }
-    }
-
-    /// PutObject or Complete may have been done already: their answer must be known before anything else.
-    fn is_committing(&self) -> bool {
-        matches!(self.state.step, Step::Putting | Step::Completing)
-    }
-}
-
 impl Uploader {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         let mut tick = tokio::time::interval(TICK);
@@ -131,20 +89,7 @@ impl Uploader {
     fn job(&mut self, id: u64) -> Option<&mut Job> {
         if !self.jobs.contains_key(&id) {
             let entry = self.shared.entry(id)?;
-            self.jobs.insert(id, Job {
-                entry,
-                state: State::new(),
-                snapshot: None,
-                upload: None,
-                waiters: Vec::new(),
-                next: Vec::new(),
-                after: Vec::new(),
-                running: HashMap::new(),
-                attempts: 0,
-                bad_digests: 0,
-                since: Instant::now(),
-                doubt: false,
-            });
+            self.jobs.insert(id, Job::new(entry));
         }
         self.jobs.get_mut(&id)
     }
@@ -184,13 +129,13 @@ impl Uploader {
                 }
                 self.publish(id, Goal::Object, None);
             }
-            Message::Park(id, error) => self.fail(id, error),
+            Message::Park(id, error) => self.give_up(id, error, true),
             Message::Retarget { .. } | Message::Discard { .. } => self.redirect(message),
             Message::Resume { id, upload } => self.resume(id, upload),
             Message::Found { id, published } => {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
                     publish::settle(&entry, &published);
-                    self.finish(id, &entry, published);
+                    self.finish(id, &entry, *published);
                 }
             }
             Message::Forget(id) => {
@@ -208,7 +153,9 @@ impl Uploader {
 
     fn publish(&mut self, id: u64, goal: Goal, reply: Option<oneshot::Sender<Answer>>) {
         let Some(job) = self.job(id) else {
-            reply.map(|reply| reply.send(Err(Error::Discarded)));
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(Error::Discarded));
+            }
             return;
         };
         if job.state.is_sealed() && (job.entry.content.lock().changed_since_seal() || job.is_committing() && goal < job.state.goal) {
@@ -382,11 +329,9 @@ impl Uploader {
         }
         job.attempts = 0;
         match (outcome, action) {
-            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) => {
-                if serial == job.state.serial {
-                    job.snapshot = Some(snapshot);
-                    self.apply(id, Event::Prepared { serial, plan, clean });
-                }
+            (Outcome::Prepared { snapshot, plan, clean }, Action::Prepare { serial }) if serial == job.state.serial => {
+                job.snapshot = Some(snapshot);
+                self.apply(id, Event::Prepared { serial, plan, clean });
             }
             (Outcome::Created { target, id: upload }, Action::Create { epoch }) => {
                 if epoch == job.state.epoch && job.state.upload == Upload::Creating {
@@ -420,7 +365,7 @@ impl Uploader {
                     job.running.clear();
                 }
                 publish::settle(&entry, &published);
-                self.finish(id, &entry, published);
+                self.finish(id, &entry, *published);
             }
             Verdict::Restart => {
                 self.stop_transfers(id);
@@ -453,7 +398,6 @@ impl Uploader {
         tokio::spawn(async move {
             shared.hooks.published(&published);
             publish::tidy(&entry).await;
-            shared.publications.fetch_add(1, Relaxed);
             for waiter in waiters {
                 let _ = waiter.send(Ok(Some(published.clone())));
             }
@@ -461,6 +405,7 @@ impl Uploader {
                 let (reply, _) = oneshot::channel();
                 shared.send(Message::Discard { id, reply });
             }
+            shared.chores.fetch_sub(1, Relaxed);
             shared.changed.notify_waiters();
         });
         for message in after {
@@ -543,8 +488,12 @@ impl Uploader {
 
     /// Refused for good: parked with its reason, or, while it is still written, reported to the writer.
     fn fail(&mut self, id: u64, error: Error) {
+        let closed = self.jobs.get(&id).is_some_and(|job| job.state.step != Step::Idle);
+        self.give_up(id, error, closed);
+    }
+
+    fn give_up(&mut self, id: u64, error: Error, park: bool) {
         let Some(job) = self.job(id) else { return };
-        let waits = job.state.step != Step::Idle || matches!(error, Error::Poisoned);
         let entry = job.entry.clone();
         let waiters = std::mem::take(&mut job.waiters);
         let next = std::mem::take(&mut job.next);
@@ -556,7 +505,7 @@ impl Uploader {
                 (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
                 _ => error.to_string(),
             });
-            if waits {
+            if park {
                 intent.phase = Phase::Parked;
             } else {
                 intent.failed = Some(error.clone());
@@ -587,17 +536,5 @@ impl Uploader {
         for message in after {
             self.handle(message);
         }
-    }
-}
-
-/// A transfer's place among `max_connections`, given back however the task ends.
-struct Place {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.meter.end();
-        self.shared.send(Message::Ended);
     }
 }

@@ -137,8 +137,10 @@ fn no_file_is_over_six_hundred_lines() {
 /// Packages come through the package managers' own configuration: no registry is named in the project.
 #[test]
 fn no_registry_is_named() {
-    let hosts = [["crates", "io"], ["pypi", "org"], ["pythonhosted", "org"], ["npmjs", "org"], ["deb.debian", "org"]].map(|parts| parts.join("."));
-    let scripts = std::fs::read_dir(root().join("scripts")).into_iter().flatten().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let hosts =
+        [["crates", "io"], ["pypi", "org"], ["pythonhosted", "org"], ["npmjs", "org"], ["deb.debian", "org"]].map(|parts| parts.join("."));
+    let scripts =
+        std::fs::read_dir(root().join("scripts")).into_iter().flatten().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     let kept = ["rs", "toml", "md"].into_iter().flat_map(|extension| ["src", "tests"].map(|folder| files(folder, extension))).flatten();
     let mut wrong = Vec::new();
     for path in kept.chain(scripts).chain([root().join("Cargo.toml")]) {

@@ -191,7 +191,11 @@ fn metadata_copies_keep_everything_else() {
     let stage = Stage::new(store);
     let same = |key: &str| {
         let now = stage.double().object("releases", key).unwrap();
-        assert_eq!((now.headers, now.tags, now.storage_class), (object.headers.clone(), object.tags.clone(), object.storage_class.clone()), "{key}");
+        assert_eq!(
+            (now.headers, now.tags, now.storage_class),
+            (object.headers.clone(), object.tags.clone(), object.storage_class.clone()),
+            "{key}"
+        );
         assert_eq!(now.metadata.get("origin").map(String::as_str), Some("elsewhere"), "{key}");
     };
     sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f");

@@ -57,7 +57,11 @@ fn html_is_not_s3() {
 /// What does not pass is said at once.
 #[test]
 fn what_stays_is_not_tried_again() {
-    let cases = [(403, "AccessDenied", ErrorKind::AccessDenied), (400, "InvalidArgument", ErrorKind::InvalidRequest), (501, "NotImplemented", ErrorKind::NotImplemented)];
+    let cases = [
+        (403, "AccessDenied", ErrorKind::AccessDenied),
+        (400, "InvalidArgument", ErrorKind::InvalidRequest),
+        (501, "NotImplemented", ErrorKind::NotImplemented),
+    ];
     for (status, code, kind) in cases {
         let store = Store::double();
         let double = store.as_double().unwrap();
@@ -231,7 +235,8 @@ fn virtual_host_style_through_a_proxy() {
 /// Keys that a URL library would fold, and those that XML cannot carry: each is itself, in every operation.
 #[test]
 fn keys_that_are_no_paths() {
-    let keys = ["a//b", "/leading", "p/../q", "p/./r", "..", ".", "../up", "a/", "a/..", "ctl\u{1}\u{1b}\u{7f}\n\t", "nul\0", "%2e%2e/x", "c:\\d"];
+    let keys =
+        ["a//b", "/leading", "p/../q", "p/./r", "..", ".", "../up", "a/", "a/..", "ctl\u{1}\u{1b}\u{7f}\n\t", "nul\0", "%2e%2e/x", "c:\\d"];
     let neighbours = ["b", "q", "r", "x", "up", "a/b", "leading"];
     let store = Store::double();
     for key in neighbours {
@@ -280,7 +285,8 @@ fn deletes_only_what_was_seen() {
     store.put("changed", "2");
     block_on(async {
         let s3 = connect(&store).bucket;
-        let keys: Vec<_> = s3.list(ListRequest::default()).await.unwrap().entries.into_iter().map(|entry| (entry.key, Some(entry.etag))).collect();
+        let keys: Vec<_> =
+            s3.list(ListRequest::default()).await.unwrap().entries.into_iter().map(|entry| (entry.key, Some(entry.etag))).collect();
         store.put("changed", "by others");
         let failed = s3.delete_many(&keys).await.unwrap();
         assert_eq!(failed.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["changed"]);

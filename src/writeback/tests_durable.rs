@@ -1,0 +1,222 @@
+//! What survives a crash, what waits, and what is coalesced.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::tests::{MIB, World, pattern, until, write_all};
+use super::*;
+use crate::s3::ErrorKind;
+
+/// Runs `life`, ends everything that it left running, and gives a world whose spool is what was on disk then: the
+/// dead process's locks are not copied.
+fn crash<F: Future<Output = ()>>(world: World, life: impl FnOnce(Arc<World>) -> F) -> World {
+    let world = Arc::new(world);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(life(world.clone()));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    let next = tempfile::tempdir().unwrap();
+    for dir in std::fs::read_dir(world.dir.path()).unwrap().flatten() {
+        let copy = next.path().join(dir.file_name());
+        std::fs::create_dir(&copy).unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap().flatten() {
+            std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+    }
+    world.store.heal();
+    world.store.inner.lock().calls.clear();
+    World { dir: next, store: world.store.clone() }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn a_file_never_closed_is_kept_listed_and_its_upload_aborted() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(20 * MIB, 0)).await;
+        staged.sync().await.unwrap();
+        until(|| world.store.count("Part") == 2).await;
+    });
+    assert!(!world.nothing_pending());
+    run(async {
+        let writeback = world.open().await;
+        until(|| world.nothing_pending()).await;
+        let status = writeback.status();
+        assert_eq!((status.len(), status[0].phase, status[0].size), (1, Phase::Writing, 20 * MIB as u64));
+        assert!(status[0].recovered && world.store.object("a").is_none());
+        assert!(writeback.retry(status[0].id));
+        until(|| world.store.object("a").is_some()).await;
+        assert!(world.bytes("a") == pattern(20 * MIB, 0));
+        until(|| world.files().is_empty()).await;
+    });
+}
+
+#[test]
+fn what_write_back_promised_is_published_after_a_crash() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open_with(|config| config.write_back = Duration::from_secs(60)).await;
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(100, 0)).await;
+        assert!(staged.publish().await.unwrap().is_none());
+        assert_eq!(writeback.status()[0].phase, Phase::Sealed);
+    });
+    assert!(world.store.object("a").is_none());
+    run(async {
+        let writeback = world.open().await;
+        until(|| world.store.object("a").is_some() && world.files().is_empty()).await;
+        assert_eq!(world.bytes("a"), pattern(100, 0));
+        assert!(writeback.status().is_empty());
+    });
+}
+
+#[test]
+fn what_is_written_after_the_promise_is_not_published_torn() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open_with(|config| config.write_back = Duration::from_millis(200)).await;
+        let staged = world.new_file(&writeback, "a").await;
+        staged.write(0, pattern(100, 0)).await.unwrap();
+        staged.publish().await.unwrap();
+        staged.write(50, pattern(100, 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    });
+    run(async {
+        let writeback = world.open().await;
+        writeback.drain(Duration::from_secs(1)).await;
+        assert_eq!(writeback.status()[0].phase, Phase::Writing);
+        assert!(world.store.object("a").is_none());
+    });
+}
+
+#[test]
+fn an_interrupted_upload_goes_on_with_the_parts_that_arrived() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        world.store.fail(|op, _| (op == "Complete").then_some(ErrorKind::Network));
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(30 * MIB, 0)).await;
+        let publication = tokio::spawn(async move { staged.publish().await });
+        until(|| world.store.count("Complete") > 0).await;
+        publication.abort();
+    });
+    run(async {
+        let writeback = world.open().await;
+        until(|| world.store.object("a").is_some() && world.files().is_empty()).await;
+        assert!(world.bytes("a") == pattern(30 * MIB, 0));
+        assert_eq!((world.store.count("ListParts"), world.store.count("Part"), world.store.count("Create")), (1, 0, 0));
+        assert!(world.nothing_pending() && writeback.status().is_empty());
+    });
+}
+
+#[test]
+fn a_completed_upload_whose_answer_was_lost_is_recognised() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        world.store.put_bytes("a", pattern(30 * MIB, 1));
+        let staged = world.existing(&writeback, "a").await;
+        staged.write(0, pattern(6 * MIB, 5)).await.unwrap();
+        world.store.fail(|op, _| (op == "Complete!" || op == "Head").then_some(ErrorKind::Network));
+        let publication = tokio::spawn(async move { staged.publish().await });
+        until(|| world.store.count("Complete") > 0).await;
+        publication.abort();
+    });
+    run(async {
+        let writeback = world.open().await;
+        until(|| world.files().is_empty()).await;
+        assert_eq!(world.bytes("a")[..6 * MIB], pattern(6 * MIB, 5));
+        assert_eq!((world.store.count("Part"), world.store.count("Complete"), world.store.count("Put")), (0, 0, 0));
+        assert!(writeback.status().is_empty());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_write_back_rewrites_and_renames_make_one_upload() {
+    let world = World::new();
+    let writeback = world.open_with(|config| config.write_back = Duration::from_secs(60)).await;
+    let staged = world.new_file(&writeback, "a").await;
+    for round in 0..3 {
+        staged.write(0, pattern(20 * MIB, round)).await.unwrap();
+        assert!(staged.publish().await.unwrap().is_none());
+    }
+    staged.retarget(world.target("b"), Expect::NewFile).await.unwrap();
+    assert!(staged.retire().await.is_none());
+    assert!(world.store.inner.lock().calls.is_empty());
+    let report = writeback.drain(Duration::from_secs(10)).await;
+    assert_eq!((report.published, report.left.len()), (1, 0));
+    assert!(world.bytes("b") == pattern(20 * MIB, 2) && world.store.object("a").is_none());
+    until(|| world.files().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_file_is_published_later_unless_it_changes() {
+    let world = World::new();
+    let writeback = world.open().await;
+    let empty = world.new_file(&writeback, "empty").await;
+    empty.publish_later(Duration::from_millis(50)).await.unwrap();
+    let filled = world.new_file(&writeback, "filled").await;
+    filled.publish_later(Duration::from_millis(50)).await.unwrap();
+    filled.write(0, Bytes::from_static(b"x")).await.unwrap();
+    until(|| world.store.object("empty").is_some()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(world.store.object("filled").is_none());
+    filled.publish().await.unwrap().unwrap();
+    assert_eq!(world.bytes("filled"), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_is_copied_once_and_the_file_follows() {
+    let world = World::new();
+    let writeback = world.open().await;
+    let staged = world.new_file(&writeback, "a").await;
+    staged.write(0, Bytes::from_static(b"x")).await.unwrap();
+    let published = staged.publish().await.unwrap().unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    for mtime in ["1", "2", "3"] {
+        let mut attributes = Attributes::default();
+        attributes.metadata.insert("mtime".into(), mtime.into());
+        let done = done.clone();
+        let on_done = Box::new(move |outcome: Result<PutOutcome, S3Error>| {
+            assert!(outcome.is_ok());
+            done.fetch_add(1, Relaxed);
+        });
+        writeback.update_metadata(world.target("a"), published.etag.clone(), 1, attributes, on_done);
+    }
+    writeback.drain(Duration::from_secs(5)).await;
+    assert_eq!((done.load(Relaxed), world.store.count("Copy")), (1, 1));
+    assert_eq!(world.store.object("a").unwrap().metadata["mtime"], "3");
+    // The copy's ETag is the one that the next publication is conditional on.
+    staged.write(1, Bytes::from_static(b"y")).await.unwrap();
+    assert_eq!(staged.publish().await.unwrap().unwrap().key, "a");
+    assert_eq!(world.bytes("a"), "xy");
+    writeback.update_metadata(world.target("b"), published.etag, 1, Attributes::default(), Box::new(|_| {}));
+    assert_eq!(writeback.cancel_metadata("bucket", "b"), Some(Attributes::default()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_waits_for_uploads_and_refuses_else() {
+    let world = World::new();
+    let writeback = world.open_with(|config| config.max_size = 10 * MIB as u64).await;
+    let staged = world.new_file(&writeback, "a").await;
+    staged.write(0, pattern(6 * MIB, 0)).await.unwrap();
+    let other = world.new_file(&writeback, "b").await;
+    assert!(matches!(other.write(0, pattern(6 * MIB, 0)).await, Err(Error::NoSpace)));
+    assert!(matches!(other.publish().await, Err(Error::Poisoned)));
+    *world.store.delay.lock() = Duration::from_millis(300);
+    let publication = tokio::spawn(async move {
+        staged.publish().await.unwrap();
+        staged.discard().await;
+    });
+    until(|| writeback.status().iter().any(|entry| entry.phase == Phase::Sealed)).await;
+    let began = Instant::now();
+    let third = world.new_file(&writeback, "c").await;
+    third.write(0, pattern(6 * MIB, 0)).await.unwrap();
+    assert!(began.elapsed() > Duration::from_millis(100));
+    publication.await.unwrap();
+}
