@@ -123,18 +123,19 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("packmule").max_blocking_threads(BLOCKING_THREADS).build()
 }
 
-/// TERM and INT, as one.
-struct Stop {
+/// TERM and INT, as one. From when it is made neither ends the process by itself.
+pub(crate) struct Stop {
     term: Signal,
     int: Signal,
 }
 
 impl Stop {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    async fn asked(&mut self) {
+    /// Resolves at the next of them.
+    pub(crate) async fn asked(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}

@@ -117,6 +117,7 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
     let config = place.config(&server)?;
     daemon::log::start(&config, false)?;
     daemon::log::log_panics();
+    let mut stop = daemon::Stop::new()?;
 
     say(format_args!("S3 server    http://{} (s3s-fs, within this program)", server.address));
     make_bucket(&config).await?;
@@ -126,12 +127,12 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
 
     let outcome = tokio::select! {
         outcome = show(&place, &server, &mount) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        () = stop.asked() => Err(anyhow::anyhow!("interrupted")),
     };
     if outcome.is_ok() && !options.check {
         say(format_args!("\nCtrl-C ends it: unmounts, and {}.", if options.folder.is_some() { "leaves the folder" } else { "removes the folder" }));
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
+            () = stop.asked() => {}
             () = mount.ended() => {}
             asker = mount.umount_asked() => asker.answer(mount.drain().await).await,
         }

@@ -41,7 +41,6 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 pub(crate) struct Layers {
     pub source: String,
     pub mountpoint: PathBuf,
-    pub roots: Source,
     pub client: Arc<Client>,
     pub cache: Arc<Cache>,
     pub writeback: Writeback,
@@ -94,7 +93,6 @@ impl Mount {
         let layers = Layers {
             source: config.fsname.clone(),
             mountpoint,
-            roots: config.source.clone(),
             client,
             cache,
             writeback,

@@ -16,7 +16,7 @@ use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::Whole;
 use super::{CacheError, ObjectVersion};
-use crate::s3::{Checksum, Store};
+use crate::s3::{Checksum, ObjectHead, Store};
 
 /// Reads wait for blocks that wait for this answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -118,6 +118,7 @@ impl Entry {
         };
         Self {
             uid,
+            head: std::sync::OnceLock::new(),
             size,
             loaded: OnceCell::new(),
             readers: AtomicUsize::new(0),

@@ -11,7 +11,7 @@ use super::download::{Download, stale_or};
 use super::entry::{Entry, Found, InUse, Piece};
 use super::fetch::{self, End, Hold};
 use super::inner::Inner;
-use super::window::{FIRST, MAX_PIECE, Window};
+use super::window::{FIRST, MAX_PIECE, Plan, Window};
 use super::{CacheError, ObjectVersion, READ_DEADLINE};
 use crate::s3::{ErrorKind, ObjectHead, S3Error, Store};
 
@@ -26,6 +26,8 @@ pub struct Reader {
     store: Arc<dyn Store>,
     version: ObjectVersion,
     ahead: Mutex<Ahead>,
+    /// Nothing is fetched that was not asked for.
+    exact: bool,
     entry: Mutex<Option<InUse>>,
 }
 
@@ -38,7 +40,17 @@ struct Ahead {
 impl Reader {
     pub(super) fn new(inner: Arc<Inner>, store: Arc<dyn Store>, version: ObjectVersion) -> Self {
         let window = Window::new(version.size, inner.max_window());
-        Self { inner, store, version, ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }), entry: Mutex::new(None) }
+        Self { inner, store, version, ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }), exact: false, entry: Mutex::new(None) }
+    }
+
+    /// The same, but without read-ahead: for whoever knows what it needs.
+    pub fn exact(self) -> Self {
+        Self { exact: true, ..self }
+    }
+
+    /// Head of the object, once a GET of this reader or of another one of the version brought it.
+    pub fn head(&self) -> Option<ObjectHead> {
+        self.entry.lock().as_ref().and_then(|held| held.entry().head.get().cloned())
     }
 
     /// The version that this reader is pinned to.
@@ -92,7 +104,7 @@ impl Reader {
         let _memory = self.inner.memory.acquire_many(permits).await.ok();
         let (plan, hold) = {
             let mut ahead = self.ahead.lock();
-            let plan = ahead.window.on_read(range.clone());
+            let plan = if self.exact { Plan::of(range.clone()) } else { ahead.window.on_read(range.clone()) };
             if plan.seek {
                 ahead.hold = Hold::new(());
             }

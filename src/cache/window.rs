@@ -54,6 +54,13 @@ struct Stride {
     ahead: u64,
 }
 
+impl Plan {
+    /// Just these bytes.
+    pub fn of(read: Range<u64>) -> Self {
+        Self { demand: read, ahead: Vec::new(), piece: MAX_PIECE, seek: false }
+    }
+}
+
 /// Detects how one reader goes through an object.
 #[derive(Clone, Debug)]
 pub struct Window {
@@ -71,7 +78,7 @@ impl Window {
 
     /// Notes a read of `read` (not empty, inside the object) and says what to fetch.
     pub fn on_read(&mut self, read: Range<u64>) -> Plan {
-        let mut plan = Plan { demand: read.clone(), ahead: Vec::new(), piece: MAX_PIECE, seek: false };
+        let mut plan = Plan::of(read.clone());
         if self.size <= FIRST {
             plan.demand = 0..self.size;
             return plan;

@@ -1,7 +1,7 @@
 //! The mount's end of the control socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub trait Handler: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Server {
     socket: PathBuf,
+    /// Inode of the socket: by the time we go, the next mount in the same place may have made its own.
+    inode: u64,
     task: JoinHandle<()>,
 }
 
@@ -49,14 +51,17 @@ impl Server {
         }
         let listener = UnixListener::bind(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { socket, task: tokio::spawn(serve(listener, handler)) })
+        let inode = std::fs::symlink_metadata(&socket)?.ino();
+        Ok(Self { socket, inode, task: tokio::spawn(serve(listener, handler)) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        let _ = std::fs::remove_file(&self.socket);
+        if std::fs::symlink_metadata(&self.socket).is_ok_and(|metadata| metadata.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.socket);
+        }
     }
 }
 

@@ -16,6 +16,9 @@ use crate::mount;
 /// How long the mount may take to go once its uploads are done.
 const GONE: Duration = Duration::from_secs(30);
 
+/// How long the process may take to end after that; it writes its cache's index.
+const PROCESS_ENDED: Duration = Duration::from_secs(10);
+
 /// How often the progress is asked for.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -44,10 +47,14 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
         mount::detach(&mountpoint)?;
         return Ok(Vec::new());
     }
-    let Ok(client) = Client::connect(&mountpoint) else {
+    let Ok(mut client) = Client::connect(&mountpoint) else {
         // Nobody's, or somebody else's and we are root: the process drains by itself once the kernel let go.
         mount::unmount(&mountpoint)?;
         return Ok(Vec::new());
+    };
+    let pid = match client.call(&Request::Ping)? {
+        Response::Pong { pid, .. } => pid,
+        other => bail!("{shown}: an answer to another question: {other:?}"),
     };
     let left = ask(client, &mountpoint, options)?;
     let deadline = Instant::now() + GONE;
@@ -56,6 +63,12 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
             mount::unmount(&mountpoint)?;
             break;
         }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Whoever mounts again right away wants spool and cache unlocked: they are when the process has ended.
+    let process = Path::new("/proc").join(pid.to_string());
+    let deadline = Instant::now() + PROCESS_ENDED;
+    while pid != std::process::id() && process.exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(left)

@@ -45,15 +45,15 @@ impl Write for &LogFile {
     }
 }
 
-/// fuser reports every method that a filesystem leaves out and every reply that a panic dropped: the kernel and the panic
-/// hook know already. The HTTP stack is heard from the level debug on.
+/// fuser reports as errors what is none: methods left out, replies that a panic dropped (the hook logs those), replies to
+/// requests that an unmount took away. What ends a session is logged by us. The HTTP stack is heard from the level debug on.
 fn filter(level: LogLevel) -> EnvFilter {
     let others = match level {
         LogLevel::Trace => "debug",
         LogLevel::Debug => "info",
         _ => "error",
     };
-    EnvFilter::new(format!("{others},packmule={level},fuser=error", level = level.as_str()))
+    EnvFilter::new(format!("{others},packmule={level},fuser=off", level = level.as_str()))
 }
 
 /// Starts the log. A process has one: the first call wins, a later one only makes the controls.

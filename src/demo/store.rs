@@ -353,3 +353,84 @@ impl S3 for FolderStore {
         self.files.abort_multipart_upload(request).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use super::super::server::Server;
+    use crate::s3::client::{Client, ClientConfig};
+    use crate::s3::{Account, CopyMetadata, CopySource, ErrorKind, GetRequest, ListRequest, PutOptions, Store};
+
+    async fn store(root: &std::path::Path) -> (Server, Arc<dyn Store>) {
+        std::fs::create_dir(root.join("data")).unwrap();
+        let server = Server::start(&root.join("data"), root.join("credentials")).await.unwrap();
+        let config = ClientConfig {
+            endpoint_url: Some(format!("http://{}", server.address).parse().unwrap()),
+            region: Some("us-east-1".into()),
+            credentials_file: Some(server.credentials.clone()),
+            ..ClientConfig::default()
+        };
+        let client = Client::new(config).unwrap();
+        client.create_bucket("releases").await.unwrap();
+        (server, client.bucket("releases").await.unwrap())
+    }
+
+    async fn put(store: &dyn Store, key: &str, body: &'static [u8]) -> crate::s3::Result<crate::s3::PutOutcome> {
+        store.put(key, Arc::new(bytes::Bytes::from_static(body)), PutOptions::default()).await
+    }
+
+    #[tokio::test]
+    async fn folders_are_markers_and_listings_fold() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, store) = store(dir.path()).await;
+        let written = put(store.as_ref(), "a/ä %+.txt", b"x").await.unwrap();
+        put(store.as_ref(), "empty/", b"").await.unwrap();
+        put(store.as_ref(), "z", b"").await.unwrap();
+
+        let page = store.list(ListRequest { delimited: true, ..ListRequest::default() }).await.unwrap();
+        assert_eq!(page.prefixes, ["a/", "empty/"]);
+        assert_eq!(page.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["z"]);
+
+        let first = store.list(ListRequest { max_keys: Some(2), ..ListRequest::default() }).await.unwrap();
+        assert_eq!(first.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/", "a/ä %+.txt"]);
+        assert_eq!(first.entries[1].etag, written.etag);
+        let rest = store.list(ListRequest { continuation: first.next, ..ListRequest::default() }).await.unwrap();
+        assert_eq!(rest.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["empty/", "z"]);
+        assert!(rest.next.is_none());
+
+        assert_eq!(store.head("a/").await.unwrap().size, 0);
+        assert_eq!(store.head("a").await.unwrap_err().kind, ErrorKind::NoSuchKey);
+        assert_eq!(store.head("a/ä %+.txt").await.unwrap().size, 1);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_a_file_or_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, store) = store(dir.path()).await;
+        put(store.as_ref(), "a", b"x").await.unwrap();
+        assert_eq!(put(store.as_ref(), "a/b", b"x").await.unwrap_err().kind, ErrorKind::InvalidRequest);
+        put(store.as_ref(), "d/e", b"x").await.unwrap();
+        assert_eq!(put(store.as_ref(), "d", b"x").await.unwrap_err().kind, ErrorKind::InvalidRequest);
+    }
+
+    #[tokio::test]
+    async fn versions_are_told_apart_and_folders_move() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, store) = store(dir.path()).await;
+        let old = put(store.as_ref(), "d/f", b"old").await.unwrap();
+        put(store.as_ref(), "d/f", b"new").await.unwrap();
+        let stale = GetRequest { if_match: Some(old.etag), ..GetRequest::default() };
+        assert_eq!(store.get("d/f", stale).await.err().unwrap().kind, ErrorKind::PreconditionFailed);
+
+        for key in ["d/", "d/f"] {
+            let source = CopySource { bucket: "releases".into(), key: key.into(), if_match: None, version_id: None };
+            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+            store.copy(&key.replace('d', "moved"), source, keep, None).await.unwrap();
+        }
+        assert!(store.delete_many(&[("d/".into(), None), ("d/f".into(), None)]).await.unwrap().is_empty());
+        let keys: Vec<String> = store.list(ListRequest::default()).await.unwrap().entries.into_iter().map(|entry| entry.key).collect();
+        assert_eq!(keys, ["moved/", "moved/f"]);
+    }
+}

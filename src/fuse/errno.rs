@@ -32,3 +32,19 @@ pub(super) fn errno(error: Error) -> Errno {
         Error::SeekBeyond => Errno::ENXIO,
     }
 }
+
+/// An error in the words of strerror(3), for answers that are not an errno.
+pub(crate) fn describe(error: Error) -> String {
+    let text = std::io::Error::from_raw_os_error(errno(error).code()).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_in_words() {
+        assert_eq!(describe(Error::NoEntry), "No such file or directory");
+    }
+}

@@ -15,18 +15,19 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use self::convert::{caller, file_attr, file_type, reply_attr, reply_create, reply_entry, reply_open, reply_xattr, set_time, shared_ttl};
+pub(crate) use self::errno::describe;
 use self::errno::errno;
 use crate::vfs::{DirEntry, Error, SetAttr, Vfs};
 
@@ -38,6 +39,8 @@ pub(crate) struct Fuse {
     vfs: Arc<Vfs>,
     runtime: Handle,
     in_flight: Arc<AtomicUsize>,
+    /// Set once the session is there.
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 /// One operation under way; the count falls when its task ends in any way.
@@ -57,8 +60,8 @@ impl Drop for InFlight {
 }
 
 impl Fuse {
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, in_flight: Arc<AtomicUsize>) -> Self {
-        Self { vfs, runtime, in_flight }
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, in_flight: Arc<AtomicUsize>, notifier: Arc<OnceLock<Notifier>>) -> Self {
+        Self { vfs, runtime, in_flight, notifier }
     }
 
     /// Runs one operation. The task owns the reply: if it panics the reply is dropped, which answers EIO, and the panic
@@ -167,8 +170,14 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let caller = caller(req);
-        self.spawn(async move |vfs| reply_open(reply, vfs.open(caller, ino.0, flags.0).await));
+        let (caller, notifier) = (caller(req), self.notifier.clone());
+        self.spawn(async move |vfs| {
+            let result = vfs.open(caller, ino.0, flags.0).await;
+            if result.as_ref().is_ok_and(|opened| !opened.keep_cache) {
+                forget_attributes(&notifier, ino);
+            }
+            reply_open(reply, result);
+        });
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
@@ -331,6 +340,15 @@ impl fuser::Filesystem for Fuse {
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         // Asked only without default_permissions, and after this answer never again: access(2) then succeeds, as open will.
         reply.error(Errno::ENOSYS);
+    }
+}
+
+/// An open that drops the pages may be of another version, and the kernel cuts reads at the size that it remembers: it must
+/// ask again before the first read, so this cannot wait its turn in the queue of notices. A notice of attributes alone
+/// (offset -1) waits for no page and no directory, so nothing that waits for us can hold it up.
+fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
+    if let Some(Err(error)) = notifier.get().map(|notifier| notifier.inval_inode(ino, -1, 0)) {
+        tracing::debug!(%error, ino = ino.0, "the kernel keeps the attributes of an opened file");
     }
 }
 

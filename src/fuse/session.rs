@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -174,14 +174,56 @@ enum Unmounter {
     Fuser(SessionUnmounter),
 }
 
-/// A mounted filesystem. Dropping it leaves the mount alone; [`Session::unmount`] ends it.
-pub struct Session {
+/// The mount in the tree. Dropping it takes the mount away, in use or not, so that no way out of a failed start leaves one
+/// behind that nobody serves.
+struct Attachment {
     mountpoint: PathBuf,
     unmounter: Unmounter,
+    /// `major:minor` of the mount, by which it is told from one that somebody else put there later.
+    device: Option<String>,
+    ended: watch::Receiver<bool>,
+    taken: bool,
+}
+
+impl Attachment {
+    fn is_there(&self) -> bool {
+        !self.taken && !*self.ended.borrow() && mounted_at(&self.mountpoint).ok().flatten().map(|mount| mount.device) == self.device
+    }
+
+    /// True when it went with files still open, which fail when this process ends.
+    fn take(&mut self) -> io::Result<bool> {
+        if !self.is_there() {
+            return Ok(false);
+        }
+        let result = match &mut self.unmounter {
+            Unmounter::Own => umount2(&self.mountpoint, MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from),
+            Unmounter::Fuser(unmounter) => unmounter.unmount(),
+        };
+        let in_use = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
+        if in_use {
+            umount2(&self.mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+        } else {
+            result?;
+        }
+        self.taken = true;
+        Ok(in_use)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if let Err(error) = self.take() {
+            tracing::warn!(mountpoint = %self.mountpoint.display(), %error, "the mount cannot be taken away");
+        }
+    }
+}
+
+/// A mounted filesystem and the threads that serve it.
+pub struct Session {
+    attachment: Attachment,
     thread: JoinHandle<()>,
     notices: Arc<NoticeQueue>,
     notifier: JoinHandle<()>,
-    ended: watch::Receiver<bool>,
     in_flight: Arc<AtomicUsize>,
 }
 
@@ -192,24 +234,32 @@ impl Session {
     /// What mount(2) or fusermount3 answered, the latter in its own words.
     pub fn start(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, options: &Options) -> io::Result<Self> {
         let in_flight = Arc::new(AtomicUsize::new(0));
-        let (session, unmounter) = open_session(Fuse::new(vfs.clone(), runtime, in_flight.clone()), mountpoint, options)?;
+        let for_opens = Arc::new(OnceLock::new());
+        let filesystem = Fuse::new(vfs.clone(), runtime, in_flight.clone(), for_opens.clone());
+        let (session, unmounter) = open_session(filesystem, mountpoint, options)?;
+        // Set before any request is read, so it is never set twice.
+        let _ = for_opens.set(session.notifier());
+        let device = mounted_at(mountpoint)?.map(|mount| mount.device);
+        if let Some(device) = &device {
+            widen_read_ahead(device);
+        }
+        let (end, ended) = watch::channel(false);
+        let attachment = Attachment { mountpoint: mountpoint.to_owned(), unmounter, device, ended, taken: false };
         let notices = Arc::new(NoticeQueue::default());
         let notifier = notices.start(session.notifier())?;
         vfs.set_notify(notices.clone());
-        let (end, ended) = watch::channel(false);
         let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
             if let Err(error) = session.run() {
                 tracing::error!(%error, "the FUSE session ended with an error");
             }
             let _ = end.send(true);
         })?;
-        widen_read_ahead(mountpoint);
-        Ok(Self { mountpoint: mountpoint.to_owned(), unmounter, thread, notices, notifier, ended, in_flight })
+        Ok(Self { attachment, thread, notices, notifier, in_flight })
     }
 
     /// Resolves when the kernel has let go of the filesystem, whoever unmounted it.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut ended = self.ended.clone();
+        let mut ended = self.attachment.ended.clone();
         async move {
             // An error means that the sender is gone, which is the end as well.
             let _ = ended.wait_for(|ended| *ended).await;
@@ -226,38 +276,30 @@ impl Session {
     ///
     /// # Errors
     /// What umount(2) answered.
-    pub fn unmount(mut self) -> io::Result<()> {
-        let ended = *self.ended.borrow();
-        let result = match &mut self.unmounter {
-            // Somebody else unmounted it: what is mounted there now is not ours.
-            _ if ended => Ok(()),
-            Unmounter::Own => umount2(&self.mountpoint, MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from),
-            Unmounter::Fuser(unmounter) => unmounter.unmount(),
-        };
-        let in_use = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
+    pub fn unmount(self) -> io::Result<()> {
+        let Session { mut attachment, thread, notices, notifier, .. } = self;
+        let in_use = attachment.take()?;
         if in_use {
-            tracing::warn!(mountpoint = %self.mountpoint.display(), "files are still open: the mount is detached, they fail from now on");
-            umount2(&self.mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+            tracing::warn!(mountpoint = %attachment.mountpoint.display(), "files are still open: the mount is detached, they fail from now on");
         }
-        self.notices.close();
+        notices.close();
         let deadline = Instant::now() + JOIN_TIMEOUT;
-        while result.is_ok() && !*self.ended.borrow() && Instant::now() < deadline {
+        while !in_use && !*attachment.ended.borrow() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
-        if *self.ended.borrow() {
+        if *attachment.ended.borrow() {
             // A panic in either thread is in the log already.
-            let _ = self.thread.join();
-            let _ = self.notifier.join();
+            let _ = thread.join();
+            let _ = notifier.join();
         }
-        if in_use { Ok(()) } else { result }
+        Ok(())
     }
 }
 
 /// FUSE keeps the kernel's 128 KiB read-ahead however much is negotiated; only sysfs raises it, and only root may write
 /// there. With it a sequential read asks for 1 MiB at a time instead of 128 KiB.
-fn widen_read_ahead(mountpoint: &Path) {
-    let Ok(Some(mount)) = mounted_at(mountpoint) else { return };
-    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+fn widen_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(path, %error, "the kernel's read-ahead stays at 128 KiB");
     }

@@ -1,5 +1,6 @@
 //! Answers to what commands ask over the control socket.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +10,11 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Asker, Layers};
-use crate::config::Source;
 use crate::control::server::Handler;
 use crate::control::{Request, Response, Status, Upload};
+use crate::fuse::describe;
 use crate::s3::{Account, explain};
+use crate::vfs::{Caller, Ino, ROOT, Vfs};
 use crate::writeback::EntryStatus;
 
 /// S3's limit for a SigV4 link, in seconds.
@@ -20,6 +22,27 @@ const LONGEST_LINK: u64 = 604_800;
 
 /// How often a flush looks whether its file is through.
 const FLUSH_POLL: Duration = Duration::from_millis(100);
+
+/// Inodes that were looked up, forgotten again at the end.
+struct Looked {
+    vfs: Arc<Vfs>,
+    inodes: Vec<Ino>,
+}
+
+impl Looked {
+    async fn attribute(&self, name: &str) -> Option<String> {
+        let ino = self.inodes.last().copied()?;
+        String::from_utf8(self.vfs.getxattr(ino, OsStr::new(name)).await.ok()?).ok()
+    }
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        for ino in &self.inodes {
+            self.vfs.forget(*ino, 1);
+        }
+    }
+}
 
 pub(super) struct Answers {
     layers: Arc<Layers>,
@@ -60,18 +83,26 @@ impl Answers {
         }
     }
 
-    /// Bucket and key of a path on this mount, for names that are keys as they stand.
-    fn locate(&self, path: &Path) -> Result<(String, String), String> {
+    /// Looks a path of this mount up as the kernel would, so that names which are escaped keys are understood.
+    async fn find(&self, path: &Path) -> Result<Looked, String> {
         let shown = path.display();
         let relative = path.strip_prefix(&self.layers.mountpoint).map_err(|_| format!("{shown}: not on this mount"))?;
-        let name = relative.to_str().filter(|name| !name.is_empty()).ok_or_else(|| format!("{shown}: not the name of an object"))?;
-        match &self.layers.roots {
-            Source::Bucket { bucket, prefix } => Ok((bucket.clone(), format!("{prefix}{name}"))),
-            Source::AllBuckets => {
-                let (bucket, key) = name.split_once('/').ok_or_else(|| format!("{shown}: a bucket, not an object"))?;
-                Ok((bucket.to_owned(), key.to_owned()))
-            }
+        let caller = Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: std::process::id() };
+        let mut looked = Looked { vfs: self.layers.vfs.clone(), inodes: Vec::new() };
+        for name in relative {
+            let parent = looked.inodes.last().copied().unwrap_or(ROOT);
+            let entry = looked.vfs.lookup(caller, parent, name).await.map_err(|error| format!("{shown}: {}", describe(error)))?;
+            looked.inodes.push(entry.attr.ino);
         }
+        Ok(looked)
+    }
+
+    /// Bucket and key of a file of this mount.
+    async fn locate(&self, path: &Path) -> Result<(String, String), String> {
+        let no_object = || format!("{}: not a file with an object of its own", path.display());
+        let url = self.find(path).await?.attribute("user.packmule.url").await.ok_or_else(no_object)?;
+        let (bucket, key) = url.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).ok_or_else(no_object)?;
+        Ok((bucket.to_owned(), key.to_owned()))
     }
 
     fn waiting(&self, bucket: &str, key: &str) -> Vec<Upload> {
@@ -79,7 +110,10 @@ impl Answers {
     }
 
     async fn flush(&self, path: Option<&Path>) -> Result<Response, String> {
-        let target = path.map(|path| self.locate(path)).transpose()?;
+        let target = match path {
+            Some(path) => Some(self.locate(path).await?),
+            None => None,
+        };
         let drain = self.layers.writeback.drain(self.layers.close_timeout);
         let Some((bucket, key)) = target else {
             let report = drain.await;
@@ -93,11 +127,19 @@ impl Answers {
         Ok(Response::Left { uploads: self.waiting(&bucket, &key) })
     }
 
+    /// A temporary name is published by the rename that it waits for.
+    async fn flush_as_is(&self, path: &Path) -> Result<Response, String> {
+        match self.find(path).await?.attribute("user.packmule.status").await.as_deref() {
+            Some("temporary") => Err(format!("{}: a temporary name: rename it to its final one (mv), which publishes it", path.display())),
+            _ => self.flush(Some(path)).await,
+        }
+    }
+
     async fn link(&self, path: &Path, expires_seconds: u64) -> Result<Response, String> {
         if expires_seconds == 0 || expires_seconds > LONGEST_LINK {
             return Err(format!("a link lives 1 to {LONGEST_LINK} seconds (7 days), not {expires_seconds}"));
         }
-        let (bucket, key) = self.locate(path)?;
+        let (bucket, key) = self.locate(path).await?;
         if !self.waiting(&bucket, &key).is_empty() {
             return Err(format!("{}: not wholly in S3 yet: ask again when packmule status no longer lists it", path.display()));
         }
@@ -136,7 +178,7 @@ impl Handler for Answers {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
             Request::Flush { path, as_is: false } => self.flush(path.as_deref()).await,
             Request::Flush { path: None, as_is: true } => Err("--as-is needs the name of one file".into()),
-            Request::Flush { path: Some(path), as_is: true } => Err(format!("{}: not a temporary name of this mount", path.display())),
+            Request::Flush { path: Some(path), as_is: true } => self.flush_as_is(&path).await,
             Request::Refresh => {
                 self.layers.vfs.refresh().await;
                 Ok(Response::Ok)

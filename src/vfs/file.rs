@@ -14,10 +14,12 @@ use super::remember::Row;
 use super::{Ino, MtimeSource, Vfs};
 use crate::cache::{CacheError, ObjectVersion, Reader};
 use crate::s3::{ErrorKind, ObjectHead};
-use crate::writeback::{Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
+use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
 
 /// A new file closed empty becomes an object after it, if it is empty still (semantics 4).
 const EMPTY_DELAY: Duration = Duration::from_secs(2);
+/// Times that an append is done again behind somebody else's change before it is given up.
+const APPENDS_MOST: u32 = 8;
 /// A HEAD or a listing younger than this needs no other before an open or a change (semantics 14).
 pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
 
@@ -74,7 +76,7 @@ impl Vfs {
             etag: version.etag.clone(),
             size: version.size,
             version_id: version.version_id.clone(),
-            reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version))),
+            reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version).exact())),
         };
         let expect = Expect::Version(object.etag.clone());
         let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
@@ -111,6 +113,7 @@ impl Vfs {
         if let Some(node) = table.get_mut(ino) {
             node.size = staged.size();
             node.file.epoch += 1;
+            node.file.appended_from = None;
             node.file.staged = Some(staged);
         }
     }
@@ -186,12 +189,57 @@ impl Vfs {
                 Ok(())
             }
             Ok(None) => Ok(()),
+            Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
                 self.detach(ino, &staged);
                 Err(error.into())
             }
         }
+    }
+
+    /// Somebody else changed a file that was only appended to: what was appended goes behind theirs (semantics 12).
+    /// False where it was not only appended to, or where that fails too: the parked entry keeps the bytes then.
+    async fn append_again(&self, ino: Ino, staged: &Arc<Staged>) -> bool {
+        const PIECE: u64 = 1 << 20;
+        let appended = {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return false };
+            let Some(from) = node.file.appended_from else { return false };
+            node.file.staged = None;
+            node.checked = None;
+            from..staged.size()
+        };
+        for _ in 0..APPENDS_MOST {
+            let again = async {
+                let fresh = self.staged_in_turn(ino).await?;
+                let mut at = appended.start;
+                while at < appended.end {
+                    let piece = staged.read(at, PIECE.min(appended.end - at) as usize).await?;
+                    at += piece.len() as u64;
+                    fresh.append(piece).await?;
+                }
+                Ok::<_, Error>((fresh.publish().await, fresh))
+            };
+            match again.await {
+                Ok((Ok(Some(published)), _)) => {
+                    self.published(ino, published);
+                    staged.discard().await;
+                    return true;
+                }
+                Ok((Err(writeback::Error::Stale), fresh)) => {
+                    fresh.discard().await;
+                    if let Some(node) = self.table.lock().get_mut(ino) {
+                        (node.file.staged, node.checked) = (None, None);
+                    }
+                }
+                _ => break,
+            }
+        }
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.file.staged = Some(staged.clone());
+        }
+        false
     }
 
     /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (semantics 24).

@@ -91,6 +91,8 @@ pub struct FileState {
     pub kernel_pages: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
+    /// Where the first append began, while all that changed since the file was staged was appended.
+    pub appended_from: Option<u64>,
     /// Its spool file is on its way to the cache.
     pub retiring: bool,
     /// Not opened since the store was last asked.

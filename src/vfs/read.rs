@@ -8,11 +8,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::{Error, Result};
-use super::file::JUST_NOW;
+use super::file::{JUST_NOW, row_of};
 use super::handle::FileHandle;
 use super::lookup::object_of;
 use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
+use crate::s3::ObjectHead;
 use crate::writeback::{self, Staged};
 
 impl Vfs {
@@ -193,7 +194,28 @@ impl Vfs {
         }
         let epoch = self.table.lock().get(handle.ino).ok_or(Error::Stale)?.file.epoch;
         let reader = self.handle_reader(&handle, epoch)?;
-        self.within(async { Ok(reader.read(offset, size as usize).await?) }).await
+        let bytes = self.within(async { Ok(reader.read(offset, size as usize).await?) }).await?;
+        if let Some(head) = reader.head() {
+            self.note(handle.ino, &head);
+        }
+        Ok(bytes)
+    }
+
+    /// A GET told what no listing does: owner, mode and times of an object that others wrote.
+    fn note(&self, ino: Ino, head: &ObjectHead) {
+        let row = {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino) else { return };
+            let Some(object) = node.object.as_mut().filter(|object| !object.decoded && object.etag == head.etag) else { return };
+            *object = object_of(head.clone());
+            let last_modified = object.last_modified;
+            node.apply(&attr::decode(&head.metadata));
+            row_of(node, last_modified)
+        };
+        if let (Some(row), Ok(place)) = (row, self.place(ino)) {
+            self.memory.put(place.store.bucket(), &place.key, row);
+        }
+        self.tell(|notify| notify.invalidate_inode(ino));
     }
 
     /// The local copy, or the turn to wait for while it becomes the cache's.

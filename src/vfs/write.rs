@@ -28,8 +28,18 @@ impl Vfs {
             return Err(Error::TooLarge);
         }
         handle.wrote.store(true, Ordering::Relaxed);
-        if handle.append { staged.append(data).await.map(drop)? } else { staged.write(offset, data).await? }
+        let clean = !staged.is_dirty();
+        let at = if handle.append {
+            staged.append(data).await?
+        } else {
+            staged.write(offset, data).await?;
+            offset
+        };
         self.changed(handle.ino, &staged, kill_suidgid);
+        if let Some(node) = self.table.lock().get_mut(handle.ino) {
+            let first = if clean { Some(at) } else { node.file.appended_from };
+            node.file.appended_from = first.filter(|_| handle.append);
+        }
         Ok(u32::try_from(len).unwrap_or(u32::MAX))
     }
 

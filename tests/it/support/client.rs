@@ -24,7 +24,14 @@ pub fn connect_as(store: &Store, access_key: &str, secret_key: &str, change: imp
 }
 
 /// Keys go by a password file: the environment of a test process is everybody's.
-fn connected(endpoint: &str, bucket: &str, home: &Path, access_key: &str, secret_key: &str, change: impl FnOnce(&mut ClientConfig)) -> Connected {
+fn connected(
+    endpoint: &str,
+    bucket: &str,
+    home: &Path,
+    access_key: &str,
+    secret_key: &str,
+    change: impl FnOnce(&mut ClientConfig),
+) -> Connected {
     let passwd = home.join(format!("passwd-{access_key}-{}", secret_key.len()));
     let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&passwd).unwrap();
     std::io::Write::write_all(&mut file, format!("{access_key}:{secret_key}\n").as_bytes()).unwrap();

@@ -87,7 +87,9 @@ pub fn packmule(home: &Path, env: &[(String, String)]) -> Command {
         }
     }
     command.env("HOME", home).env("AWS_EC2_METADATA_DISABLED", "true");
-    for (name, folder) in [("XDG_CACHE_HOME", "cache"), ("XDG_STATE_HOME", "state"), ("XDG_CONFIG_HOME", "config"), ("XDG_RUNTIME_DIR", "run")] {
+    for (name, folder) in
+        [("XDG_CACHE_HOME", "cache"), ("XDG_STATE_HOME", "state"), ("XDG_CONFIG_HOME", "config"), ("XDG_RUNTIME_DIR", "run")]
+    {
         let folder = home.join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         command.env(name, folder);

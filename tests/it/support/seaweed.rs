@@ -52,7 +52,8 @@ impl Seaweed {
         for _ in 0..3 {
             let ports = free_ports::<8>();
             let log = std::fs::File::create(folder.join("log")).unwrap();
-            let mut child = command(&program, &folder, &ports).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+            let mut child =
+                command(&program, &folder, &ports).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
             let pid = child.id().to_string();
             let sockets = ports[..6].iter().map(|port| format!("/tmp/seaweedfs-*-grpc-{port}.sock")).collect::<Vec<_>>().join(" ");
             let leash = Leash::new("kill -9 \"$1\"; rm -rf \"$2\"; rm -f $3", &[&pid, folder.to_str().unwrap(), &sockets]);

@@ -11,8 +11,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use tempfile::TempDir;
 
 use super::double::{self, Double, Object};
-use super::web::{self, Answer};
 use super::seaweed::{self, Seaweed};
+use super::web::{self, Answer};
 
 /// Which store.
 pub enum Backend {

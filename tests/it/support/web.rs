@@ -32,9 +32,10 @@ pub fn send(method: Method, url: &str, headers: &[(&str, &str)], body: Vec<u8>) 
                     request = request.header(*name, *value);
                 }
                 let answer = request.send().await?;
-                let headers = answer.headers().iter().map(|(name, value)| {
-                    (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-                });
+                let headers = answer
+                    .headers()
+                    .iter()
+                    .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
                 Ok(Answer { status: answer.status().as_u16(), headers: headers.collect(), body: answer.bytes().await? })
             })
         });

@@ -111,12 +111,7 @@ impl Double {
             builder.set_host(SingleDomain::new(domain).unwrap());
         }
         let service = builder.build();
-        let shared = Arc::new(Shared {
-            options,
-            faults: Mutex::default(),
-            requests: Mutex::default(),
-            down: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared { options, faults: Mutex::default(), requests: Mutex::default(), down: AtomicBool::new(false) });
         let (stop, stopped) = watch::channel(false);
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         listener.set_nonblocking(true).unwrap();

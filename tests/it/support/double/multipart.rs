@@ -14,7 +14,11 @@ use packmule::s3::ObjectHeaders;
 
 /// The upload of that id and key, or NoSuchUpload.
 pub fn find<'a>(bucket: &'a mut Bucket, id: &str, key: &str) -> S3Result<&'a mut Upload> {
-    bucket.uploads.get_mut(id).filter(|upload| upload.key == key).ok_or_else(|| s3_error!(NoSuchUpload, "The specified upload does not exist."))
+    bucket
+        .uploads
+        .get_mut(id)
+        .filter(|upload| upload.key == key)
+        .ok_or_else(|| s3_error!(NoSuchUpload, "The specified upload does not exist."))
 }
 
 pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Result<CreateMultipartUploadOutput> {
@@ -29,12 +33,19 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
         None => algorithm == Algorithm::Crc64Nvme,
     };
     if !full && algorithm == Algorithm::Crc64Nvme || full && matches!(algorithm, Algorithm::Sha1 | Algorithm::Sha256) {
-        return Err(s3_error!(InvalidRequest, "The {} checksum type is not supported with {}", if full { "FULL_OBJECT" } else { "COMPOSITE" }, algorithm.name()));
+        return Err(s3_error!(
+            InvalidRequest,
+            "The {} checksum type is not supported with {}",
+            if full { "FULL_OBJECT" } else { "COMPOSITE" },
+            algorithm.name()
+        ));
     }
     let mut state = memory.state.lock();
     let id = state.new_upload_id();
     let bucket = bucket(&mut state, &input.bucket)?;
-    bucket.uploads.insert(id.clone(), Upload { key: input.key.clone(), initiated: now(), template, algorithm, full, parts: BTreeMap::new() });
+    bucket
+        .uploads
+        .insert(id.clone(), Upload { key: input.key.clone(), initiated: now(), template, algorithm, full, parts: BTreeMap::new() });
     Ok(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),
@@ -44,7 +55,11 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
 }
 
 fn part_number(number: i32) -> S3Result<i32> {
-    if (1..=10_000).contains(&number) { Ok(number) } else { Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000")) }
+    if (1..=10_000).contains(&number) {
+        Ok(number)
+    } else {
+        Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000"))
+    }
 }
 
 pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3Result<UploadPartOutput> {
@@ -56,7 +71,12 @@ pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3
     if let Some((claimed, _)) = &claimed
         && *claimed != algorithm
     {
-        return Err(s3_error!(InvalidRequest, "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}", algorithm.name(), claimed.name()));
+        return Err(s3_error!(
+            InvalidRequest,
+            "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}",
+            algorithm.name(),
+            claimed.name()
+        ));
     }
     objects::verify(&bytes, input.content_md5.as_deref(), claimed, req.trailing_headers.as_ref(), None)?;
     let md5 = checksum::md5(&bytes);
@@ -69,7 +89,8 @@ pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3
 
 pub fn upload_part_copy(memory: &Memory, input: UploadPartCopyInput) -> S3Result<UploadPartCopyOutput> {
     let number = part_number(input.part_number)?;
-    let source = objects::copy_source(memory, &input.copy_source, input.copy_source_if_match.as_ref(), input.copy_source_if_none_match.as_ref())?;
+    let source =
+        objects::copy_source(memory, &input.copy_source, input.copy_source_if_match.as_ref(), input.copy_source_if_none_match.as_ref())?;
     let size = source.bytes.len() as u64;
     let range = match &input.copy_source_range {
         None => 0..size,

@@ -109,11 +109,7 @@ pub fn require_match(object: Option<&Object>, condition: &ETagCondition) -> S3Re
 }
 
 /// Both conditions of a write.
-pub fn check_conditions(
-    object: Option<&Object>,
-    if_match: Option<&ETagCondition>,
-    if_none_match: Option<&ETagCondition>,
-) -> S3Result<()> {
+pub fn check_conditions(object: Option<&Object>, if_match: Option<&ETagCondition>, if_none_match: Option<&ETagCondition>) -> S3Result<()> {
     if let Some(condition) = if_match {
         require_match(object, condition)?;
     }
@@ -290,9 +286,13 @@ pub fn copy(memory: &Memory, req: S3Request<CopyObjectInput>) -> S3Result<CopyOb
     }
     let replace = input.metadata_directive.as_ref().is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
     let itself = matches!(&input.copy_source, CopySource::Bucket { bucket, key, .. } if **bucket == *input.bucket && **key == *input.key);
-    let changes = replace || input.storage_class.is_some() || input.website_redirect_location.is_some() || input.server_side_encryption.is_some();
+    let changes =
+        replace || input.storage_class.is_some() || input.website_redirect_location.is_some() || input.server_side_encryption.is_some();
     if itself && !changes {
-        return Err(s3_error!(InvalidRequest, "This copy request is illegal because it is trying to copy an object to itself without changing anything."));
+        return Err(s3_error!(
+            InvalidRequest,
+            "This copy request is illegal because it is trying to copy an object to itself without changing anything."
+        ));
     }
     let mut object = Object::new(source.bytes.clone());
     object.last_modified = now();

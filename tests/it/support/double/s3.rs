@@ -278,10 +278,7 @@ impl S3 for Memory {
         done(multipart::complete(self, req.input)?)
     }
 
-    async fn abort_multipart_upload(
-        &self,
-        req: S3Request<AbortMultipartUploadInput>,
-    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+    async fn abort_multipart_upload(&self, req: S3Request<AbortMultipartUploadInput>) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let mut state = self.state.lock();
         let bucket = bucket(&mut state, &req.input.bucket)?;
         multipart::find(bucket, &req.input.upload_id, &req.input.key)?;
@@ -293,10 +290,7 @@ impl S3 for Memory {
         done(multipart::list_parts(self, req.input)?)
     }
 
-    async fn list_multipart_uploads(
-        &self,
-        req: S3Request<ListMultipartUploadsInput>,
-    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+    async fn list_multipart_uploads(&self, req: S3Request<ListMultipartUploadsInput>) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         done(multipart::list_uploads(self, req.input)?)
     }
 }

@@ -140,11 +140,14 @@ fn instead(shared: &Shared, asked: Asked, status: u16, body: &str) -> Answer {
 }
 
 fn error_xml(code: &str) -> String {
-    format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>made by the test</Message><RequestId>FAULT0000000001</RequestId></Error>")
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>made by the test</Message><RequestId>FAULT0000000001</RequestId></Error>"
+    )
 }
 
 fn portal(shared: &Shared, asked: Asked) -> Answer {
-    let mut answer = instead(shared, asked, 200, "<!DOCTYPE html><html><head><title>Welcome</title></head><body>Please log in.</body></html>");
+    let mut answer =
+        instead(shared, asked, 200, "<!DOCTYPE html><html><head><title>Welcome</title></head><body>Please log in.</body></html>");
     answer.headers_mut().insert("content-type", "text/html; charset=utf-8".parse().unwrap());
     answer
 }
