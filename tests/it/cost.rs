@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::support::double::{Fault, Object, When};
 use crate::support::files::{self, close, noise, sh};
 use crate::support::mount::can_mount;
-use crate::support::proxy::{Distance, Proxy};
 use crate::support::mount::{Mount, Setup};
+use crate::support::proxy::{Distance, Proxy};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
@@ -161,6 +161,7 @@ fn flushes_without_data_ask_nothing() {
     close(file).unwrap();
     let requests = stage.double().requests();
     assert_eq!(requests.of("PutObject"), 1, "{:?}", requests.summary());
+    assert_eq!(requests.about("f"), 1, "{:?}", requests.log);
 }
 
 /// "Bytes go to S3 while the application writes, ahead of the store by at most one part or one second"

@@ -1,7 +1,6 @@
 //! A mount by the real binary, in the foreground, with folders of its own.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -300,9 +299,4 @@ pub fn is_mounted(dir: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let dir = dir.to_str().unwrap();
     table.lines().any(|line| line.split(' ').nth(4) == Some(dir))
-}
-
-/// True when both lie on one filesystem.
-pub fn same_filesystem(a: &Path, b: &Path) -> bool {
-    std::fs::metadata(a).unwrap().dev() == std::fs::metadata(b).unwrap().dev()
 }
