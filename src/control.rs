@@ -194,7 +194,8 @@ impl Client {
     /// # Errors
     /// When there is none, several, or the one that owns the path does not answer; one line that says so.
     pub fn connect_for(path: Option<&Path>) -> anyhow::Result<Client> {
-        let mounts: Vec<PathBuf> = mountinfo::mounts()?.into_iter().filter(|mount| mount.fs_type == FS_TYPE).map(|mount| mount.target).collect();
+        let mounts: Vec<PathBuf> =
+            mountinfo::mounts()?.into_iter().filter(|mount| mount.fs_type == FS_TYPE).map(|mount| mount.target).collect();
         let Some(path) = path else { return Self::connect_only(mounts) };
         let path = resolve(path)?;
         let owner = mounts.into_iter().filter(|mount| path.starts_with(mount)).max_by_key(|mount| mount.components().count());
@@ -302,7 +303,12 @@ mod tests {
 
     #[test]
     fn requests_are_what_they_were() {
-        for request in [Request::Ping, Request::Umount, Request::Flush { path: Some("/m/a".into()), as_is: true }, Request::Link { path: "/m/a b".into(), expires_seconds: 60 }] {
+        for request in [
+            Request::Ping,
+            Request::Umount,
+            Request::Flush { path: Some("/m/a".into()), as_is: true },
+            Request::Link { path: "/m/a b".into(), expires_seconds: 60 },
+        ] {
             let line = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
         }

@@ -130,7 +130,10 @@ async fn demo(options: &Options) -> anyhow::Result<()> {
         () = stop.asked() => Err(anyhow::anyhow!("interrupted")),
     };
     if outcome.is_ok() && !options.check {
-        say(format_args!("\nCtrl-C ends it: unmounts, and {}.", if options.folder.is_some() { "leaves the folder" } else { "removes the folder" }));
+        say(format_args!(
+            "\nCtrl-C ends it: unmounts, and {}.",
+            if options.folder.is_some() { "leaves the folder" } else { "removes the folder" }
+        ));
         tokio::select! {
             () = stop.asked() => {}
             () = mount.ended() => {}
@@ -177,7 +180,9 @@ async fn show(place: &Place, server: &Server, mount: &Mount) -> anyhow::Result<(
     say(format_args!("read back    {:.1} MiB by plain HTTP", mib(length)));
     let on_disk = place.data.join(BUCKET).join(NAME);
     let kept = tokio::task::spawn_blocking(move || checksum(&on_disk)).await??;
-    say(format_args!("sha256       {sent}  copied in\n             {received}  read by the link\n             {kept}  in the bucket's folder"));
+    say(format_args!(
+        "sha256       {sent}  copied in\n             {received}  read by the link\n             {kept}  in the bucket's folder"
+    ));
     ensure!(sent == received && sent == kept && length == size, "the checksums differ: what came back is not what was copied in");
     say(format_args!("             all the same\n"));
 
@@ -225,7 +230,8 @@ fn copy_in(from: &Path, to: &Path) -> anyhow::Result<String> {
 }
 
 fn checksum(path: &Path) -> anyhow::Result<String> {
-    let (mut file, mut hasher, mut buffer) = (File::open(path).with_context(|| path.display().to_string())?, Sha256::new(), vec![0; 1 << 20]);
+    let (mut file, mut hasher, mut buffer) =
+        (File::open(path).with_context(|| path.display().to_string())?, Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hex(hasher)),

@@ -25,8 +25,8 @@ mod handler;
 mod hooks;
 mod point;
 
-pub use point::{remount, unmount};
 pub(crate) use point::detach;
+pub use point::{remount, unmount};
 
 /// How long a store that refuses, or whose name is unknown, is asked again at start.
 const REFUSED: Duration = Duration::from_secs(20);
@@ -82,7 +82,9 @@ impl Mount {
         let client = Client::new(config.client.clone()).map_err(explained)?;
         let root = open_root(config, &client).await?;
 
-        let cache = Cache::open(cache_config(config, &client)).await.with_context(|| format!("cache_dir: {} cannot be used", config.cache_dir.display()))?;
+        let cache = Cache::open(cache_config(config, &client))
+            .await
+            .with_context(|| format!("cache_dir: {} cannot be used", config.cache_dir.display()))?;
         let writeback = Writeback::open(spool_config(config, &client), client.clone(), hooks)
             .await
             .with_context(|| format!("spool_dir: {} cannot be used", config.spool_dir.display()))?;
@@ -212,7 +214,11 @@ async fn open_root(config: &Config, client: &Arc<Client>) -> anyhow::Result<Root
         }
         Source::AllBuckets => {
             let buckets = tokio::time::timeout(SILENT, client.buckets()).await;
-            buckets.with_context(|| format!("{}: no answer within {} s: check endpoint_url and the network", client.endpoint(), SILENT.as_secs()))?.map_err(explained)?;
+            buckets
+                .with_context(|| {
+                    format!("{}: no answer within {} s: check endpoint_url and the network", client.endpoint(), SILENT.as_secs())
+                })?
+                .map_err(explained)?;
             Ok(Root::Account(client.clone()))
         }
     }

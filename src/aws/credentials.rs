@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqsign_aws_v4::{
-    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider, ECSCredentialProvider,
-    EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
+    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider,
+    ECSCredentialProvider, EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
 };
 use reqsign_core::{
-    CommandExecute, CommandOutput, Context, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer,
-    SigningCredential as _,
+    CommandExecute, CommandOutput, Context, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer, SigningCredential as _,
 };
 use reqsign_file_read_tokio::TokioFileRead;
 use reqsign_http_send_reqwest::ReqwestHttpSend;
@@ -170,7 +169,10 @@ fn missing(config: &CredentialsConfig) -> String {
     }
     match &config.profile {
         Some(profile) => format!("no credentials found in profile {profile}; run: aws configure --profile {profile}"),
-        None => "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure`, or name passwd_file= or profile=".to_owned(),
+        None => {
+            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure`, or name passwd_file= or profile="
+                .to_owned()
+        }
     }
 }
 
@@ -235,7 +237,14 @@ fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profil
             (None, Some("EcsContainer")) => Arc::new(ECSCredentialProvider::new()),
             (None, _) => return Err(format!("profile {name} has role_arn but neither source_profile nor credential_source")),
         };
-        assume(context, base, role, settings.external_id.as_deref().or(config.external_id.as_deref()), settings.role_session_name.as_deref(), region)
+        assume(
+            context,
+            base,
+            role,
+            settings.external_id.as_deref().or(config.external_id.as_deref()),
+            settings.role_session_name.as_deref(),
+            region,
+        )
     };
     if explicit {
         return Ok(assumed);
@@ -243,7 +252,14 @@ fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profil
     Ok(Arc::new(ProvideCredentialChain::new().push(EnvCredentialProvider::new()).push(assumed)))
 }
 
-fn assume(context: &Context, base: Provider, role: &str, external_id: Option<&str>, session: Option<&str>, region: Option<&str>) -> Provider {
+fn assume(
+    context: &Context,
+    base: Provider,
+    role: &str,
+    external_id: Option<&str>,
+    session: Option<&str>,
+    region: Option<&str>,
+) -> Provider {
     let region = region.unwrap_or("us-east-1");
     let signer = Signer::new(context.clone(), base, RequestSigner::new("sts", region));
     let mut provider = AssumeRoleCredentialProvider::new(role.to_owned(), signer)
@@ -339,7 +355,8 @@ mod tests {
     #[tokio::test]
     async fn a_credentials_file_and_its_profile() {
         let file = secret_file("[release]\naws_access_key_id = AK\naws_secret_access_key = SK\n");
-        let config = CredentialsConfig { credentials_file: Some(file.path().into()), profile: Some("release".into()), ..Default::default() };
+        let config =
+            CredentialsConfig { credentials_file: Some(file.path().into()), profile: Some("release".into()), ..Default::default() };
         let credentials = Credentials::new(&config, reqwest::Client::new()).unwrap();
         assert_eq!(credentials.get(None).await.unwrap().unwrap().access_key_id, "AK");
         let absent = CredentialsConfig { profile: Some("nobody".into()), ..config };

@@ -69,7 +69,9 @@ mod tests {
 
     #[test]
     fn dot_segments_survive_the_url_crate() {
-        for (prefix, object) in [("/b", "a/../c"), ("", "a/./c"), ("", "../x"), ("", "x/.."), ("/b", ".."), ("/b", "."), ("/b", "..//"), ("/b", "a/...")] {
+        for (prefix, object) in
+            [("/b", "a/../c"), ("", "a/./c"), ("", "../x"), ("", "x/.."), ("/b", ".."), ("/b", "."), ("/b", "..//"), ("/b", "a/...")]
+        {
             let path = key_path(prefix, object).unwrap();
             let url = url::Url::parse(&format!("http://host{}", path.wire)).unwrap();
             assert_eq!(url.path(), path.wire, "{object}");

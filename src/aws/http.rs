@@ -132,10 +132,13 @@ pub fn client(config: &HttpConfig) -> Result<reqwest::Client, String> {
     };
     match found {
         // A machine without system certificates can still trust the bundle, and needs none for plain HTTP.
-        Err(_) if bundle.is_some() || !config.needs_tls => {
-            builder(config)?.tls_certs_only(bundle.unwrap_or_default()).build().map_err(|error| format!("TLS cannot be set up ({})", root_cause(&error)))
+        Err(_) if bundle.is_some() || !config.needs_tls => builder(config)?
+            .tls_certs_only(bundle.unwrap_or_default())
+            .build()
+            .map_err(|error| format!("TLS cannot be set up ({})", root_cause(&error))),
+        other => {
+            other.map_err(|error| format!("TLS cannot be set up ({}); install ca-certificates or name ca_bundle=", root_cause(&error)))
         }
-        other => other.map_err(|error| format!("TLS cannot be set up ({}); install ca-certificates or name ca_bundle=", root_cause(&error))),
     }
 }
 
@@ -308,7 +311,14 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
         Body::Stream { len, stream } => (len, Some(stream)),
     };
     if let Some(stream) = stream.filter(|_| len > 0) {
-        let body = Upload { stream: Mutex::new(stream), rest: Bytes::new(), left: len, movement: Arc::clone(&movement), bandwidth: outgoing.bandwidth, pause: None };
+        let body = Upload {
+            stream: Mutex::new(stream),
+            rest: Bytes::new(),
+            left: len,
+            movement: Arc::clone(&movement),
+            bandwidth: outgoing.bandwidth,
+            pause: None,
+        };
         *request.body_mut() = Some(reqwest::Body::wrap(body));
     }
     if len > 0 || outgoing.method == Method::PUT || outgoing.method == Method::POST {

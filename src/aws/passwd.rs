@@ -46,7 +46,8 @@ pub fn read(path: &Path, bucket: Option<&str>) -> Result<Credential, String> {
     if mode & 0o027 != 0 {
         return Err(format!("passwd_file {shown} can be read by others (mode {mode:03o}); run: chmod 600 {shown}"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("passwd_file {shown}: {error}; make it readable for the user who mounts"))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("passwd_file {shown}: {error}; make it readable for the user who mounts"))?;
     let lines = parse(&text).map_err(|number| format!("passwd_file {shown}, line {number}: not KEY:SECRET or bucket:KEY:SECRET"))?;
     let own = lines.iter().find(|line| line.bucket.is_some() && line.bucket == bucket);
     let line = own.or_else(|| lines.iter().find(|line| line.bucket.is_none()));

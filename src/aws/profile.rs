@@ -31,7 +31,9 @@ pub struct Profiles {
 /// Where the files are, after the environment (`AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`).
 pub fn paths(credentials_file: Option<&Path>) -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let from = |variable: &str, name: &str| std::env::var_os(variable).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(".aws").join(name)));
+    let from = |variable: &str, name: &str| {
+        std::env::var_os(variable).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(".aws").join(name)))
+    };
     let credentials = credentials_file.map(Path::to_path_buf).or_else(|| from("AWS_SHARED_CREDENTIALS_FILE", "credentials"));
     from("AWS_CONFIG_FILE", "config").into_iter().chain(credentials).collect()
 }

@@ -16,10 +16,36 @@ use super::encode;
 
 /// Query parameters that belong to the resource and are signed; all others are not.
 const SUBRESOURCES: [&str; 30] = [
-    "accelerate", "acl", "cors", "defaultObjectAcl", "delete", "inventory", "lifecycle", "location", "logging", "notification",
-    "ownershipControls", "partNumber", "policy", "publicAccessBlock", "replication", "requestPayment", "response-cache-control",
-    "response-content-disposition", "response-content-encoding", "response-content-language", "response-content-type",
-    "response-expires", "restore", "tagging", "torrent", "uploadId", "uploads", "versionId", "versioning", "website",
+    "accelerate",
+    "acl",
+    "cors",
+    "defaultObjectAcl",
+    "delete",
+    "inventory",
+    "lifecycle",
+    "location",
+    "logging",
+    "notification",
+    "ownershipControls",
+    "partNumber",
+    "policy",
+    "publicAccessBlock",
+    "replication",
+    "requestPayment",
+    "response-cache-control",
+    "response-content-disposition",
+    "response-content-encoding",
+    "response-content-language",
+    "response-content-type",
+    "response-expires",
+    "restore",
+    "tagging",
+    "torrent",
+    "uploadId",
+    "uploads",
+    "versionId",
+    "versioning",
+    "website",
 ];
 
 /// What is signed of a request.
@@ -121,18 +147,34 @@ mod tests {
 
     #[test]
     fn published_vectors() {
-        assert_eq!(sign("GET", "/awsexamplebucket1/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 19:36:42 +0000")]), "qgk2+6Sv9/oM7G3qLEjTH1a1l1g=");
         assert_eq!(
-            sign("PUT", "/awsexamplebucket1/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 21:15:45 +0000"), ("content-type", "image/jpeg")]),
+            sign("GET", "/awsexamplebucket1/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 19:36:42 +0000")]),
+            "qgk2+6Sv9/oM7G3qLEjTH1a1l1g="
+        );
+        assert_eq!(
+            sign(
+                "PUT",
+                "/awsexamplebucket1/photos/puppy.jpg",
+                &[],
+                &[("date", "Tue, 27 Mar 2007 21:15:45 +0000"), ("content-type", "image/jpeg")]
+            ),
             "iqRzw+ileNPu1fhspnRs8nOjjIA="
         );
         assert_eq!(
             sign("GET", "/awsexamplebucket1/", &[("prefix", "photos"), ("max-keys", "50")], &[("date", "Tue, 27 Mar 2007 19:42:41 +0000")]),
             "m0WP8eCtspQl5Ahe6L1SozdX9YA="
         );
-        assert_eq!(sign("GET", "/awsexamplebucket1/", &[("acl", "")], &[("date", "Tue, 27 Mar 2007 19:44:46 +0000")]), "82ZHiFIjc+WbcwFKGUVEQspPn+0=");
         assert_eq!(
-            sign("DELETE", "/johnsmith/photos/puppy.jpg", &[], &[("date", "Tue, 27 Mar 2007 21:20:27 +0000"), ("x-amz-date", "Tue, 27 Mar 2007 21:20:26 +0000")]),
+            sign("GET", "/awsexamplebucket1/", &[("acl", "")], &[("date", "Tue, 27 Mar 2007 19:44:46 +0000")]),
+            "82ZHiFIjc+WbcwFKGUVEQspPn+0="
+        );
+        assert_eq!(
+            sign(
+                "DELETE",
+                "/johnsmith/photos/puppy.jpg",
+                &[],
+                &[("date", "Tue, 27 Mar 2007 21:20:27 +0000"), ("x-amz-date", "Tue, 27 Mar 2007 21:20:26 +0000")]
+            ),
             "R4dJ53KECjStyBO5iTBJZ4XVOaI="
         );
     }

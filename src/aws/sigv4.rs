@@ -28,7 +28,13 @@ fn parts(method: &Method, uri: Uri, headers: HeaderMap) -> Parts {
 ///
 /// # Errors
 /// A header that is no ASCII text, or credentials that expire now.
-pub async fn headers(scope: Scope<'_>, method: &Method, url: &str, headers: HeaderMap, credential: &Credential) -> Result<HeaderMap, String> {
+pub async fn headers(
+    scope: Scope<'_>,
+    method: &Method,
+    url: &str,
+    headers: HeaderMap,
+    credential: &Credential,
+) -> Result<HeaderMap, String> {
     let uri = url.parse::<Uri>().map_err(|error| error.to_string())?;
     let mut parts = parts(method, uri, headers);
     RequestSigner::new(scope.service, scope.region)
@@ -44,7 +50,13 @@ pub async fn headers(scope: Scope<'_>, method: &Method, url: &str, headers: Head
 ///
 /// # Errors
 /// Credentials that end before the link would.
-pub async fn presigned_query(scope: Scope<'_>, method: &Method, url: &str, expires: Duration, credential: &Credential) -> Result<String, String> {
+pub async fn presigned_query(
+    scope: Scope<'_>,
+    method: &Method,
+    url: &str,
+    expires: Duration,
+    credential: &Credential,
+) -> Result<String, String> {
     let uri = url.parse::<Uri>().map_err(|error| error.to_string())?;
     let mut parts = parts(method, uri, HeaderMap::new());
     RequestSigner::new(scope.service, scope.region)
@@ -69,7 +81,12 @@ mod tests {
     use super::*;
 
     fn credential() -> Credential {
-        Credential { access_key_id: "AKIAIOSFODNN7EXAMPLE".into(), secret_access_key: "secret".into(), session_token: Some("token".into()), expires_in: None }
+        Credential {
+            access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
+            secret_access_key: "secret".into(),
+            session_token: Some("token".into()),
+            expires_in: None,
+        }
     }
 
     #[tokio::test]
@@ -78,7 +95,9 @@ mod tests {
         let signed = headers(scope, &Method::GET, "https://h/b/a/../c?list-type=2", HeaderMap::new(), &credential()).await.unwrap();
         let authorization = signed["authorization"].to_str().unwrap();
         assert!(authorization.starts_with("AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/"));
-        assert!(authorization.contains("/eu-west-1/s3/aws4_request, SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token,"));
+        assert!(
+            authorization.contains("/eu-west-1/s3/aws4_request, SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token,")
+        );
         assert_eq!(signed["x-amz-content-sha256"], "UNSIGNED-PAYLOAD");
         assert!(!format!("{signed:?}").contains("Signature"));
     }

@@ -23,7 +23,10 @@ impl Inner {
         let len = std::fs::symlink_metadata(path)?.len();
         if len != version.size {
             std::fs::remove_file(path)?;
-            return Err(std::io::Error::other(format!("spool file of {len} bytes for an object of {}: not taken into the cache", version.size)));
+            return Err(std::io::Error::other(format!(
+                "spool file of {len} bytes for an object of {}: not taken into the cache",
+                version.size
+            )));
         }
         let name = disk.name(id);
         if let Err(error) = std::fs::rename(path, disk.data(name)) {

@@ -267,7 +267,8 @@ mod tests {
         for block in present {
             blocks.set(*block, *block as u32 ^ 0x5a5a);
         }
-        let version = ObjectVersion { bucket: "b".into(), key: "k/ü".into(), etag: ETag::new("\"e-2\""), size, version_id: Some("v1".into()) };
+        let version =
+            ObjectVersion { bucket: "b".into(), key: "k/ü".into(), etag: ETag::new("\"e-2\""), size, version_id: Some("v1".into()) };
         Sidecar { version, verified: true, blocks }
     }
 

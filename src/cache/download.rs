@@ -199,7 +199,12 @@ impl Download {
         self.since_failure = 0;
         let passing = matches!(
             error.kind,
-            ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled | ErrorKind::BadDigest | ErrorKind::Protocol
+            ErrorKind::Network
+                | ErrorKind::TimedOut
+                | ErrorKind::Server
+                | ErrorKind::Throttled
+                | ErrorKind::BadDigest
+                | ErrorKind::Protocol
         );
         if !passing || self.failures > MAX_RESUMES || self.last_bytes.elapsed() >= FETCH_DEADLINE {
             return Err(CacheError::S3(error));

@@ -143,7 +143,13 @@ impl Store for Fake {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { max_object_size: 1 << 42, max_single_copy: 5 << 30, conditional_writes: None, delete_many: true, upload_checksum: ChecksumKind::Off }
+        Capabilities {
+            max_object_size: 1 << 42,
+            max_single_copy: 5 << 30,
+            conditional_writes: None,
+            delete_many: true,
+            upload_checksum: ChecksumKind::Off,
+        }
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead> {
@@ -233,7 +239,9 @@ impl Fake {
         match fault {
             Some(Fault::Refuse(kind)) => return Err(error(kind, key)),
             Some(Fault::OtherETag) => object.etag = ETag::new("other"),
-            _ if request.if_match.as_ref().is_some_and(|etag| *etag != object.etag) => return Err(error(ErrorKind::PreconditionFailed, key)),
+            _ if request.if_match.as_ref().is_some_and(|etag| *etag != object.etag) => {
+                return Err(error(ErrorKind::PreconditionFailed, key));
+            }
             _ => {}
         }
         let range = request.range.unwrap_or(0..object.data.len() as u64);

@@ -139,7 +139,13 @@ pub fn launch(
 
 /// Fetches the head of the object by a GET, if none of its first `bytes` are here or coming, and gives the head of the answer.
 /// The body lands in the background.
-pub async fn open(inner: &Arc<Inner>, entry: &Arc<Entry>, store: &Arc<dyn Store>, bytes: u64, hold: &Hold) -> Option<Result<ObjectHead, CacheError>> {
+pub async fn open(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    store: &Arc<dyn Store>,
+    bytes: u64,
+    hold: &Hold,
+) -> Option<Result<ObjectHead, CacheError>> {
     let blocks = blocks_of(0..bytes);
     let mut landings = register(inner, entry, blocks.clone(), u64::MAX, hold);
     let mut landing = match landings.pop() {

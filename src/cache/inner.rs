@@ -157,17 +157,20 @@ impl Inner {
         if entry.loaded.initialized() {
             return;
         }
-        entry.loaded.get_or_init(|| async {
-            let source = entry.source();
-            let id = EntryId::of(&source);
-            let Some(slot) = self.index.lock().shelf.touch(id) else { return };
-            let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
-            let loaded = tokio::task::spawn_blocking(move || inner.load_now(&entry, FileName { id, serial: slot.serial }, &source)).await;
-            if let Err(error) = loaded {
-                tracing::debug!(%error, "cache file not looked for");
-            }
-        })
-        .await;
+        entry
+            .loaded
+            .get_or_init(|| async {
+                let source = entry.source();
+                let id = EntryId::of(&source);
+                let Some(slot) = self.index.lock().shelf.touch(id) else { return };
+                let (inner, entry) = (Arc::clone(self), Arc::clone(entry));
+                let loaded =
+                    tokio::task::spawn_blocking(move || inner.load_now(&entry, FileName { id, serial: slot.serial }, &source)).await;
+                if let Err(error) = loaded {
+                    tracing::debug!(%error, "cache file not looked for");
+                }
+            })
+            .await;
     }
 
     fn load_now(&self, entry: &Arc<Entry>, name: FileName, source: &ObjectVersion) {
@@ -407,7 +410,10 @@ impl Inner {
                     need = need.max(missing);
                     let full = missing > used;
                     if full {
-                        self.warn_disk(&std::io::Error::other(format!("{free} bytes free, min_free_space is {}", self.config.min_free_space)));
+                        self.warn_disk(&std::io::Error::other(format!(
+                            "{free} bytes free, min_free_space is {}",
+                            self.config.min_free_space
+                        )));
                     } else {
                         self.unchecked.store(0, Ordering::Relaxed);
                     }
@@ -464,7 +470,9 @@ impl Inner {
         let due: Vec<Arc<Entry>> = {
             let mut index = self.index.lock();
             let all = all || index.unsaved.len() >= MANY;
-            let is_due = |entry: &Entry| entry.state().unsaved.is_none_or(|(first, last)| all || last.elapsed() >= QUIET || first.elapsed() >= LATEST);
+            let is_due = |entry: &Entry| {
+                entry.state().unsaved.is_none_or(|(first, last)| all || last.elapsed() >= QUIET || first.elapsed() >= LATEST)
+            };
             let (due, rest) = std::mem::take(&mut index.unsaved).into_iter().partition(|(_, entry)| is_due(entry));
             index.unsaved = rest;
             HashMap::into_values(due).collect()

@@ -169,9 +169,7 @@ impl Reader {
 
     async fn assemble(&self, entry: &Arc<Entry>, pieces: Vec<Piece>) -> Result<Option<Bytes>, CacheError> {
         let (entry, buffers) = (Arc::clone(entry), Arc::clone(&self.inner.buffers));
-        tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers))
-            .await
-            .map_err(failed)
+        tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers)).await.map_err(failed)
     }
 
     /// Reads through: nothing is kept, so nothing can be lost before it is delivered.

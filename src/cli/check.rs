@@ -12,14 +12,20 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.get_one::<String>("source") {
         Some(source) => {
             // A place that nothing can lie under: the mountpoint is the mount command's to judge.
-            let invocation = Invocation { source: source.clone(), mountpoint: "/dev/null/mountpoint".into(), arguments: commands::arguments(matches), sloppy: false };
+            let invocation = Invocation {
+                source: source.clone(),
+                mountpoint: "/dev/null/mountpoint".into(),
+                arguments: commands::arguments(matches),
+                sloppy: false,
+            };
             mount::load(&invocation)?;
         }
         None => {
             Typed::inherited(&environment, None)?;
         }
     }
-    let files: Vec<String> = environment.config_files().into_iter().filter(|(path, _)| path.exists()).map(|(path, _)| path.display().to_string()).collect();
+    let files: Vec<String> =
+        environment.config_files().into_iter().filter(|(path, _)| path.exists()).map(|(path, _)| path.display().to_string()).collect();
     println!("{}: right", if files.is_empty() { "no config file, environment".to_owned() } else { files.join(", ") });
     Ok(())
 }
@@ -30,7 +36,9 @@ mod tests {
 
     #[test]
     fn a_source_is_checked_without_a_mountpoint() {
-        let matches = super::commands::program().try_get_matches_from(["packmule", "config", "check", "s3://bucket", "-o", "ca_bundle=/nope"]).unwrap();
+        let matches = super::commands::program()
+            .try_get_matches_from(["packmule", "config", "check", "s3://bucket", "-o", "ca_bundle=/nope"])
+            .unwrap();
         let message = super::run(matches.subcommand().unwrap().1).unwrap_err().to_string();
         assert!(message.starts_with("ca_bundle=/nope: No such file"), "{message}");
     }

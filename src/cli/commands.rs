@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 
 use crate::config::Argument;
-use crate::config::table::{OPTIONS, Kind, Opt, TUNING};
+use crate::config::table::{Kind, OPTIONS, Opt, TUNING};
 
 /// The whole command line.
 pub fn program() -> Command {
@@ -75,7 +75,12 @@ fn mount() -> Command {
         .about("Mount a bucket, a prefix of it, or all buckets")
         .override_usage("packmule mount [-f] SOURCE DIRECTORY [-o OPTION[=VALUE],…] [--OPTION[=VALUE]]…")
         .next_line_help(true)
-        .arg(Arg::new("source").value_name("SOURCE").required(true).help("s3://BUCKET/PREFIX/, BUCKET, BUCKET:/PREFIX, an access point's ARN, or s3:// for every bucket"))
+        .arg(
+            Arg::new("source")
+                .value_name("SOURCE")
+                .required(true)
+                .help("s3://BUCKET/PREFIX/, BUCKET, BUCKET:/PREFIX, an access point's ARN, or s3:// for every bucket"),
+        )
         .arg(path("directory", "DIRECTORY", "Where").required(true).value_hint(ValueHint::DirPath))
         .arg(options());
     with_table(command)
@@ -84,14 +89,25 @@ fn mount() -> Command {
 fn link() -> Command {
     Command::new("link")
         .about("Print a time-limited link to a file, that anybody may fetch with a browser")
-        .arg(Arg::new("path").value_name("PATH").required(true).help("A file on a mount, or s3://BUCKET/KEY").value_hint(ValueHint::FilePath))
+        .arg(
+            Arg::new("path")
+                .value_name("PATH")
+                .required(true)
+                .help("A file on a mount, or s3://BUCKET/KEY")
+                .value_hint(ValueHint::FilePath),
+        )
         .arg(Arg::new("expires").long("expires").value_name("TIME").default_value("1h").help("How long it works, at most 7d"))
         .arg(options().help("Options for an s3:// URL, as for mount (profile=, endpoint_url= …)"))
 }
 
 /// mount(8)'s `-o`.
 pub fn options() -> Arg {
-    Arg::new("o").short('o').value_name("OPTIONS").action(ArgAction::Append).value_parser(ValueParser::string()).help("Options joined by commas, as in the fstab: every --OPTION below without its dashes")
+    Arg::new("o")
+        .short('o')
+        .value_name("OPTIONS")
+        .action(ArgAction::Append)
+        .value_parser(ValueParser::string())
+        .help("Options joined by commas, as in the fstab: every --OPTION below without its dashes")
 }
 
 fn path(id: &'static str, name: &'static str, help: &'static str) -> Arg {
@@ -181,7 +197,8 @@ impl clap::builder::TypedValueParser for Words {
 
 fn help(option: &Opt) -> String {
     let also: Vec<&str> = option.aliases.iter().map(|alias| alias.name).collect();
-    let also = if also.is_empty() || matches!(option.kind, Kind::Nothing) { String::new() } else { format!(" (also: {})", also.join(", ")) };
+    let also =
+        if also.is_empty() || matches!(option.kind, Kind::Nothing) { String::new() } else { format!(" (also: {})", also.join(", ")) };
     let default = if option.default.is_empty() { String::new() } else { format!(" [default: {}]", option.default) };
     format!("{}{also}{default}", option.help)
 }
@@ -265,7 +282,24 @@ mod tests {
     #[test]
     fn flags_and_fstab_options_type_the_same() {
         use crate::config::{Invocation, Typed};
-        let values = ["", "64M", "5m", "7", "0640", "/x", "http://h:1", "root", "auto", "store", "keep", "overwrite", "arn:aws:iam::1:role/r", "123456789012", "127.0.0.1:1", "info"];
+        let values = [
+            "",
+            "64M",
+            "5m",
+            "7",
+            "0640",
+            "/x",
+            "http://h:1",
+            "root",
+            "auto",
+            "store",
+            "keep",
+            "overwrite",
+            "arn:aws:iam::1:role/r",
+            "123456789012",
+            "127.0.0.1:1",
+            "info",
+        ];
         let by = |arguments: Vec<Argument>| {
             let mut typed = Typed::default();
             Invocation { arguments, ..Invocation::default() }.apply(&mut typed).map(|()| typed)

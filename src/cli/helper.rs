@@ -43,15 +43,19 @@ fn mount_grammar() -> Command {
 }
 
 fn umount_grammar() -> Command {
-    Command::new("umount.packmule").version(env!("CARGO_PKG_VERSION")).about("Waits for the uploads, then unmounts, for umount(8)").arg(directory()).args([
-        switch('f', "force", "As -l"),
-        switch('l', "lazy", "Take it out of the tree at once; the uploads end in the background"),
-        switch('n', "no-mtab", "Taken; there is no mtab"),
-        switch('r', "read-only", "Taken"),
-        switch('v', "verbose", "Taken"),
-        value('N', "namespace", "Unmount in the mount namespace of this process or file"),
-        value('t', "type", "Taken"),
-    ])
+    Command::new("umount.packmule")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Waits for the uploads, then unmounts, for umount(8)")
+        .arg(directory())
+        .args([
+            switch('f', "force", "As -l"),
+            switch('l', "lazy", "Take it out of the tree at once; the uploads end in the background"),
+            switch('n', "no-mtab", "Taken; there is no mtab"),
+            switch('r', "read-only", "Taken"),
+            switch('v', "verbose", "Taken"),
+            value('N', "namespace", "Unmount in the mount namespace of this process or file"),
+            value('t', "type", "Taken"),
+        ])
 }
 
 /// `mount.packmule` and `mount.fuse.packmule`.
@@ -120,7 +124,8 @@ fn elsewhere(matches: &ArgMatches, arguments: &[OsString]) -> Option<ExitCode> {
     };
     // mount(8) gives its helpers their whole path as argv[0]: by it the new process knows its name again.
     let (name, rest) = arguments.split_first()?;
-    let status = std::process::Command::new("nsenter").arg(format!("--mount={file}")).arg("--").arg(name).args(without_namespace(rest)).status();
+    let status =
+        std::process::Command::new("nsenter").arg(format!("--mount={file}")).arg("--").arg(name).args(without_namespace(rest)).status();
     Some(match status {
         Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(i32::from(MOUNT_FAILED))).unwrap_or(MOUNT_FAILED)),
         Err(error) => failed(&anyhow::anyhow!("-N {namespace}: nsenter cannot be run ({error}); install util-linux"), MOUNT_FAILED),
@@ -155,7 +160,10 @@ mod tests {
         assert_eq!((matches.get_count("sloppy"), matches.get_count("fake"), matches.get_count("verbose")), (1, 1, 1));
         let options: Vec<&String> = matches.get_many::<String>("o").unwrap().collect();
         assert_eq!(options, ["rw,_netdev", "ro"]);
-        assert_eq!(umount_grammar().try_get_matches_from("umount.packmule /mnt -l -f -n -r -v -t x".split(' ')).unwrap().get_count("lazy"), 1);
+        assert_eq!(
+            umount_grammar().try_get_matches_from("umount.packmule /mnt -l -f -n -r -v -t x".split(' ')).unwrap().get_count("lazy"),
+            1
+        );
         assert!(mount_grammar().try_get_matches_from(["mount.packmule", "s3://b"]).is_err());
         mount_grammar().debug_assert();
         umount_grammar().debug_assert();

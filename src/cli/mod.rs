@@ -117,10 +117,17 @@ mod tests {
     #[test]
     fn a_source_in_the_place_of_a_command_mounts() {
         let bare = |line: &str| is_bare_mount(&commands::program(), &line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in ["packmule s3://b/ /mnt -o ro", "packmule releases /mnt", "packmule -o ro s3://b /mnt", "packmule s3://b", "packmule releases:/x /mnt"] {
+        for line in [
+            "packmule s3://b/ /mnt -o ro",
+            "packmule releases /mnt",
+            "packmule -o ro s3://b /mnt",
+            "packmule s3://b",
+            "packmule releases:/x /mnt",
+        ] {
             assert!(bare(line), "{line}");
         }
-        for line in ["packmule", "packmule mount s3://b /mnt", "packmule status /mnt", "packmule --help", "packmule -V", "packmule stauts"] {
+        for line in ["packmule", "packmule mount s3://b /mnt", "packmule status /mnt", "packmule --help", "packmule -V", "packmule stauts"]
+        {
             assert!(!bare(line), "{line}");
         }
     }

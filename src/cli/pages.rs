@@ -113,6 +113,9 @@ mod tests {
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(&file, options_markdown()).unwrap();
         }
-        assert!(std::fs::read_to_string(&file).unwrap() == options_markdown(), "docs/options.md is old: PACKMULE_WRITE_DOCS=1 cargo test --lib options_page");
+        assert!(
+            std::fs::read_to_string(&file).unwrap() == options_markdown(),
+            "docs/options.md is old: PACKMULE_WRITE_DOCS=1 cargo test --lib options_page"
+        );
     }
 }

@@ -22,7 +22,11 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         if found.told.is_empty() && found.silent.is_empty() && !matches.get_flag("json") {
             eprintln!("packmule: nothing is mounted");
         }
-        let mut text = if matches.get_flag("json") { serde_json::to_string_pretty(&found.told)? + "\n" } else { found.told.iter().map(table).collect() };
+        let mut text = if matches.get_flag("json") {
+            serde_json::to_string_pretty(&found.told)? + "\n"
+        } else {
+            found.told.iter().map(table).collect()
+        };
         if watch && io::stdout().is_terminal() {
             // Home, then clear to the end: no flicker.
             text = format!("\x1b[H\x1b[J{text}");
@@ -78,7 +82,13 @@ fn table(status: &Status) -> String {
     let mut text = String::new();
     let requests: u64 = status.requests.values().sum();
     let _ = writeln!(text, "{} on {}", status.source.escape_debug(), status.mountpoint.display().to_string().escape_debug());
-    let _ = writeln!(text, "  up {}, pid {}, version {}", humantime::format_duration(Duration::from_secs(status.uptime_seconds)), status.pid, status.version);
+    let _ = writeln!(
+        text,
+        "  up {}, pid {}, version {}",
+        humantime::format_duration(Duration::from_secs(status.uptime_seconds)),
+        status.pid,
+        status.version
+    );
     let _ = writeln!(text, "  cache: {} in {} files; requests since the mount: {requests}", size(status.cache_bytes), status.cache_files);
     if status.uploads.is_empty() {
         let _ = writeln!(text, "  everything is in S3");
@@ -94,7 +104,13 @@ fn line(upload: &Upload) -> String {
     let waits = if upload.held { "  (temporary name: goes when it is renamed, or by packmule flush FILE --as-is)" } else { "" };
     let waits = if upload.recovered { "  (left by an earlier mount)" } else { waits };
     let reason = upload.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
-    format!("{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}", upload.phase, size(upload.size), upload.bucket, upload.key.escape_debug())
+    format!(
+        "{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}",
+        upload.phase,
+        size(upload.size),
+        upload.bucket,
+        upload.key.escape_debug()
+    )
 }
 
 fn size(bytes: u64) -> String {
@@ -107,8 +123,17 @@ mod tests {
 
     #[test]
     fn a_mount_as_people_read_it() {
-        let upload = Upload { bucket: "b".into(), key: "a\n.bin".into(), phase: "uploading".into(), size: 2048, sent: 1024, reason: Some("slow".into()), ..Upload::default() };
-        let status = Status { source: "s3://b/".into(), mountpoint: "/m".into(), uptime_seconds: 61, uploads: vec![upload], ..Status::default() };
+        let upload = Upload {
+            bucket: "b".into(),
+            key: "a\n.bin".into(),
+            phase: "uploading".into(),
+            size: 2048,
+            sent: 1024,
+            reason: Some("slow".into()),
+            ..Upload::default()
+        };
+        let status =
+            Status { source: "s3://b/".into(), mountpoint: "/m".into(), uptime_seconds: 61, uploads: vec![upload], ..Status::default() };
         let text = table(&status);
         assert!(text.starts_with("s3://b/ on /m\n  up 1m 1s"), "{text}");
         assert!(text.contains("uploading  50% of    2.0 KiB  s3://b/a\\n.bin  slow"), "{text}");

@@ -27,7 +27,8 @@ impl Environment {
     /// The environment of this process.
     pub fn of_process() -> Self {
         let uid = nix::unistd::geteuid();
-        let variables: BTreeMap<String, String> = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let variables: BTreeMap<String, String> =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
         let home = match variables.get("HOME").filter(|home| !home.is_empty()) {
             Some(home) => Some(PathBuf::from(home)),
             None => nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.dir),
@@ -82,7 +83,9 @@ impl Typed {
             match std::fs::read_to_string(&path) {
                 Ok(text) => typed.file(&path, &text, source)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {}
-                Err(error) => return Err(ConfigError::new(format!("{}: {error}; mend the config file or set PACKMULE_CONFIG", path.display()))),
+                Err(error) => {
+                    return Err(ConfigError::new(format!("{}: {error}; mend the config file or set PACKMULE_CONFIG", path.display())));
+                }
             }
         }
         typed.variables(environment)?;

@@ -14,7 +14,17 @@ const GIB: u64 = 1 << 30;
 
 /// Names that never become objects (semantics 10).
 pub const TEMPORARY_NAMES: &[&str] = &[
-    ".goutputstream-*", "*.part", "*.crdownload", ".org.chromium.Chromium.*", ".*.??????", ".~lock.*#", "lu*.tmp", "~$*", ".DS_Store", "Thumbs.db", "._*",
+    ".goutputstream-*",
+    "*.part",
+    "*.crdownload",
+    ".org.chromium.Chromium.*",
+    ".*.??????",
+    ".~lock.*#",
+    "lu*.tmp",
+    "~$*",
+    ".DS_Store",
+    "Thumbs.db",
+    "._*",
 ];
 
 /// One word or `-o` argument of a mount command, in the order typed.
@@ -81,11 +91,19 @@ impl Config {
         let mountpoint = mountpoint(&invocation.mountpoint)?;
         let log_file = t.log_file.take().map(place).transpose()?;
         if spool_dir.starts_with(&cache_dir) {
-            return Err(ConfigError::new(format!("spool_dir={} lies in the cache, which people delete; name a directory outside {}", spool_dir.display(), cache_dir.display())));
+            return Err(ConfigError::new(format!(
+                "spool_dir={} lies in the cache, which people delete; name a directory outside {}",
+                spool_dir.display(),
+                cache_dir.display()
+            )));
         }
         for (name, path) in [("cache_dir", Some(&cache_dir)), ("spool_dir", Some(&spool_dir)), ("log_file", log_file.as_ref())] {
             if let Some(path) = path.filter(|path| path.starts_with(&mountpoint)) {
-                return Err(ConfigError::new(format!("{name}={} lies under the mountpoint; name a place outside {}", path.display(), mountpoint.display())));
+                return Err(ConfigError::new(format!(
+                    "{name}={} lies under the mountpoint; name a place outside {}",
+                    path.display(),
+                    mountpoint.display()
+                )));
             }
         }
         check(&t)?;

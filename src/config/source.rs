@@ -14,11 +14,16 @@ impl Source {
                 }
                 split_bucket(rest)
             }
-            _ if text.contains("://") => return Err(bad("is not an S3 source; write s3://BUCKET/PREFIX/, and the server's address as endpoint_url=")),
+            _ if text.contains("://") => {
+                return Err(bad("is not an S3 source; write s3://BUCKET/PREFIX/, and the server's address as endpoint_url="));
+            }
             _ if text.starts_with("arn:") => split_bucket(text),
             _ => match text.split_once(':') {
                 None => (text, ""),
-                Some((bucket, prefix)) => (bucket, prefix.strip_prefix('/').ok_or_else(|| bad("a prefix begins with /; write BUCKET:/PREFIX or s3://BUCKET/PREFIX/"))?),
+                Some((bucket, prefix)) => (
+                    bucket,
+                    prefix.strip_prefix('/').ok_or_else(|| bad("a prefix begins with /; write BUCKET:/PREFIX or s3://BUCKET/PREFIX/"))?,
+                ),
             },
         };
         check_bucket(bucket).map_err(|why| bad(&why))?;
@@ -69,7 +74,9 @@ fn check_bucket(bucket: &str) -> Result<(), String> {
         return Err(format!("'{bucket}' is no bucket name; write s3://BUCKET/PREFIX/ (lower-case letters, digits, dots and hyphens)"));
     }
     if bucket.ends_with("--x-s3") {
-        return Err("directory buckets (S3 Express) need session signatures, which packmule does not make; use a general purpose bucket".into());
+        return Err(
+            "directory buckets (S3 Express) need session signatures, which packmule does not make; use a general purpose bucket".into()
+        );
     }
     Ok(())
 }

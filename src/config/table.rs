@@ -142,8 +142,14 @@ const fn text_of(accepts: &'static str, set: fn(&mut Typed, &str) -> Option<()>)
 
 const SSE: &[&str] = &["AES256", "aws:kms", "aws:kms:dsse"];
 const ACLS: &[&str] = &[
-    "private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read", "bucket-owner-read",
-    "bucket-owner-full-control", "log-delivery-write",
+    "private",
+    "public-read",
+    "public-read-write",
+    "authenticated-read",
+    "aws-exec-read",
+    "bucket-owner-read",
+    "bucket-owner-full-control",
+    "log-delivery-write",
 ];
 
 /// All options, in the order of documents.
@@ -302,7 +308,19 @@ pub static TUNING: &[(&str, bool)] = &[
 
 /// Words that would carry a secret. argv is public (`ps`, `/proc/mounts`), so they are refused with the way to say it.
 pub static SECRETS: &[&str] = &[
-    "access_key", "access_key_id", "aws_access_key_id", "secret", "secret_key", "secret_access_key", "aws_secret_access_key", "session_token", "aws_session_token", "password", "passwd", "accesskey", "secretkey",
+    "access_key",
+    "access_key_id",
+    "aws_access_key_id",
+    "secret",
+    "secret_key",
+    "secret_access_key",
+    "aws_secret_access_key",
+    "session_token",
+    "aws_session_token",
+    "password",
+    "passwd",
+    "accesskey",
+    "secretkey",
 ];
 
 /// The option of a word (with `_`), and the bytes that a bare number under it counts in.
@@ -321,17 +339,15 @@ pub fn words() -> impl Iterator<Item = &'static str> {
 }
 
 fn user(text: &str) -> Option<u32> {
-    values::count(text).map(u32::try_from).map_or_else(
-        || nix::unistd::User::from_name(text).ok().flatten().map(|user| user.uid.as_raw()),
-        known,
-    )
+    values::count(text)
+        .map(u32::try_from)
+        .map_or_else(|| nix::unistd::User::from_name(text).ok().flatten().map(|user| user.uid.as_raw()), known)
 }
 
 fn group(text: &str) -> Option<u32> {
-    values::count(text).map(u32::try_from).map_or_else(
-        || nix::unistd::Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw()),
-        known,
-    )
+    values::count(text)
+        .map(u32::try_from)
+        .map_or_else(|| nix::unistd::Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw()), known)
 }
 
 /// chown(2) takes -1 for "leave it": no file can have that owner.

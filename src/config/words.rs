@@ -101,7 +101,9 @@ impl Typed {
             Kind::Url(set) => {
                 let url = given.and_then(address).ok_or_else(refused)?;
                 if url.password().is_some() && *origin == Origin::Arguments {
-                    return Err(refuse("an address without a password, everybody could read it; put it into the config file or HTTPS_PROXY"));
+                    return Err(refuse(
+                        "an address without a password, everybody could read it; put it into the config file or HTTPS_PROXY",
+                    ));
                 }
                 set(self, url);
             }

@@ -111,12 +111,22 @@ fn commas_in_values_are_quoted_or_escaped() {
 
 #[test]
 fn tuning_words_are_remembered_for_one_warning() {
-    assert_eq!(typed("big_writes,max-read=131072,multireq_max=5,enable_noobj_cache").ignored, ["big_writes", "max-read", "multireq_max", "enable_noobj_cache"]);
+    assert_eq!(
+        typed("big_writes,max-read=131072,multireq_max=5,enable_noobj_cache").ignored,
+        ["big_writes", "max-read", "multireq_max", "enable_noobj_cache"]
+    );
 }
 
 #[test]
 fn an_unknown_word_names_the_nearest() {
-    for (word, nearest) in [("cach_size=1G", "cache_size"), ("allow_ohter", "allow_other"), ("writeback=5s", "write_back"), ("read-onyl", "read_only"), ("regoin=x", "region"), ("logfile=/x", "log_file")] {
+    for (word, nearest) in [
+        ("cach_size=1G", "cache_size"),
+        ("allow_ohter", "allow_other"),
+        ("writeback=5s", "write_back"),
+        ("read-onyl", "read_only"),
+        ("regoin=x", "region"),
+        ("logfile=/x", "log_file"),
+    ] {
         let message = refusal(word);
         assert!(message.starts_with("unknown option '") && message.ends_with(&format!("the nearest is {nearest}")), "{message}");
     }
@@ -149,7 +159,8 @@ fn a_bad_value_names_option_value_and_what_is_taken() {
 
 #[test]
 fn no_secret_is_taken_or_shown() {
-    for word in ["secret_access_key=hunter2", "aws-secret-access-key=hunter2", "proxy=http://u:hunter2@proxy:1", "url=ftp://u:hunter2@host"] {
+    for word in ["secret_access_key=hunter2", "aws-secret-access-key=hunter2", "proxy=http://u:hunter2@proxy:1", "url=ftp://u:hunter2@host"]
+    {
         let message = refusal(word);
         assert!(!message.contains("hunter2"), "{message}");
     }

@@ -95,7 +95,8 @@ async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
     loop {
         line.clear();
         let mut bounded = (&mut reader).take(MAX_REQUEST);
-        let length = tokio::time::timeout(IDLE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let length =
+            tokio::time::timeout(IDLE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if length == 0 {
             return Ok(());
         }

@@ -17,7 +17,8 @@ const BLOCK: u64 = 512;
 const END: u64 = 2 * BLOCK;
 
 /// Where programs and libraries lie.
-const FOLDERS: &[&str] = &["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/share/doc"];
+const FOLDERS: &[&str] =
+    &["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/share/doc"];
 
 /// Writes the tar to `target`; gives the number of files in it.
 pub(super) fn write(target: &Path) -> io::Result<usize> {
@@ -31,7 +32,9 @@ pub(super) fn write(target: &Path) -> io::Result<usize> {
         if !metadata.is_file() || metadata.len() == 0 || needed > left || !seen.insert((metadata.dev(), metadata.ino())) {
             continue;
         }
-        let (Ok(file), Some(header)) = (File::open(&path), header(&path, metadata.len(), metadata.mode(), metadata.mtime())) else { continue };
+        let (Ok(file), Some(header)) = (File::open(&path), header(&path, metadata.len(), metadata.mode(), metadata.mtime())) else {
+            continue;
+        };
         tar.write_all(&header)?;
         let copied = io::copy(&mut file.take(metadata.len()), &mut tar)?;
         // A file that shrank meanwhile is filled up: its header has been written.

@@ -208,7 +208,9 @@ impl S3 for FolderStore {
 
         let (mut contents, mut prefixes, mut last, mut truncated) = (Vec::new(), Vec::new(), String::new(), false);
         for object in found.iter().filter(|object| object.key.starts_with(prefix)) {
-            let folded = delimiter.and_then(|delimiter| object.key[prefix.len()..].find(delimiter).map(|at| &object.key[..prefix.len() + at + delimiter.len()]));
+            let folded = delimiter.and_then(|delimiter| {
+                object.key[prefix.len()..].find(delimiter).map(|at| &object.key[..prefix.len() + at + delimiter.len()])
+            });
             let shown = folded.unwrap_or(&object.key);
             if shown <= after || folded.is_some_and(|folded| folded == last) {
                 continue;
@@ -270,7 +272,8 @@ impl S3 for FolderStore {
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         if self.is_folder(&request.input.bucket, &request.input.key)? {
-            let output = GetObjectOutput { content_length: Some(0), e_tag: Some(ETag::Strong(EMPTY_MD5.into())), ..GetObjectOutput::default() };
+            let output =
+                GetObjectOutput { content_length: Some(0), e_tag: Some(ETag::Strong(EMPTY_MD5.into())), ..GetObjectOutput::default() };
             return Ok(S3Response::new(output));
         }
         let head = self.head_of(&request).await?;
@@ -309,7 +312,11 @@ impl S3 for FolderStore {
         }
         let target = self.path(&request.input.bucket, &request.input.key)?;
         std::fs::create_dir_all(&target).map_err(|error| s3_error!(InternalError, "{error}"))?;
-        let result = CopyObjectResult { e_tag: Some(ETag::Strong(EMPTY_MD5.into())), last_modified: Some(SystemTime::now().into()), ..CopyObjectResult::default() };
+        let result = CopyObjectResult {
+            e_tag: Some(ETag::Strong(EMPTY_MD5.into())),
+            last_modified: Some(SystemTime::now().into()),
+            ..CopyObjectResult::default()
+        };
         Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..CopyObjectOutput::default() }))
     }
 
@@ -327,7 +334,10 @@ impl S3 for FolderStore {
         self.files.delete_objects(request).await
     }
 
-    async fn create_multipart_upload(&self, request: S3Request<CreateMultipartUploadInput>) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         self.check_room(&request.input.bucket, &request.input.key)?;
         self.files.create_multipart_upload(request).await
     }
@@ -344,12 +354,18 @@ impl S3 for FolderStore {
         self.files.list_parts(request).await
     }
 
-    async fn complete_multipart_upload(&self, request: S3Request<CompleteMultipartUploadInput>) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         self.check_room(&request.input.bucket, &request.input.key)?;
         self.files.complete_multipart_upload(request).await
     }
 
-    async fn abort_multipart_upload(&self, request: S3Request<AbortMultipartUploadInput>) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         self.files.abort_multipart_upload(request).await
     }
 }

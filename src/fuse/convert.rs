@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen, ReplyXattr, Request, TimeOrNow};
+use fuser::{
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen, ReplyXattr, Request,
+    TimeOrNow,
+};
 
 use super::errno::errno;
 use crate::vfs::{Attr, Caller, Entry, Error, Ino, Kind, Opened, SetTime};
@@ -91,7 +94,13 @@ pub(super) fn reply_open(reply: ReplyOpen, result: Result<Opened, Error>) {
 
 pub(super) fn reply_create(reply: ReplyCreate, result: Result<(Entry, Opened), Error>) {
     match result {
-        Ok((entry, opened)) => reply.created(&shared_ttl(&entry), &file_attr(&entry.attr), Generation(entry.generation), FileHandle(opened.fh), open_flags(&opened)),
+        Ok((entry, opened)) => reply.created(
+            &shared_ttl(&entry),
+            &file_attr(&entry.attr),
+            Generation(entry.generation),
+            FileHandle(opened.fh),
+            open_flags(&opened),
+        ),
         Err(error) => reply.error(errno(error)),
     }
 }

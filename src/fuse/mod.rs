@@ -15,14 +15,15 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, Notifier,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -159,7 +160,16 @@ impl fuser::Filesystem for Fuse {
         self.spawn(async move |vfs| reply_entry(reply, vfs.symlink(caller, parent.0, &name, &target).await));
     }
 
-    fn rename(&self, req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
         let (caller, name, newname) = (caller(req), name.to_owned(), newname.to_owned());
         self.spawn(async move |vfs| reply_empty(reply, vfs.rename(caller, parent.0, &name, newparent.0, &newname, flags.bits()).await));
     }
@@ -185,7 +195,17 @@ impl fuser::Filesystem for Fuse {
         self.spawn(async move |vfs| reply_create(reply, vfs.create(caller, parent.0, &name, mode, umask, flags).await));
     }
 
-    fn read(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32, _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData) {
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
         self.spawn(async move |vfs| match vfs.read(fh.0, offset, size).await {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(errno(error)),
@@ -217,7 +237,16 @@ impl fuser::Filesystem for Fuse {
         self.spawn(async move |vfs| reply_empty(reply, vfs.flush(caller, fh.0).await));
     }
 
-    fn release(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
         self.spawn(async move |vfs| {
             vfs.release(fh.0).await;
             reply.ok();
@@ -355,8 +384,22 @@ fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
 /// True when the buffer was full and the entry did not go in.
 fn add_plus(reply: &mut ReplyDirectoryPlus, entry: &DirEntry<'_>) -> bool {
     match entry.entry {
-        Some(known) => reply.add(INodeNo(entry.ino), entry.offset, entry.name, &shared_ttl(known), &file_attr(&known.attr), Generation(known.generation)),
+        Some(known) => reply.add(
+            INodeNo(entry.ino),
+            entry.offset,
+            entry.name,
+            &shared_ttl(known),
+            &file_attr(&known.attr),
+            Generation(known.generation),
+        ),
         // `.` and `..`: the kernel takes number and type from these and links nothing.
-        None => reply.add(INodeNo(entry.ino), entry.offset, entry.name, &Duration::ZERO, &convert::bare_attr(entry.ino, entry.kind), Generation(0)),
+        None => reply.add(
+            INodeNo(entry.ino),
+            entry.offset,
+            entry.name,
+            &Duration::ZERO,
+            &convert::bare_attr(entry.ino, entry.kind),
+            Generation(0),
+        ),
     }
 }

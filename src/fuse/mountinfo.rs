@@ -50,7 +50,12 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let (fs_type, source) = (fields.next()?, fields.next()?);
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
-    Some(MountEntry { device: text(device), target: PathBuf::from(OsString::from_vec(unescape(target))), fs_type: text(fs_type), source: text(source) })
+    Some(MountEntry {
+        device: text(device),
+        target: PathBuf::from(OsString::from_vec(unescape(target))),
+        fs_type: text(fs_type),
+        source: text(source),
+    })
 }
 
 /// Space, tab, newline and backslash are written as `\040` and so on.
@@ -80,7 +85,8 @@ mod tests {
     #[test]
     fn lines_and_escapes() {
         let table = b"36 35 0:41 / /mnt/my\\040bucket rw,nosuid shared:7 - fuse.packmule s3://b/a\\134c rw,user_id=0\ngarbage\n";
-        let expected = MountEntry { device: "0:41".into(), target: "/mnt/my bucket".into(), fs_type: FS_TYPE.into(), source: "s3://b/a\\c".into() };
+        let expected =
+            MountEntry { device: "0:41".into(), target: "/mnt/my bucket".into(), fs_type: FS_TYPE.into(), source: "s3://b/a\\c".into() };
         assert_eq!(parse(table), [expected]);
         assert_eq!(unescape(b"a\\04"), b"a\\04");
     }

@@ -112,7 +112,9 @@ fn send(notifier: &Notifier, notice: &Notice) {
         Notice::Inode { ino } => notifier.inval_inode(INodeNo(*ino), 0, 0),
         Notice::Delete { parent, child, name } => match notifier.delete(INodeNo(*parent), INodeNo(*child), name) {
             // A directory that is in use or not empty in the kernel's eyes: dropping the entry is what is left to do.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EBUSY | libc::ENOTDIR)) => notifier.inval_entry(INodeNo(*parent), name),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EBUSY | libc::ENOTDIR)) => {
+                notifier.inval_entry(INodeNo(*parent), name)
+            }
             result => result,
         },
     };

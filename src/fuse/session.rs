@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,8 @@ fn mount_as_root(mountpoint: &Path, options: &Options) -> io::Result<OwnedFd> {
     flags.set(MsFlags::MS_NOATIME, options.no_atime);
     flags.set(MsFlags::MS_SYNCHRONOUS, options.sync);
     flags.set(MsFlags::MS_DIRSYNC, options.dir_sync);
-    let mut data = format!("fd={},rootmode=40000,user_id={},group_id={}", device.as_raw_fd(), nix::unistd::geteuid(), nix::unistd::getegid());
+    let mut data =
+        format!("fd={},rootmode=40000,user_id={},group_id={}", device.as_raw_fd(), nix::unistd::geteuid(), nix::unistd::getegid());
     if options.allow_other || options.allow_root {
         data.push_str(",allow_other");
     }
@@ -120,7 +121,8 @@ fn mount_as_root(mountpoint: &Path, options: &Options) -> io::Result<OwnedFd> {
 fn fuser_options(options: &Options) -> Vec<MountOption> {
     // It splits its options at commas that no backslash precedes.
     let fsname = options.fsname.replace('\\', "\\\\").replace(',', "\\,");
-    let mut mount_options = vec![MountOption::FSName(fsname), MountOption::CUSTOM("subtype=packmule".into()), MountOption::NoDev, MountOption::NoSuid];
+    let mut mount_options =
+        vec![MountOption::FSName(fsname), MountOption::CUSTOM("subtype=packmule".into()), MountOption::NoDev, MountOption::NoSuid];
     let switches = [
         (options.read_only, MountOption::RO),
         (options.no_exec, MountOption::NoExec),

@@ -174,7 +174,11 @@ pub(super) fn upload(entry: &EntryStatus) -> Upload {
 impl Handler for Answers {
     async fn handle(&self, request: Request) -> Response {
         let answer = match request {
-            Request::Ping => Ok(Response::Pong { version: env!("CARGO_PKG_VERSION").into(), mountpoint: self.layers.mountpoint.clone(), pid: std::process::id() }),
+            Request::Ping => Ok(Response::Pong {
+                version: env!("CARGO_PKG_VERSION").into(),
+                mountpoint: self.layers.mountpoint.clone(),
+                pid: std::process::id(),
+            }),
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
             Request::Flush { path, as_is: false } => self.flush(path.as_deref()).await,
             Request::Flush { path: None, as_is: true } => Err("--as-is needs the name of one file".into()),

@@ -29,7 +29,9 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<PathBuf> {
         Ok(metadata) if !metadata.is_dir() => bail!("{shown}: not a directory: name a directory to mount on"),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("{shown}: no such directory: make it first (mkdir -p {shown})"),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => bail!("{shown}: a mount whose program has died is in the way: unmount it (fusermount3 -uz {shown})"),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            bail!("{shown}: a mount whose program has died is in the way: unmount it (fusermount3 -uz {shown})")
+        }
         Err(error) => return Err(error).context(format!("{shown}: cannot be mounted on")),
     }
     // Looking into a directory that systemd's automount waits on would wait for this very mount.
@@ -50,7 +52,9 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<PathBuf> {
 fn check_machine(flags: &MountFlags) -> anyhow::Result<()> {
     match std::fs::metadata("/dev/fuse") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            bail!("/dev/fuse: missing: load the kernel's module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)")
+            bail!(
+                "/dev/fuse: missing: load the kernel's module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)"
+            )
         }
         Err(error) => return Err(error).context("/dev/fuse"),
         Ok(_) => {}
@@ -65,7 +69,9 @@ fn check_machine(flags: &MountFlags) -> anyhow::Result<()> {
         bail!("fusermount3: not found: install the package fuse3");
     }
     if (flags.allow_other || flags.allow_root) && !user_allow_other() {
-        bail!("allow_other: not allowed to ordinary users on this machine: put the line user_allow_other into /etc/fuse.conf, or mount as root");
+        bail!(
+            "allow_other: not allowed to ordinary users on this machine: put the line user_allow_other into /etc/fuse.conf, or mount as root"
+        );
     }
     Ok(())
 }
@@ -108,7 +114,9 @@ pub fn unmount(mountpoint: &Path) -> anyhow::Result<()> {
     match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::EPERM) => fusermount_unmount(mountpoint, false),
-        Err(nix::errno::Errno::EBUSY) => bail!("{}: in use: close what is open on it (fuser -vm {0} names the programs)", mountpoint.display()),
+        Err(nix::errno::Errno::EBUSY) => {
+            bail!("{}: in use: close what is open on it (fuser -vm {0} names the programs)", mountpoint.display())
+        }
         Err(nix::errno::Errno::EINVAL) => bail!("{}: not mounted", mountpoint.display()),
         Err(error) => Err(error).context(format!("{}: cannot be unmounted", mountpoint.display())),
     }

@@ -69,7 +69,21 @@ const BY_EXTENSION: &[(&str, &str)] = &[
 ];
 
 /// Files without an extension that a release has.
-const BY_NAME: &[&str] = &["README", "LICENSE", "COPYING", "NOTICE", "AUTHORS", "CHANGELOG", "MD5SUMS", "SHA1SUMS", "SHA256SUMS", "SHA512SUMS", "Release", "InRelease", "Packages"];
+const BY_NAME: &[&str] = &[
+    "README",
+    "LICENSE",
+    "COPYING",
+    "NOTICE",
+    "AUTHORS",
+    "CHANGELOG",
+    "MD5SUMS",
+    "SHA1SUMS",
+    "SHA256SUMS",
+    "SHA512SUMS",
+    "Release",
+    "InRelease",
+    "Packages",
+];
 
 /// The Content-Type of a key by its last component. Content-Encoding is nobody's guess: `.tar.gz` is a gzip file.
 pub fn of_key(key: &str) -> String {

@@ -85,7 +85,11 @@ impl HeaderRules {
             None => Vec::new(),
             Some(path) => {
                 let file = path.display().to_string();
-                let text = std::fs::read_to_string(path).map_err(|error| HeaderRulesError { file: file.clone(), at: String::new(), why: error.to_string() })?;
+                let text = std::fs::read_to_string(path).map_err(|error| HeaderRulesError {
+                    file: file.clone(),
+                    at: String::new(),
+                    why: error.to_string(),
+                })?;
                 parse(&text).map_err(|(offset, why)| {
                     let line = text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1;
                     HeaderRulesError { file, at: format!(":{line}"), why }
@@ -97,14 +101,26 @@ impl HeaderRules {
 
     /// What a new object gets under this key.
     pub fn headers(&self, _bucket: &str, key: &str) -> ObjectHeaders {
-        let mut headers = ObjectHeaders { content_type: Some(content_type::of_key(key)), cache_control: self.cache_control.clone(), ..ObjectHeaders::default() };
+        let mut headers = ObjectHeaders {
+            content_type: Some(content_type::of_key(key)),
+            cache_control: self.cache_control.clone(),
+            ..ObjectHeaders::default()
+        };
         if key.ends_with('/') {
             // A directory marker is nobody's page.
             headers.cache_control = None;
             return headers;
         }
         for rule in self.rules.iter().filter(|rule| rule.patterns.iter().any(|pattern| glob::matches_key(pattern, key))) {
-            let ObjectHeaders { content_type, cache_control, content_disposition, content_encoding, content_language, expires, website_redirect } = &rule.headers;
+            let ObjectHeaders {
+                content_type,
+                cache_control,
+                content_disposition,
+                content_encoding,
+                content_language,
+                expires,
+                website_redirect,
+            } = &rule.headers;
             for (to, from) in [
                 (&mut headers.content_type, content_type),
                 (&mut headers.cache_control, cache_control),
@@ -125,7 +141,8 @@ impl HeaderRules {
 
 /// An error is where and why.
 fn parse(text: &str) -> Result<Vec<Rule>, (usize, String)> {
-    let file: RulesFile = toml::from_str(text).map_err(|error| (error.span().map_or(0, |span| span.start), error.message().replace('\n', "; ")))?;
+    let file: RulesFile =
+        toml::from_str(text).map_err(|error| (error.span().map_or(0, |span| span.start), error.message().replace('\n', "; ")))?;
     file.rules.into_iter().map(rule).collect()
 }
 
@@ -181,7 +198,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("rules.toml");
         std::fs::write(&file, text).unwrap();
-        HeaderRules::load(Some("public,max-age=60"), Some(&file)).map_err(|error| error.to_string().replace(&file.display().to_string(), "F"))
+        HeaderRules::load(Some("public,max-age=60"), Some(&file))
+            .map_err(|error| error.to_string().replace(&file.display().to_string(), "F"))
     }
 
     #[test]
@@ -192,7 +210,10 @@ mod tests {
         assert_eq!(headers.content_language.as_deref(), Some("de"));
         assert_eq!(headers.content_type.as_deref(), Some("text/x-a"));
         let plain = rules.headers("b", "a.tar.gz");
-        assert_eq!((plain.content_type.as_deref(), plain.cache_control.as_deref(), plain.content_encoding), (Some("application/gzip"), Some("public,max-age=60"), None));
+        assert_eq!(
+            (plain.content_type.as_deref(), plain.cache_control.as_deref(), plain.content_encoding),
+            (Some("application/gzip"), Some("public,max-age=60"), None)
+        );
         let marker = rules.headers("b", "docs/");
         assert_eq!((marker.content_type.as_deref(), marker.cache_control), (Some("application/x-directory"), None));
     }
@@ -211,6 +232,11 @@ mod tests {
             let error = load(text).unwrap_err();
             assert!(error.starts_with(line) && !error.contains('\n'), "{error}");
         }
-        assert!(HeaderRules::load(None, Some(Path::new("/nonexistent"))).unwrap_err().to_string().starts_with("header_rules=/nonexistent: No such file"));
+        assert!(
+            HeaderRules::load(None, Some(Path::new("/nonexistent")))
+                .unwrap_err()
+                .to_string()
+                .starts_with("header_rules=/nonexistent: No such file")
+        );
     }
 }

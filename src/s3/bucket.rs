@@ -14,8 +14,8 @@ use super::endpoint::BucketName;
 use super::operation::Operation;
 use super::request::{Call, Place};
 use super::{
-    Capabilities, Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ListPage, ListRequest, ObjectHead, Part,
-    PendingUpload, PutOptions, PutOutcome, Result, S3Error, Source, Store,
+    Capabilities, Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ListPage,
+    ListRequest, ObjectHead, Part, PendingUpload, PutOptions, PutOutcome, Result, S3Error, Source, Store,
 };
 use crate::aws::{encode, sigv2, sigv4};
 
@@ -115,7 +115,8 @@ impl Bucket {
         let credential = self.core.credentials.get(Some(self.name())).await.map_err(|message| failed(ErrorKind::Credentials, message))?;
         let region = self.place.region();
         let location = self.core.endpoint.locate(self.place.bucket.as_ref(), &region, true);
-        let path = encode::key_path(&location.prefix, key).ok_or_else(|| failed(ErrorKind::InvalidRequest, "no URL can name this key; use path_style".into()))?;
+        let path = encode::key_path(&location.prefix, key)
+            .ok_or_else(|| failed(ErrorKind::InvalidRequest, "no URL can name this key; use path_style".into()))?;
         let mut query = query.to_vec();
         if self.core.config.requester_pays {
             query.push(("x-amz-request-payer".into(), "requester".into()));
@@ -131,12 +132,16 @@ impl Bucket {
             let headers = http::HeaderMap::new();
             let subject = sigv2::Subject { method: "GET", resource: &resource, query: &query, headers: &headers };
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-            let signed = sigv2::presigned_query(&subject, &credential, now.saturating_add(expires)).ok_or_else(|| failed(ErrorKind::Credentials, "the secret key cannot sign".into()))?;
+            let signed = sigv2::presigned_query(&subject, &credential, now.saturating_add(expires))
+                .ok_or_else(|| failed(ErrorKind::Credentials, "the secret key cannot sign".into()))?;
             return Ok(format!("{}{}?{lead}{signed}", location.origin, path.wire));
         }
         // AWS, "Authenticating requests: query parameters": at most seven days.
         if !(1..=604_800).contains(&expires) {
-            return Err(failed(ErrorKind::InvalidRequest, "a link can be valid for 1 second to 7 days (604800 s); use CloudFront for longer ones".into()));
+            return Err(failed(
+                ErrorKind::InvalidRequest,
+                "a link can be valid for 1 second to 7 days (604800 s); use CloudFront for longer ones".into(),
+            ));
         }
         let url = format!("{}{}{}", location.origin, path.signed, if own.is_empty() { String::new() } else { format!("?{own}") });
         let scope = sigv4::Scope { service: "s3", region: &region };
@@ -189,7 +194,14 @@ impl Store for Bucket {
         self.create_upload(key, options).await
     }
 
-    async fn upload_part(&self, key: &str, upload_id: &str, number: u32, body: Arc<dyn Source>, checksum: Option<Checksum>) -> Result<Part> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Arc<dyn Source>,
+        checksum: Option<Checksum>,
+    ) -> Result<Part> {
         self.send_part(key, upload_id, number, body, checksum).await
     }
 

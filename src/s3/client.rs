@@ -175,7 +175,8 @@ impl Client {
     /// [`ErrorKind::Credentials`] or [`ErrorKind::InvalidRequest`], one line with the remedy.
     pub fn new(config: ClientConfig) -> Result<Arc<Client>> {
         let invalid = |message| configured(ErrorKind::InvalidRequest, message);
-        let endpoint = Endpoint::new(config.endpoint_url.as_ref(), config.path_style, config.dual_stack, config.transfer_acceleration).map_err(invalid)?;
+        let endpoint = Endpoint::new(config.endpoint_url.as_ref(), config.path_style, config.dual_stack, config.transfer_acceleration)
+            .map_err(invalid)?;
         let http = crate::aws::http::client(&HttpConfig {
             proxy: config.proxy.clone(),
             ca_bundle: config.ca_bundle.clone(),
@@ -221,7 +222,8 @@ impl Client {
         if let Some(bucket) = self.buckets.lock().get(name) {
             return Ok(Arc::clone(bucket));
         }
-        let parsed = BucketName::parse(name).map_err(|message| S3Error::local(ErrorKind::InvalidRequest, "Configuration", format!("s3://{name}"), message))?;
+        let parsed = BucketName::parse(name)
+            .map_err(|message| S3Error::local(ErrorKind::InvalidRequest, "Configuration", format!("s3://{name}"), message))?;
         let bucket = Arc::new(Bucket::new(Arc::clone(&self.core), parsed));
         Ok(Arc::clone(self.buckets.lock().entry(name.to_owned()).or_insert(bucket)))
     }
@@ -244,7 +246,8 @@ impl Client {
         let store = self.store(bucket)?;
         let start = tokio::time::Instant::now();
         let resource = store.place.resource(None);
-        let mut last = S3Error::local(ErrorKind::TimedOut, "ListObjectsV2", resource, format!("nothing answered within {} s", silent.as_secs()));
+        let mut last =
+            S3Error::local(ErrorKind::TimedOut, "ListObjectsV2", resource, format!("nothing answered within {} s", silent.as_secs()));
         loop {
             let request = ListRequest { prefix: prefix.to_owned(), max_keys: Some(2), ..ListRequest::default() };
             let limit = if last.kind == ErrorKind::Network { refused } else { silent };
@@ -317,12 +320,16 @@ impl Account for Client {
     }
 
     async fn create_bucket(&self, name: &str) -> Result<()> {
-        let parsed = BucketName::parse(name).map_err(|message| S3Error::local(ErrorKind::InvalidRequest, "CreateBucket", format!("s3://{name}"), message))?;
+        let parsed = BucketName::parse(name)
+            .map_err(|message| S3Error::local(ErrorKind::InvalidRequest, "CreateBucket", format!("s3://{name}"), message))?;
         let place = Place::new(Some(parsed), self.core.region.clone());
         let mut call = Call::new(&self.core, Operation::CreateBucket, Method::PUT);
         // us-east-1 is named by saying nothing; other stores may refuse a constraint that they do not know.
         if self.core.endpoint.is_aws() && self.core.region != "us-east-1" {
-            let body = format!("<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{}</LocationConstraint></CreateBucketConfiguration>", xml::escape(&self.core.region));
+            let body = format!(
+                "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{}</LocationConstraint></CreateBucketConfiguration>",
+                xml::escape(&self.core.region)
+            );
             call = call.payload(Payload::Bytes(Bytes::from(body)));
         }
         self.core.whole(&place, &call).await?;

@@ -33,7 +33,9 @@ impl BucketName {
             return Err(format!("{name} is a directory bucket (S3 Express), which packmule cannot mount; use a general purpose bucket"));
         }
         if name.ends_with("--ol-s3") || name.ends_with("--op-s3") || name.ends_with(".mrap") {
-            return Err(format!("{name} is an Object Lambda, Outposts or multi-region access point, which packmule cannot mount; name the bucket itself"));
+            return Err(format!(
+                "{name} is an Object Lambda, Outposts or multi-region access point, which packmule cannot mount; name the bucket itself"
+            ));
         }
         let usable = (1..=255).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         if !usable || name == "." || name == ".." {
@@ -55,7 +57,9 @@ impl BucketName {
             return Err(format!("{arn} is no access point ARN; the form is arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"));
         };
         if region.is_empty() || name.ends_with(".mrap") {
-            return Err(format!("{arn} is a multi-region access point, which needs SigV4a signatures that packmule lacks; name one region's bucket"));
+            return Err(format!(
+                "{arn} is a multi-region access point, which needs SigV4a signatures that packmule lacks; name one region's bucket"
+            ));
         }
         let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !plain(name) || !plain(account) || !plain(region) {
@@ -112,7 +116,8 @@ fn region_of_host(host: &str) -> Option<Option<String>> {
         return Some(None);
     }
     let region = rest.strip_prefix("s3.dualstack.").or_else(|| rest.strip_prefix("s3.")).or_else(|| rest.strip_prefix("s3-"))?;
-    let like_a_region = region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') && region.ends_with(|c: char| c.is_ascii_digit());
+    let like_a_region =
+        region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') && region.ends_with(|c: char| c.is_ascii_digit());
     like_a_region.then(|| Some(region.to_owned()))
 }
 
@@ -152,7 +157,9 @@ impl Endpoint {
 
     /// True for AWS itself (its VPC endpoints included): known limits and abilities.
     pub fn is_aws(&self) -> bool {
-        self.custom.as_ref().is_none_or(|url| url.host_str().is_some_and(|host| host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")))
+        self.custom
+            .as_ref()
+            .is_none_or(|url| url.host_str().is_some_and(|host| host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")))
     }
 
     /// True when nothing but the network's own checks protects the bytes.
@@ -243,7 +250,10 @@ mod tests {
         let arn = "arn:aws:s3:us-west-2:123456789012:accesspoint/finance";
         assert_eq!(at(None, None, arn), "https://finance-123456789012.s3-accesspoint.us-west-2.amazonaws.com");
         assert_eq!(BucketName::parse(arn).unwrap().copy_source("a/b"), format!("{arn}/object/a/b"));
-        assert_eq!(at(None, None, "my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias"), "https://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias.s3.eu-west-1.amazonaws.com");
+        assert_eq!(
+            at(None, None, "my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias"),
+            "https://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias.s3.eu-west-1.amazonaws.com"
+        );
     }
 
     #[test]

@@ -9,14 +9,25 @@ pub fn explain(error: &S3Error) -> String {
     let detail = if error.message.is_empty() { code.to_owned() } else { error.message.clone() };
     let line = match error.kind {
         _ if error.operation == "Configuration" => detail,
-        ErrorKind::NoSuchBucket => format!("no such bucket: {resource}; check its name and endpoint_url, or list yours with s3:// as the source"),
+        ErrorKind::NoSuchBucket => {
+            format!("no such bucket: {resource}; check its name and endpoint_url, or list yours with s3:// as the source")
+        }
         ErrorKind::NoSuchKey => format!("no such object: {resource}"),
         ErrorKind::NoSuchUpload => format!("{resource}: the unfinished upload is gone; the file is sent again from its beginning"),
-        ErrorKind::AccessDenied => format!("access to {resource} is denied: the credentials lack the right for {} (s3:ListBucket, s3:GetObject, s3:PutObject … in their policy)", error.operation),
+        ErrorKind::AccessDenied => format!(
+            "access to {resource} is denied: the credentials lack the right for {} (s3:ListBucket, s3:GetObject, s3:PutObject … in their policy)",
+            error.operation
+        ),
         ErrorKind::Credentials => match code {
-            "InvalidAccessKeyId" | "InvalidClientTokenId" => format!("the store does not know this access key (for {resource}); check AWS_ACCESS_KEY_ID, the profile or passwd_file, and endpoint_url"),
-            "SignatureDoesNotMatch" => format!("the secret key is wrong for this access key (for {resource}); check AWS_SECRET_ACCESS_KEY, the profile or passwd_file"),
-            "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => format!("the credentials for {resource} have expired; sign in again (aws sso login) or renew the session token"),
+            "InvalidAccessKeyId" | "InvalidClientTokenId" => format!(
+                "the store does not know this access key (for {resource}); check AWS_ACCESS_KEY_ID, the profile or passwd_file, and endpoint_url"
+            ),
+            "SignatureDoesNotMatch" => format!(
+                "the secret key is wrong for this access key (for {resource}); check AWS_SECRET_ACCESS_KEY, the profile or passwd_file"
+            ),
+            "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => {
+                format!("the credentials for {resource} have expired; sign in again (aws sso login) or renew the session token")
+            }
             _ => detail,
         },
         ErrorKind::PreconditionFailed | ErrorKind::Conflict => format!("{resource} was changed by somebody else at the same time"),
@@ -27,7 +38,9 @@ pub fn explain(error: &S3Error) -> String {
         ErrorKind::Throttled => format!("the store asks to slow down ({resource}); fewer max_connections help"),
         ErrorKind::Server => format!("the store failed on {resource} ({detail}); try again later"),
         ErrorKind::TimedOut => format!("no answer for {resource} ({detail}); check the network, proxy and endpoint_url"),
-        ErrorKind::Network if detail.contains("certificate") => format!("{resource} cannot be reached: the certificate is not trusted ({detail}); name its CA with ca_bundle=, or use no_check_certificate"),
+        ErrorKind::Network if detail.contains("certificate") => format!(
+            "{resource} cannot be reached: the certificate is not trusted ({detail}); name its CA with ca_bundle=, or use no_check_certificate"
+        ),
         ErrorKind::Network => format!("{resource} cannot be reached ({detail}); check endpoint_url, the network and proxy"),
         ErrorKind::Quota => format!("the store has no room for {resource} (quota); free some or raise it"),
         ErrorKind::TooLarge => format!("{resource} is larger than the store takes"),
@@ -38,7 +51,11 @@ pub fn explain(error: &S3Error) -> String {
         ErrorKind::WrongRegion => format!("{resource} is in another region ({detail}); name it with region="),
         ErrorKind::ClockSkew => format!("this machine's clock is wrong ({detail}); set it, e.g. with: timedatectl set-ntp true"),
         ErrorKind::Protocol => format!("{resource}: {detail}; check endpoint_url, and that no login page or proxy answers instead"),
-        ErrorKind::InvalidRequest => format!("the store refuses {} of {resource} ({code}{}{detail})", error.operation, if code.is_empty() || detail.is_empty() { "" } else { ": " }),
+        ErrorKind::InvalidRequest => format!(
+            "the store refuses {} of {resource} ({code}{}{detail})",
+            error.operation,
+            if code.is_empty() || detail.is_empty() { "" } else { ": " }
+        ),
         ErrorKind::LocalIo => format!("a local file could not be read while {resource} was sent ({detail})"),
     };
     line.replace(['\n', '\r'], " ")

@@ -143,7 +143,8 @@ impl Bucket {
                 message: error.text_of("Message").unwrap_or("").to_owned(),
                 ..response::ErrorBody::default()
             };
-            let error = response::error(Operation::DeleteObjects.name(), &self.place.resource(Some(&key)), answer.status, &answer.headers, &told);
+            let error =
+                response::error(Operation::DeleteObjects.name(), &self.place.resource(Some(&key)), answer.status, &answer.headers, &told);
             if error.kind != ErrorKind::NoSuchKey {
                 failed.push((key, error));
             }
@@ -168,7 +169,8 @@ impl Bucket {
                 };
                 parts.push(Part { number, etag: ETag::new(etag), size });
             }
-            let next = answer.body.text_of("NextPartNumberMarker").map(str::to_owned).or_else(|| parts.last().map(|part| part.number.to_string()));
+            let next =
+                answer.body.text_of("NextPartNumberMarker").map(str::to_owned).or_else(|| parts.last().map(|part| part.number.to_string()));
             if !answer.body.is_true("IsTruncated") {
                 return Ok(parts);
             }
@@ -239,7 +241,9 @@ mod tests {
 
     #[test]
     fn a_store_that_ignores_the_encoding() {
-        let page = read(r#"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>100%25+x</Key><Size>1</Size></Contents></ListBucketResult>"#);
+        let page = read(
+            r#"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>100%25+x</Key><Size>1</Size></Contents></ListBucketResult>"#,
+        );
         assert_eq!(page.entries[0].key, "100%25+x");
         assert_eq!(page.entries[0].etag.as_str(), "");
     }
@@ -250,7 +254,9 @@ mod tests {
             r#"<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Marker></Marker><MaxKeys>2</MaxKeys><IsTruncated>true</IsTruncated><Contents><Key>a</Key><Size>1</Size></Contents><CommonPrefixes><Prefix>b/</Prefix></CommonPrefixes></ListBucketResult>"#,
         );
         assert_eq!(page.next.as_deref(), Some("a:b/"));
-        let marked = read(r#"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextMarker>a%20b</NextMarker></ListBucketResult>"#);
+        let marked = read(
+            r#"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextMarker>a%20b</NextMarker></ListBucketResult>"#,
+        );
         assert_eq!(marked.next.as_deref(), Some("a:a b"));
         let stuck = Element::parse(b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>").unwrap();
         assert!(super::page(&stuck).is_err());

@@ -395,7 +395,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     async fn create_multipart(&self, key: &str, options: PutOptions) -> Result<String>;
 
     /// UploadPart. Sent again under the same number, the last one wins.
-    async fn upload_part(&self, key: &str, upload_id: &str, number: u32, body: Arc<dyn Source>, checksum: Option<Checksum>) -> Result<Part>;
+    async fn upload_part(&self, key: &str, upload_id: &str, number: u32, body: Arc<dyn Source>, checksum: Option<Checksum>)
+    -> Result<Part>;
 
     /// UploadPartCopy of a byte range. A 200 with an `<Error>` body is an error.
     async fn upload_part_copy(&self, key: &str, upload_id: &str, number: u32, source: CopySource, range: Range<u64>) -> Result<Part>;

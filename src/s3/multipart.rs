@@ -133,7 +133,12 @@ async fn copy_in_parts(
         CopyMetadata::Keep { website_redirect, storage_class } => {
             let mut headers = head.headers.clone();
             headers.website_redirect = website_redirect;
-            PutOptions { headers, metadata: head.metadata.clone(), storage_class: storage_class.or_else(|| head.storage_class.clone()), ..PutOptions::default() }
+            PutOptions {
+                headers,
+                metadata: head.metadata.clone(),
+                storage_class: storage_class.or_else(|| head.storage_class.clone()),
+                ..PutOptions::default()
+            }
         }
         CopyMetadata::Replace(options) => *options,
     };
@@ -154,11 +159,22 @@ async fn copy_in_parts(
     copied
 }
 
-async fn parts_and_complete(store: &dyn Store, to_key: &str, upload_id: &str, source: CopySource, head: &ObjectHead, condition: Option<Condition>) -> Result<PutOutcome> {
+async fn parts_and_complete(
+    store: &dyn Store,
+    to_key: &str,
+    upload_id: &str,
+    source: CopySource,
+    head: &ObjectHead,
+    condition: Option<Condition>,
+) -> Result<PutOutcome> {
     let numbered = copy_ranges(head.size).into_iter().zip(1u32..);
     let copies = numbered.map(|(range, number)| store.upload_part_copy(to_key, upload_id, number, source.clone(), range));
     let parts: Vec<_> = futures::stream::iter(copies).buffered(COPIES_AT_ONCE).try_collect().await?;
-    let options = PutOptions { condition, checksum: head.checksum.filter(|sum| matches!(sum, super::Checksum::Crc64Nvme(_))), ..PutOptions::default() };
+    let options = PutOptions {
+        condition,
+        checksum: head.checksum.filter(|sum| matches!(sum, super::Checksum::Crc64Nvme(_))),
+        ..PutOptions::default()
+    };
     let outcome = store.complete_multipart(to_key, upload_id, &parts, head.size, options).await?;
     let now = store.head(to_key).await?;
     if now.etag == outcome.etag && now.size != head.size {

@@ -13,7 +13,9 @@ use super::endpoint::BucketName;
 use super::operation::Operation;
 use super::request::{Call, Payload, exactly};
 use super::xml::Element;
-use super::{Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, PutOutcome, Result, S3Error, response, xml};
+use super::{
+    Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, PutOutcome, Result, S3Error, response, xml,
+};
 use crate::aws::encode;
 use crate::aws::http::Incoming;
 use crate::aws::retry::Class;
@@ -25,7 +27,8 @@ impl Bucket {
         let answer = self.core.whole(&self.place, &call).await?;
         self.located();
         let size = response::text(&answer.headers, "content-length").and_then(|size| size.parse().ok());
-        size.and_then(|size| response::object_head(&answer.headers, size)).ok_or_else(|| self.core.not_s3(&self.place, &call, "a head without ETag or length"))
+        size.and_then(|size| response::object_head(&answer.headers, size))
+            .ok_or_else(|| self.core.not_s3(&self.place, &call, "a head without ETag or length"))
     }
 
     pub(super) async fn get_object(&self, key: &str, request: GetRequest) -> Result<GetObject> {
@@ -51,7 +54,8 @@ impl Bucket {
             StatusCode::OK => length.map(|length| (0..length, length)).ok_or_else(|| not_s3("an object without a length"))?,
             StatusCode::PARTIAL_CONTENT => {
                 let range = response::text(&answer.headers, "content-range");
-                let (start, end, size) = range.as_deref().and_then(response::content_range).ok_or_else(|| not_s3("a part without Content-Range"))?;
+                let (start, end, size) =
+                    range.as_deref().and_then(response::content_range).ok_or_else(|| not_s3("a part without Content-Range"))?;
                 if length.is_some_and(|length| length != end - start) {
                     return Err(not_s3("Content-Range and Content-Length disagree"));
                 }
@@ -75,7 +79,14 @@ impl Bucket {
     }
 
     /// The wanted range out of the one that was sent: a store may send more (a 200 to a range), never less or other bytes.
-    fn body(&self, incoming: Incoming, sent: Range<u64>, wanted: Range<u64>, head: ObjectHead, call: &Call) -> std::result::Result<GetObject, &'static str> {
+    fn body(
+        &self,
+        incoming: Incoming,
+        sent: Range<u64>,
+        wanted: Range<u64>,
+        head: ObjectHead,
+        call: &Call,
+    ) -> std::result::Result<GetObject, &'static str> {
         if sent.start > wanted.start || sent.end < wanted.end {
             return Err("another range than was asked for");
         }
@@ -107,7 +118,9 @@ impl Bucket {
 
     /// `x-amz-copy-source` and its precondition.
     pub(super) fn copy_source(&self, call: &mut Call, source: &CopySource) -> Result<()> {
-        let refused = |message| S3Error::local(ErrorKind::InvalidRequest, call.operation.name(), format!("s3://{}/{}", source.bucket, source.key), message);
+        let refused = |message| {
+            S3Error::local(ErrorKind::InvalidRequest, call.operation.name(), format!("s3://{}/{}", source.bucket, source.key), message)
+        };
         let bucket = BucketName::parse(&source.bucket).map_err(refused)?;
         let mut path = encode::key(&bucket.copy_source(&source.key));
         if let Some(version) = &source.version_id {
@@ -123,7 +136,13 @@ impl Bucket {
         Ok(())
     }
 
-    pub(super) async fn copy_from(&self, key: &str, source: CopySource, metadata: CopyMetadata, condition: Option<Condition>) -> Result<PutOutcome> {
+    pub(super) async fn copy_from(
+        &self,
+        key: &str,
+        source: CopySource,
+        metadata: CopyMetadata,
+        condition: Option<Condition>,
+    ) -> Result<PutOutcome> {
         let sum = match &metadata {
             CopyMetadata::Replace(options) => options.checksum.filter(|sum| matches!(sum, super::Checksum::Sha1(_))),
             CopyMetadata::Keep { .. } => None,
@@ -153,7 +172,11 @@ impl Bucket {
                 Ok(answer) => {
                     self.settled(&with);
                     let etag = answer.body.text_of("ETag").ok_or_else(|| self.core.not_s3(&self.place, &call, "a copy without ETag"))?;
-                    let last_modified = answer.body.text_of("LastModified").and_then(response::iso_date).or_else(|| response::http_date(&answer.headers, "date"));
+                    let last_modified = answer
+                        .body
+                        .text_of("LastModified")
+                        .and_then(response::iso_date)
+                        .or_else(|| response::http_date(&answer.headers, "date"));
                     return Ok(PutOutcome { etag: ETag::new(etag), version_id: response::version(&answer.headers), last_modified });
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
@@ -166,11 +189,20 @@ impl Bucket {
         let call = Call::new(&self.core, Operation::GetObjectTagging, Method::GET).key(key).query("tagging", "");
         let answer = self.core.xml(&self.place, &call, "Tagging").await?;
         let value = |tag: &Element, name: &str| tag.child(name).map(|child| child.text.clone()).unwrap_or_default();
-        Ok(answer.body.child("TagSet").into_iter().flat_map(|set| set.all("Tag")).map(|tag| (value(tag, "Key"), value(tag, "Value"))).collect())
+        Ok(answer
+            .body
+            .child("TagSet")
+            .into_iter()
+            .flat_map(|set| set.all("Tag"))
+            .map(|tag| (value(tag, "Key"), value(tag, "Value")))
+            .collect())
     }
 
     pub(super) async fn replace_tags(&self, key: &str, tags: &[(String, String)]) -> Result<()> {
-        let set: String = tags.iter().map(|(name, value)| format!("<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value))).collect();
+        let set: String = tags
+            .iter()
+            .map(|(name, value)| format!("<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value)))
+            .collect();
         let body = format!("<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet>{set}</TagSet></Tagging>");
         let mut call = Call::new(&self.core, Operation::PutObjectTagging, Method::PUT).key(key).query("tagging", "");
         call.header("content-md5", &STANDARD.encode(Md5::digest(&body)))?;

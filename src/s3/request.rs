@@ -91,7 +91,14 @@ impl Call {
         if value.is_empty() {
             return Ok(());
         }
-        let bad = || S3Error::local(ErrorKind::InvalidRequest, self.operation.name(), self.key.clone().unwrap_or_default(), format!("header {name} can hold visible ASCII characters alone"));
+        let bad = || {
+            S3Error::local(
+                ErrorKind::InvalidRequest,
+                self.operation.name(),
+                self.key.clone().unwrap_or_default(),
+                format!("header {name} can hold visible ASCII characters alone"),
+            )
+        };
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
         let value = HeaderValue::from_str(value).map_err(|_| bad())?;
         // Signatures cover header values as ASCII text.
@@ -183,7 +190,9 @@ impl Core {
     pub async fn xml(&self, place: &Place, call: &Call, root: &str) -> Tried<Answer<Element>> {
         let answer = self.whole(place, call).await?;
         match Element::parse(&answer.body) {
-            Ok(element) if element.name == root => Ok(Answer { status: answer.status, headers: answer.headers, body: element, repeated: answer.repeated }),
+            Ok(element) if element.name == root => {
+                Ok(Answer { status: answer.status, headers: answer.headers, body: element, repeated: answer.repeated })
+            }
             Ok(element) => Err(self.not_s3(place, call, &format!("<{}> came instead of <{root}>", element.name)).into()),
             Err(reason) => Err(self.not_s3(place, call, &reason).into()),
         }
@@ -204,7 +213,8 @@ impl Core {
         let (mut followed, mut reread, mut repeated) = (0, false, false);
         loop {
             let bucket = place.bucket.as_ref().map(BucketName::as_str);
-            let credential = self.credentials.get(bucket).await.map_err(|message| self.local(place, call, ErrorKind::Credentials, message))?;
+            let credential =
+                self.credentials.get(bucket).await.map_err(|message| self.local(place, call, ErrorKind::Credentials, message))?;
             let (error, outcome, wait) = match self.attempt(place, call, credential.as_ref(), &read).await? {
                 Attempt::Done(status, headers, body) => {
                     budget.succeeded();
@@ -225,7 +235,9 @@ impl Core {
                         continue;
                     }
                     // A HEAD has no body to tell an unknown key from a missing right.
-                    let bare = body.code.is_none() && matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) && call.method == Method::HEAD;
+                    let bare = body.code.is_none()
+                        && matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
+                        && call.method == Method::HEAD;
                     if bare
                         && !reread
                         && let Some(used) = &credential
@@ -311,7 +323,10 @@ impl Core {
 
     /// True when the answer names another region than the one that was signed for; it is remembered.
     fn follow_region(&self, place: &Place, status: StatusCode, error: &S3Error, body: &ErrorBody) -> bool {
-        let misplaced = error.kind == ErrorKind::WrongRegion || status.is_redirection() || (status == StatusCode::BAD_REQUEST && body.code.is_none()) || (status == StatusCode::FORBIDDEN && body.code.is_none());
+        let misplaced = error.kind == ErrorKind::WrongRegion
+            || status.is_redirection()
+            || (status == StatusCode::BAD_REQUEST && body.code.is_none())
+            || (status == StatusCode::FORBIDDEN && body.code.is_none());
         let Some(region) = body.region.as_ref().filter(|region| misplaced && !region.is_empty()) else { return false };
         let mut known = place.region.lock();
         if *known == *region {
@@ -363,7 +378,9 @@ impl Core {
         }
         // The host is signed as it is sent: the url crate leaves out a default port.
         let signed = format!("{}{}{query}", url.origin().ascii_serialization(), path.signed);
-        let headers = sigv4::headers(sigv4::Scope { service: "s3", region: &region }, &call.method, &signed, headers, credential).await.map_err(invalid)?;
+        let headers = sigv4::headers(sigv4::Scope { service: "s3", region: &region }, &call.method, &signed, headers, credential)
+            .await
+            .map_err(invalid)?;
         Ok((url, headers))
     }
 
@@ -399,7 +416,13 @@ impl Readable for Incoming {
 
 /// The part of `incoming` that the caller wants: `skip` bytes dropped, then exactly `want`, an error when fewer come.
 /// `whole`: more bytes than wanted are an error too.
-pub(super) fn exactly(incoming: Incoming, skip: u64, want: u64, whole: bool, resource: String) -> futures::stream::BoxStream<'static, Result<Bytes>> {
+pub(super) fn exactly(
+    incoming: Incoming,
+    skip: u64,
+    want: u64,
+    whole: bool,
+    resource: String,
+) -> futures::stream::BoxStream<'static, Result<Bytes>> {
     let wrong = move |kind, message: String| S3Error::local(kind, Operation::GetObject.name(), resource.clone(), message);
     futures::stream::unfold(Some((incoming.body, skip, want)), move |state| {
         let wrong = wrong.clone();

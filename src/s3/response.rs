@@ -31,7 +31,11 @@ pub struct ErrorBody {
 pub fn error_body(headers: &HeaderMap, body: &[u8]) -> ErrorBody {
     let mut read = ErrorBody { region: text(headers, "x-amz-bucket-region"), ..ErrorBody::default() };
     if let Ok(root) = Element::parse(body) {
-        let error = if root.name == "Error" { Some(&root) } else { root.child("Error").or_else(|| root.child("Errors").and_then(|e| e.child("Error"))) };
+        let error = if root.name == "Error" {
+            Some(&root)
+        } else {
+            root.child("Error").or_else(|| root.child("Errors").and_then(|e| e.child("Error")))
+        };
         if let Some(error) = error {
             read.code = error.text_of("Code").map(str::to_owned);
             read.message = error.text_of("Message").unwrap_or("").to_owned();
@@ -49,24 +53,48 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         "NoSuchKey" | "NoSuchVersion" => ErrorKind::NoSuchKey,
         "NoSuchBucket" => ErrorKind::NoSuchBucket,
         "NoSuchUpload" => ErrorKind::NoSuchUpload,
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "NotSignedUp" | "UnauthorizedAccess" | "XAmzAccessDenied" => ErrorKind::AccessDenied,
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "InvalidSecurity" | "InvalidClientTokenId" => ErrorKind::Credentials,
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "NotSignedUp" | "UnauthorizedAccess" | "XAmzAccessDenied" => {
+            ErrorKind::AccessDenied
+        }
+        "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "InvalidToken"
+        | "TokenRefreshRequired"
+        | "InvalidSecurity"
+        | "InvalidClientTokenId" => ErrorKind::Credentials,
         "PreconditionFailed" => ErrorKind::PreconditionFailed,
         "ConditionalRequestConflict" | "OperationAborted" => ErrorKind::Conflict,
         "BucketNotEmpty" => ErrorKind::NotEmpty,
         "BucketAlreadyExists" | "BucketAlreadyOwnedByYou" => ErrorKind::BucketExists,
         "InvalidRange" => ErrorKind::InvalidRange,
         "InvalidObjectState" => ErrorKind::Archived,
-        "SlowDown" | "SlowDownRead" | "SlowDownWrite" | "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "TooManyRequests" | "ServiceUnavailable" | "Busy" | "TooManyRequestsException" => ErrorKind::Throttled,
+        "SlowDown"
+        | "SlowDownRead"
+        | "SlowDownWrite"
+        | "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "ServiceUnavailable"
+        | "Busy"
+        | "TooManyRequestsException" => ErrorKind::Throttled,
         "InternalError" | "InternalFailure" => ErrorKind::Server,
         "RequestTimeout" => ErrorKind::TimedOut,
         "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" | "InsufficientStorage" => ErrorKind::Quota,
         "EntityTooLarge" | "MaxMessageLengthExceeded" => ErrorKind::TooLarge,
         "KeyTooLongError" | "KeyTooLong" | "XMinioInvalidObjectName" => ErrorKind::KeyTooLong,
-        "BadDigest" | "XAmzContentChecksumMismatch" | "XAmzContentSHA256Mismatch" | "IncompleteBody" | "InvalidDigest" => ErrorKind::BadDigest,
+        "BadDigest" | "XAmzContentChecksumMismatch" | "XAmzContentSHA256Mismatch" | "IncompleteBody" | "InvalidDigest" => {
+            ErrorKind::BadDigest
+        }
         "NotImplemented" | "MethodNotAllowed" => ErrorKind::NotImplemented,
         "AccessControlListNotSupported" => ErrorKind::AclNotSupported,
-        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "Redirect" | "TemporaryRedirect" | "IllegalLocationConstraintException" | "InvalidRegion" => ErrorKind::WrongRegion,
+        "PermanentRedirect"
+        | "AuthorizationHeaderMalformed"
+        | "Redirect"
+        | "TemporaryRedirect"
+        | "IllegalLocationConstraintException"
+        | "InvalidRegion" => ErrorKind::WrongRegion,
         "RequestTimeTooSkewed" | "RequestExpired" => ErrorKind::ClockSkew,
         _ => return None,
     })
@@ -100,14 +128,19 @@ fn skew(headers: &HeaderMap) -> Option<String> {
         Ok(ahead) => (ahead, "ahead of"),
         Err(behind) => (behind.duration(), "behind"),
     };
-    (difference >= Duration::from_secs(15 * 60)).then(|| format!("this machine's clock is {} {word} the store's", humantime::format_duration(Duration::from_secs(difference.as_secs()))))
+    (difference >= Duration::from_secs(15 * 60)).then(|| {
+        format!("this machine's clock is {} {word} the store's", humantime::format_duration(Duration::from_secs(difference.as_secs())))
+    })
 }
 
 /// The error that an answer means.
 pub fn error(operation: &'static str, resource: &str, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> S3Error {
     let mut kind = body.code.as_deref().and_then(kind_of_code).unwrap_or_else(|| kind_of_status(status));
     // A HEAD has no body: 404 of a bucket is known by the operation, a skewed clock by the Date.
-    if kind == ErrorKind::NoSuchKey && body.code.is_none() && matches!(operation, "HeadBucket" | "ListObjectsV2" | "ListObjects" | "DeleteBucket") {
+    if kind == ErrorKind::NoSuchKey
+        && body.code.is_none()
+        && matches!(operation, "HeadBucket" | "ListObjectsV2" | "ListObjects" | "DeleteBucket")
+    {
         kind = ErrorKind::NoSuchBucket;
     }
     let mut message = body.message.clone();
@@ -121,7 +154,15 @@ pub fn error(operation: &'static str, resource: &str, status: StatusCode, header
     if kind == ErrorKind::Protocol && message.is_empty() {
         message = format!("redirected ({status}): what answers is not S3");
     }
-    S3Error { kind, operation, resource: resource.to_owned(), status: status.as_u16(), code: body.code.clone(), message, request_id: body.request_id.clone() }
+    S3Error {
+        kind,
+        operation,
+        resource: resource.to_owned(),
+        status: status.as_u16(),
+        code: body.code.clone(),
+        message,
+        request_id: body.request_id.clone(),
+    }
 }
 
 /// `Last-Modified` and the like; the epoch where it does not parse.
@@ -222,7 +263,10 @@ mod tests {
 
     #[test]
     fn regions_come_from_header_or_body() {
-        let garage = error_body(&HeaderMap::new(), b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>x</Message><Resource>/</Resource><Region>garage</Region></Error>");
+        let garage = error_body(
+            &HeaderMap::new(),
+            b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>x</Message><Resource>/</Resource><Region>garage</Region></Error>",
+        );
         assert_eq!(garage.region.as_deref(), Some("garage"));
         let mut headers = HeaderMap::new();
         headers.insert("x-amz-bucket-region", HeaderValue::from_static("eu-central-1"));

@@ -14,7 +14,10 @@ use md5::{Digest as _, Md5};
 use super::bucket::Bucket;
 use super::operation::Operation;
 use super::request::{Call, Payload};
-use super::{Checksum, ChecksumKind, Condition, CopySource, ETag, ErrorKind, ListPage, Part, PutOptions, PutOutcome, Result, S3Error, Source, response, rfc2047};
+use super::{
+    Checksum, ChecksumKind, Condition, CopySource, ETag, ErrorKind, ListPage, Part, PutOptions, PutOutcome, Result, S3Error, Source,
+    response, rfc2047,
+};
 use crate::aws::encode;
 use crate::aws::retry::Class;
 
@@ -68,7 +71,11 @@ impl Bucket {
             // Block Public Access answers so; so does a missing right. Without the ACL it will show which.
             with.acl = false;
             with.acl_suspect = true;
-        } else if with.condition && refused && (error.kind == ErrorKind::NotImplemented || says(&["if-none-match", "if-match", "conditional"])) && !says(&["checksum"]) {
+        } else if with.condition
+            && refused
+            && (error.kind == ErrorKind::NotImplemented || says(&["if-none-match", "if-match", "conditional"]))
+            && !says(&["checksum"])
+        {
             with.condition = false;
             self.conditions(false);
         } else if with.checksum && refused && (error.kind == ErrorKind::NotImplemented || says(&["checksum", "crc", "content-md5"])) {
@@ -91,14 +98,20 @@ impl Bucket {
 
     fn acl_is_off(&self) {
         if !self.acl_off.swap(true, Ordering::Relaxed) {
-            tracing::warn!(bucket = self.name(), "the bucket does not take ACLs (ownership enforced or public access blocked): uploading without default_acl; publish it through a distribution");
+            tracing::warn!(
+                bucket = self.name(),
+                "the bucket does not take ACLs (ownership enforced or public access blocked): uploading without default_acl; publish it through a distribution"
+            );
         }
     }
 
     fn conditions(&self, honoured: bool) {
         let before = self.capabilities.lock().conditional_writes.replace(honoured);
         if !honoured && before != Some(false) {
-            tracing::warn!(bucket = self.name(), "the store does not honour conditional writes: a change by another client at the same moment can be overwritten");
+            tracing::warn!(
+                bucket = self.name(),
+                "the store does not honour conditional writes: a change by another client at the same moment can be overwritten"
+            );
         }
     }
 
@@ -125,7 +138,8 @@ impl Bucket {
         if self.capabilities.lock().conditional_writes.is_some() || head.size != 0 {
             return;
         }
-        let options = PutOptions { headers: head.headers, metadata: head.metadata, storage_class: head.storage_class, ..PutOptions::default() };
+        let options =
+            PutOptions { headers: head.headers, metadata: head.metadata, storage_class: head.storage_class, ..PutOptions::default() };
         let with = Extras { condition: true, ..Extras::default() };
         let empty: Arc<dyn Source> = Arc::new(Bytes::new());
         let Ok(call) = self.put_call(&marker, &empty, &options, &with, Some(&Condition::Absent)) else { return };
@@ -185,8 +199,18 @@ impl Bucket {
         }
     }
 
-    fn put_call(&self, key: &str, body: &Arc<dyn Source>, options: &PutOptions, with: &Extras, condition: Option<&Condition>) -> Result<Call> {
-        let mut call = Call::new(&self.core, Operation::PutObject, Method::PUT).key(key).class(Class::Upload).payload(Payload::Source(Arc::clone(body)));
+    fn put_call(
+        &self,
+        key: &str,
+        body: &Arc<dyn Source>,
+        options: &PutOptions,
+        with: &Extras,
+        condition: Option<&Condition>,
+    ) -> Result<Call> {
+        let mut call = Call::new(&self.core, Operation::PutObject, Method::PUT)
+            .key(key)
+            .class(Class::Upload)
+            .payload(Payload::Source(Arc::clone(body)));
         self.creation_headers(&mut call, options)?;
         if let Some(checksum) = options.checksum.as_ref().filter(|_| with.checksum) {
             Self::checksum_header(&mut call, checksum)?;
@@ -235,7 +259,12 @@ impl Bucket {
         if let (Some(Checksum::Md5(sent)), Some(stored), false) = (checksum, etag.md5(), kms)
             && *sent != stored
         {
-            return Err(self.core.local(&self.place, call, ErrorKind::BadDigest, "the store holds other bytes than were sent (its ETag is not their MD5)".into()));
+            return Err(self.core.local(
+                &self.place,
+                call,
+                ErrorKind::BadDigest,
+                "the store holds other bytes than were sent (its ETag is not their MD5)".into(),
+            ));
         }
         Ok(())
     }
@@ -263,7 +292,8 @@ impl Bucket {
         with.checksum = algorithm.is_some();
         let begun = SystemTime::now();
         loop {
-            let mut call = Call::new(&self.core, Operation::CreateMultipartUpload, Method::POST).key(key).class(Class::Upload).query("uploads", "");
+            let mut call =
+                Call::new(&self.core, Operation::CreateMultipartUpload, Method::POST).key(key).class(Class::Upload).query("uploads", "");
             self.creation_headers(&mut call, &options)?;
             if let Some(algorithm) = algorithm.filter(|_| with.checksum) {
                 call.header("x-amz-checksum-algorithm", algorithm)?;
@@ -273,7 +303,11 @@ impl Bucket {
             match self.core.xml(&self.place, &call, "InitiateMultipartUploadResult").await {
                 Ok(answer) => {
                     self.settled(&with);
-                    let id = answer.body.text_of("UploadId").ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload without id"))?.to_owned();
+                    let id = answer
+                        .body
+                        .text_of("UploadId")
+                        .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload without id"))?
+                        .to_owned();
                     if answer.repeated {
                         self.drop_lost_uploads(key, &id, begun).await;
                     }
@@ -296,7 +330,14 @@ impl Bucket {
         }
     }
 
-    pub(super) async fn send_part(&self, key: &str, upload_id: &str, number: u32, body: Arc<dyn Source>, checksum: Option<Checksum>) -> Result<Part> {
+    pub(super) async fn send_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Arc<dyn Source>,
+        checksum: Option<Checksum>,
+    ) -> Result<Part> {
         let mut with = self.extras(None, checksum.as_ref()).await;
         with.acl = false;
         loop {
@@ -330,32 +371,54 @@ impl Bucket {
         Ok(Part { number, etag: ETag::new(etag), size: range.end - range.start })
     }
 
-    pub(super) async fn complete_upload(&self, key: &str, upload_id: &str, parts: &[Part], size: u64, options: PutOptions) -> Result<PutOutcome> {
+    pub(super) async fn complete_upload(
+        &self,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        size: u64,
+        options: PutOptions,
+    ) -> Result<PutOutcome> {
         let condition = options.condition.as_ref();
         let mut with = self.extras(condition, options.checksum.as_ref()).await;
         with.acl = false;
-        let list: String = parts.iter().map(|part| format!("<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>", part.number, super::xml::escape(&part.etag.quoted()))).collect();
-        let body = Bytes::from(format!("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"));
+        let list: String = parts
+            .iter()
+            .map(|part| {
+                format!("<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>", part.number, super::xml::escape(&part.etag.quoted()))
+            })
+            .collect();
+        let body = Bytes::from(format!(
+            "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"
+        ));
         loop {
-            let mut call = Call::new(&self.core, Operation::CompleteMultipartUpload, Method::POST).key(key).class(Class::Upload).slow(&self.core);
+            let mut call =
+                Call::new(&self.core, Operation::CompleteMultipartUpload, Method::POST).key(key).class(Class::Upload).slow(&self.core);
             call = call.query("uploadId", upload_id).payload(Payload::Bytes(body.clone()));
             call.header("content-type", "application/xml")?;
             call.header("x-amz-mp-object-size", &size.to_string())?;
             // An MD5 has no full-object form in a multipart upload; Content-MD5 would be the XML's.
-            if let Some(checksum) = options.checksum.as_ref().filter(|sum| with.checksum && matches!(sum, Checksum::Crc64Nvme(_) | Checksum::Crc32c(_))) {
+            if let Some(checksum) =
+                options.checksum.as_ref().filter(|sum| with.checksum && matches!(sum, Checksum::Crc64Nvme(_) | Checksum::Crc32c(_)))
+            {
                 Self::checksum_header(&mut call, checksum)?;
                 call.header("x-amz-checksum-type", "FULL_OBJECT")?;
             }
             self.add_extras(&mut call, &with, condition)?;
             match self.core.xml(&self.place, &call, "CompleteMultipartUploadResult").await {
                 Ok(answer) => {
-                    let etag = answer.body.text_of("ETag").ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload completed without ETag"))?;
+                    let etag = answer
+                        .body
+                        .text_of("ETag")
+                        .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload completed without ETag"))?;
                     return Ok(outcome(ETag::new(etag), &answer.headers));
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
                 Err(refusal) => {
-                    let unsure = refusal.repeated && matches!(refusal.error.kind, ErrorKind::NoSuchUpload | ErrorKind::PreconditionFailed | ErrorKind::Conflict);
-                    if unsure && let Some(ours) = self.was_ours(key, size, options.checksum.as_ref(), multipart_etag(parts).as_ref()).await {
+                    let unsure = refusal.repeated
+                        && matches!(refusal.error.kind, ErrorKind::NoSuchUpload | ErrorKind::PreconditionFailed | ErrorKind::Conflict);
+                    if unsure && let Some(ours) = self.was_ours(key, size, options.checksum.as_ref(), multipart_etag(parts).as_ref()).await
+                    {
                         return Ok(ours);
                     }
                     return Err(refusal.error);

@@ -58,7 +58,8 @@ impl Element {
                         match resolved {
                             Some(character) => top.text.push(character),
                             None => {
-                                top.text.push_str(quick_xml::escape::resolve_predefined_entity(entity.as_ref()).ok_or("an unknown entity")?);
+                                top.text
+                                    .push_str(quick_xml::escape::resolve_predefined_entity(entity.as_ref()).ok_or("an unknown entity")?);
                             }
                         }
                     }
@@ -158,7 +159,9 @@ mod tests {
 
     #[test]
     fn what_is_no_xml_is_an_error() {
-        for text in [&b"not xml"[..], b"<a><b></a>", b"<a>", b"", b"<a/><b/>", b"<html><body><p>Log in<br></body></html>", &b"<a>".repeat(100)] {
+        for text in
+            [&b"not xml"[..], b"<a><b></a>", b"<a>", b"", b"<a/><b/>", b"<html><body><p>Log in<br></body></html>", &b"<a>".repeat(100)]
+        {
             assert!(Element::parse(text).is_err(), "{}", String::from_utf8_lossy(text));
         }
     }

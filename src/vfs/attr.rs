@@ -167,7 +167,8 @@ pub fn worth_keeping(config: &VfsConfig, kind: Kind, wanted: Stored) -> Stored {
     }
     let (mode, uid, gid) = shown(config, kind, Stored::default());
     let store = config.ownership == Some(true);
-    let (modes, users, groups) = (store || !modes_follow_options(config, kind), store || config.uid.is_none(), store || config.gid.is_none());
+    let (modes, users, groups) =
+        (store || !modes_follow_options(config, kind), store || config.uid.is_none(), store || config.gid.is_none());
     Stored {
         mode: wanted.mode.filter(|wanted| modes && *wanted != mode),
         uid: wanted.uid.filter(|wanted| users && *wanted != uid),
@@ -202,7 +203,8 @@ mod tests {
 
     #[test]
     fn s3fs_metadata_is_read() {
-        let metadata = Metadata::from([("mode".into(), "33188".into()), ("uid".into(), "1000".into()), ("mtime".into(), "1700000000.25".into())]);
+        let metadata =
+            Metadata::from([("mode".into(), "33188".into()), ("uid".into(), "1000".into()), ("mtime".into(), "1700000000.25".into())]);
         let decoded = decode(&metadata);
         assert_eq!(decoded.stored, Stored { mode: Some(0o644), uid: Some(1000), gid: None });
         assert_eq!(decoded.mtime, Some(UNIX_EPOCH + Duration::from_millis(1_700_000_000_250)));

@@ -118,7 +118,8 @@ impl Vfs {
                 return;
             }
             let (children, removed) = (&state.children, &state.removed);
-            let others = state.listing.as_ref().is_some_and(|listing| listing.entries.iter().any(|entry| !removed.contains_key(&entry.name())));
+            let others =
+                state.listing.as_ref().is_some_and(|listing| listing.entries.iter().any(|entry| !removed.contains_key(&entry.name())));
             if !children.is_empty() || others {
                 return;
             }
@@ -152,10 +153,8 @@ impl Vfs {
                 state.marker_dirty = false;
                 wanted
             };
-            if wanted {
-                if let Err(error) = this.within(this.write_marker(dir)).await {
-                    tracing::warn!("directory marker: {error:?}");
-                }
+            if wanted && let Err(error) = this.within(this.write_marker(dir)).await {
+                tracing::warn!("directory marker: {error:?}");
             }
             this.table.lock().release(dir);
         });
@@ -194,7 +193,8 @@ impl Vfs {
 
     /// Directories are remembered by key alone: a listing never shows the ETag of a marker.
     pub(super) fn remember_directory(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) {
-        let row = Row { etag: directory_tag(), stored, mtime: Some(mtime), atime: None, ctime: None, target: None, written: SystemTime::now() };
+        let row =
+            Row { etag: directory_tag(), stored, mtime: Some(mtime), atime: None, ctime: None, target: None, written: SystemTime::now() };
         self.memory.put(place.store.bucket(), &place.key, row);
     }
 

@@ -132,10 +132,10 @@ impl Vfs {
         {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            if let Some(object) = node.object.as_ref().filter(|object| object.attributes.is_some()) {
-                if node.checked.is_some_and(|at| at.elapsed() < JUST_NOW) {
-                    return Ok(object.clone());
-                }
+            if let Some(object) = node.object.as_ref().filter(|object| object.attributes.is_some())
+                && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW)
+            {
+                return Ok(object.clone());
             }
         }
         let head = match place.store.head(&place.key).await {
@@ -345,10 +345,10 @@ impl Vfs {
         };
         let version = version.and_then(|object| self.place(ino).ok().map(|place| Self::version(&place, &object)));
         let path = staged.retire().await;
-        if let (Some(path), Some(version)) = (path, version) {
-            if let Err(error) = self.cache.adopt(version, &path).await {
-                tracing::debug!("cache: {error}");
-            }
+        if let (Some(path), Some(version)) = (path, version)
+            && let Err(error) = self.cache.adopt(version, &path).await
+        {
+            tracing::debug!("cache: {error}");
         }
         let mut table = self.table.lock();
         if let Some(node) = table.get_mut(ino) {

@@ -296,10 +296,8 @@ impl Table {
             }
             let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
             self.nodes.remove(&ino);
-            if linked {
-                if let Some(dir) = self.dir_mut(parent) {
-                    dir.children.remove(&name);
-                }
+            if linked && let Some(dir) = self.dir_mut(parent) {
+                dir.children.remove(&name);
             }
             ino = parent;
         }

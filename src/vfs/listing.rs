@@ -79,7 +79,10 @@ impl Listing {
             Meaning::Hidden(segment) => (segment, true),
             Meaning::Shortened { prefix } => {
                 let from = self.entries.partition_point(|entry| &*entry.segment < prefix.as_str());
-                let found = self.entries[from..].iter().take_while(|entry| entry.segment.starts_with(prefix.as_str())).find(|entry| entry.name() == name);
+                let found = self.entries[from..]
+                    .iter()
+                    .take_while(|entry| entry.segment.starts_with(prefix.as_str()))
+                    .find(|entry| entry.name() == name);
                 return match found {
                     Some(entry) => Answer::Found(entry.clone()),
                     None if self.complete => Answer::Absent,
@@ -117,7 +120,8 @@ impl Merger {
     /// Entries that are certain after this page, sorted.
     pub fn push(&mut self, page: ListPage) -> Vec<Listed> {
         let last_page = page.next.is_none();
-        let mut directories: Vec<Box<str>> = page.prefixes.iter().filter_map(|prefix| segment_of(prefix.strip_suffix('/')?, self.prefix_len)).collect();
+        let mut directories: Vec<Box<str>> =
+            page.prefixes.iter().filter_map(|prefix| segment_of(prefix.strip_suffix('/')?, self.prefix_len)).collect();
         directories.sort_unstable();
         directories.dedup();
         let last = page.entries.iter().map(|e| e.key.as_str()).chain(page.prefixes.iter().map(String::as_str)).max();
@@ -135,7 +139,9 @@ impl Merger {
             entry.hidden = directories.binary_search(&entry.segment).is_ok();
         }
         if !last_page {
-            let doubtful = |entry: &Listed| !entry.hidden && entry.object.is_some() && !entry.segment.is_empty() && format!("{}/", entry.segment) > last;
+            let doubtful = |entry: &Listed| {
+                !entry.hidden && entry.object.is_some() && !entry.segment.is_empty() && format!("{}/", entry.segment) > last
+            };
             (self.doubtful, entries) = entries.into_iter().partition(doubtful);
         }
         entries.extend(directories.into_iter().map(|segment| Listed { segment, hidden: false, object: None }));
@@ -189,7 +195,11 @@ mod tests {
             storage_class: None,
             sha1: false,
         };
-        ListPage { entries: keys.iter().map(entry).collect(), prefixes: prefixes.iter().map(|p| (*p).into()).collect(), next: more.then(|| "more".into()) }
+        ListPage {
+            entries: keys.iter().map(entry).collect(),
+            prefixes: prefixes.iter().map(|p| (*p).into()).collect(),
+            next: more.then(|| "more".into()),
+        }
     }
 
     fn names(entries: &[Listed]) -> Vec<String> {

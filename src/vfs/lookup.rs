@@ -122,7 +122,8 @@ impl Vfs {
             return Ok(self.is_true(&table, child).then_some(Ok(child)));
         }
         let (absent, removed) = (dir.absent.get(name), dir.removed.get(name));
-        let lately = absent.is_some_and(|at| at.elapsed() < self.config.negative_ttl) || removed.is_some_and(|at| at.elapsed() < self.config.metadata_ttl);
+        let lately = absent.is_some_and(|at| at.elapsed() < self.config.negative_ttl)
+            || removed.is_some_and(|at| at.elapsed() < self.config.metadata_ttl);
         Ok(lately.then_some(Err(Error::NoEntry)))
     }
 
@@ -199,7 +200,15 @@ impl Vfs {
     }
 
     /// The inode of a listed object, with what is remembered of it.
-    pub(super) fn take_listed(&self, parent: Ino, name: OsString, segment: &str, listed: &ListedObject, row: Option<Row>, started: Instant) -> Ino {
+    pub(super) fn take_listed(
+        &self,
+        parent: Ino,
+        name: OsString,
+        segment: &str,
+        listed: &ListedObject,
+        row: Option<Row>,
+        started: Instant,
+    ) -> Ino {
         let link = row.as_ref().and_then(|row| row.target.clone()).filter(|_| self.config.symlinks);
         let kind = if link.is_some() { Kind::Symlink } else { Kind::File };
         let object = Object {
@@ -240,7 +249,17 @@ impl Vfs {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn take_object(&self, parent: Ino, name: OsString, segment: &str, kind: Kind, object: Object, decoded: Option<Decoded>, target: Option<Vec<u8>>, started: Instant) -> Ino {
+    fn take_object(
+        &self,
+        parent: Ino,
+        name: OsString,
+        segment: &str,
+        kind: Kind,
+        object: Object,
+        decoded: Option<Decoded>,
+        target: Option<Vec<u8>>,
+        started: Instant,
+    ) -> Ino {
         let decoded = decoded.map(|mut decoded| {
             if self.config.mtime == MtimeSource::Server {
                 decoded.mtime = None;
@@ -278,7 +297,11 @@ impl Vfs {
         let changed = {
             let table = self.table.lock();
             let child = table.child(parent, name);
-            child.filter(|child| table.get(*child).is_some_and(|node| node.object.as_ref().is_some_and(|known| known.etag != object.etag) && !node.is_local()))
+            child.filter(|child| {
+                table
+                    .get(*child)
+                    .is_some_and(|node| node.object.as_ref().is_some_and(|known| known.etag != object.etag) && !node.is_local())
+            })
         };
         if changed.is_some_and(|child| self.handles.is_open(child)) {
             self.table.lock().unlink(parent, name);
@@ -288,17 +311,17 @@ impl Vfs {
     /// The node that has the name, or a new one: a node of another kind gives way, one that this mount knows better stays as it is.
     fn take(&self, parent: Ino, name: OsString, segment: &str, kind: Kind, started: Instant, update: impl FnOnce(&mut Node)) -> Ino {
         let mut table = self.table.lock();
-        if let Some(child) = table.child(parent, &name) {
-            if let Some(node) = table.get_mut(child) {
-                if node.is_local() || node.since.is_some_and(|since| since >= started) {
-                    return child;
-                }
-                if node.kind == kind {
-                    update(node);
-                    node.checked = Some(started);
-                    node.file.unopened = true;
-                    return child;
-                }
+        if let Some(child) = table.child(parent, &name)
+            && let Some(node) = table.get_mut(child)
+        {
+            if node.is_local() || node.since.is_some_and(|since| since >= started) {
+                return child;
+            }
+            if node.kind == kind {
+                update(node);
+                node.checked = Some(started);
+                node.file.unopened = true;
+                return child;
             }
         }
         let mut node = Node::new(parent, name, segment.to_owned(), kind, SystemTime::now());
@@ -373,8 +396,12 @@ pub(super) fn object_of(head: ObjectHead) -> Object {
         decoded: true,
         etag: head.etag,
         // Without its tags they are not all: whoever needs them asks for both.
-        attributes: (head.tag_count == 0)
-            .then_some(Attributes { metadata: head.metadata, headers: head.headers, storage_class: head.storage_class, tags: Vec::new() }),
+        attributes: (head.tag_count == 0).then_some(Attributes {
+            metadata: head.metadata,
+            headers: head.headers,
+            storage_class: head.storage_class,
+            tags: Vec::new(),
+        }),
     }
 }
 

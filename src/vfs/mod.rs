@@ -320,7 +320,16 @@ impl Vfs {
         const BLOCK: u32 = 4096;
         const PIB: u64 = 1 << 50;
         let blocks = PIB / u64::from(BLOCK);
-        Ok(StatFs { blocks, bfree: blocks, bavail: blocks, files: u64::from(u32::MAX), ffree: u64::from(u32::MAX), bsize: BLOCK, namelen: 255, frsize: BLOCK })
+        Ok(StatFs {
+            blocks,
+            bfree: blocks,
+            bavail: blocks,
+            files: u64::from(u32::MAX),
+            ffree: u64::from(u32::MAX),
+            bsize: BLOCK,
+            namelen: 255,
+            frsize: BLOCK,
+        })
     }
 
     fn tell(&self, notice: impl FnOnce(&dyn Notify)) {

@@ -79,7 +79,10 @@ pub fn meaning_of(name: &OsStr) -> Result<Meaning> {
         return Err(Error::NameTooLong);
     }
     let Some(text) = name.to_str() else {
-        return Ok(Meaning::Segment(format!("{ESCAPED}{}", percent_encode(name.as_bytes(), |b| b >= 0x80 || matches!(b, b'%' | b'/' | 0)))));
+        return Ok(Meaning::Segment(format!(
+            "{ESCAPED}{}",
+            percent_encode(name.as_bytes(), |b| b >= 0x80 || matches!(b, b'%' | b'/' | 0))
+        )));
     };
     if let Some(shown) = text.strip_suffix(HIDDEN) {
         return match meaning_of(OsStr::new(shown))? {
@@ -166,7 +169,9 @@ mod tests {
 
     #[test]
     fn strange_segments_show_under_an_escape() {
-        for (segment, name) in [("", "%s3:"), (".", "%s3:."), ("..", "%s3:.."), ("a\0b", "%s3:a%00b"), ("%s3file", "%s3:%25s3file"), ("x%s3", "%s3:x%25s3")] {
+        for (segment, name) in
+            [("", "%s3:"), (".", "%s3:."), ("..", "%s3:.."), ("a\0b", "%s3:a%00b"), ("%s3file", "%s3:%25s3file"), ("x%s3", "%s3:x%25s3")]
+        {
             assert_eq!(name_of(segment), OsStr::new(name));
             assert_eq!(meaning_of(OsStr::new(name)), Ok(Meaning::Segment(segment.into())));
         }

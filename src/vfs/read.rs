@@ -27,11 +27,9 @@ impl Vfs {
         }
         let keep_cache = self.within(self.open_object(ino, readable && !truncate)).await?;
         let fh = self.add_handle(caller, ino, flags);
-        if truncate {
-            if let Err(error) = self.truncate_open(fh).await {
-                self.release(fh).await;
-                return Err(error);
-            }
+        if truncate && let Err(error) = self.truncate_open(fh).await {
+            self.release(fh).await;
+            return Err(error);
         }
         Ok(Opened { fh, keep_cache: keep_cache && !truncate, direct_io: false })
     }
@@ -122,10 +120,13 @@ impl Vfs {
         if attr::decode(&head.metadata).symlink && self.config.symlinks && head.size <= super::lookup::LINK_MAX {
             let (parent, name) = self.name_of(ino)?;
             self.table.lock().unlink(parent, &name);
-            let segment = crate::vfs::path::meaning_of(&name).map_or_else(|_| String::new(), |meaning| match meaning {
-                super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
-                super::path::Meaning::Shortened { prefix } => prefix,
-            });
+            let segment = crate::vfs::path::meaning_of(&name).map_or_else(
+                |_| String::new(),
+                |meaning| match meaning {
+                    super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
+                    super::path::Meaning::Shortened { prefix } => prefix,
+                },
+            );
             self.adopt_head(parent, name, &segment, &place, head)?;
             return Err(Error::Stale);
         }

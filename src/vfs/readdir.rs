@@ -85,7 +85,11 @@ impl Vfs {
         let empty: Vec<Ino> = {
             let table = self.table.lock();
             let children = table.dir(handle.ino).map(|dir| dir.children.values().copied().collect::<Vec<_>>()).unwrap_or_default();
-            let waits = |ino: &Ino| table.get(*ino).is_some_and(|node| node.file.writers == 0 && node.file.staged.as_ref().is_some_and(|s| s.size() == 0 && s.is_dirty()));
+            let waits = |ino: &Ino| {
+                table
+                    .get(*ino)
+                    .is_some_and(|node| node.file.writers == 0 && node.file.staged.as_ref().is_some_and(|s| s.size() == 0 && s.is_dirty()))
+            };
             children.into_iter().filter(waits).collect()
         };
         for ino in empty {
@@ -151,7 +155,8 @@ impl Vfs {
         let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
         let table = self.table.lock();
         let state = table.dir(dir).ok_or(Error::NotDirectory)?;
-        let whole = state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
+        let whole =
+            state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
         Ok(Stream {
@@ -199,7 +204,8 @@ impl Vfs {
         let Some(place) = &stream.place else { return Err(Error::NotDirectory) };
         let anchor = stream.anchors.get(at).cloned().ok_or(Error::Invalid)?;
         let mut merger = anchor.merger.clone();
-        let request = ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
+        let request =
+            ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
         let page = place.store.list(request).await?;
         let next = page.next.clone();
         let entries = merger.push(page);
@@ -237,7 +243,8 @@ impl Vfs {
         let extra = stream.extra.get_or_insert_with(|| {
             let table = self.table.lock();
             let Some(state) = table.dir(dir) else { return Vec::new() };
-            let ours = |ino: &Ino| table.get(*ino).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= stream.started));
+            let ours =
+                |ino: &Ino| table.get(*ino).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= stream.started));
             let mut names: Vec<OsString> = state.children.iter().filter(|(_, ino)| ours(ino)).map(|(name, _)| name.clone()).collect();
             names.sort_unstable();
             names
@@ -297,8 +304,12 @@ impl Vfs {
         let Some(place) = &stream.place else { return vec![None; batch.len()] };
         let directory = super::directory::directory_tag();
         let wanted = batch.iter().map(|(_, offered)| match offered {
-            Offered::Listed(Listed { segment, object: Some(object), .. }) => (format!("{}{segment}", place.key), object.etag.clone(), object.modified),
-            Offered::Listed(Listed { segment, .. }) => (format!("{}{segment}/", place.key), directory.clone(), std::time::SystemTime::UNIX_EPOCH),
+            Offered::Listed(Listed { segment, object: Some(object), .. }) => {
+                (format!("{}{segment}", place.key), object.etag.clone(), object.modified)
+            }
+            Offered::Listed(Listed { segment, .. }) => {
+                (format!("{}{segment}/", place.key), directory.clone(), std::time::SystemTime::UNIX_EPOCH)
+            }
             Offered::Here(_) => (String::new(), directory.clone(), std::time::SystemTime::UNIX_EPOCH),
         });
         self.memory.get_many(place.store.bucket(), wanted.collect()).await
@@ -313,7 +324,10 @@ impl Vfs {
     /// The name is one of those shown behind the listing.
     fn is_ours(&self, dir: Ino, name: &OsStr, started: Instant) -> bool {
         let table = self.table.lock();
-        table.child(dir, name).and_then(|ino| table.get(ino)).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started))
+        table
+            .child(dir, name)
+            .and_then(|ino| table.get(ino))
+            .is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started))
     }
 }
 
@@ -337,7 +351,8 @@ const BATCH: usize = 256;
 impl Batch {
     fn of(entries: &[Listed], first: u64, index: u64) -> Self {
         let from = usize::try_from(index - first).unwrap_or(usize::MAX);
-        let names = entries.iter().enumerate().skip(from).take(BATCH).map(|(at, entry)| (first + at as u64, Offered::Listed(entry.clone())));
+        let names =
+            entries.iter().enumerate().skip(from).take(BATCH).map(|(at, entry)| (first + at as u64, Offered::Listed(entry.clone())));
         Self { names: names.collect(), listed: true }
     }
 }

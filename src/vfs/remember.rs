@@ -216,8 +216,8 @@ fn store(connection: &mut Connection, changes: &HashMap<Key, Option<Row>>) -> ru
 }
 
 fn select(connection: &Connection, (bucket, key): &Key) -> rusqlite::Result<Option<Row>> {
-    let mut statement =
-        connection.prepare_cached("SELECT etag,mode,uid,gid,mtime,atime,ctime,target,written FROM attributes_v1 WHERE bucket=?1 AND key=?2")?;
+    let mut statement = connection
+        .prepare_cached("SELECT etag,mode,uid,gid,mtime,atime,ctime,target,written FROM attributes_v1 WHERE bucket=?1 AND key=?2")?;
     let read = |row: &rusqlite::Row<'_>| {
         let time = |at: usize| row.get::<_, Option<i64>>(at).map(|nanos| nanos.map(from_nanos));
         Ok(Row {

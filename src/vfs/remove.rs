@@ -92,10 +92,10 @@ impl Vfs {
             if let Some(dir) = table.dir_mut(parent) {
                 dir.removed.insert(name.to_owned(), Instant::now());
             }
-            if let Some(child) = table.child(parent, name) {
-                if let Some(node) = table.get_mut(child) {
-                    node.ctime = SystemTime::now();
-                }
+            if let Some(child) = table.child(parent, name)
+                && let Some(node) = table.get_mut(child)
+            {
+                node.ctime = SystemTime::now();
             }
             table.unlink(parent, name);
         }
@@ -138,9 +138,10 @@ impl Vfs {
         let listing = self.known(dir).await?;
         let table = self.table.lock();
         let state = table.dir(dir).ok_or(Error::NotDirectory)?;
-        let here = state.children.values().any(|child| {
-            table.get(*child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= listing.started))
-        });
+        let here = state
+            .children
+            .values()
+            .any(|child| table.get(*child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= listing.started)));
         let removed = |name: &OsStr| state.removed.get(name).is_some_and(|at| *at >= listing.started);
         let there = !listing.complete || listing.entries.iter().any(|entry| !removed(&entry.name()));
         if here || there { Err(Error::NotEmpty) } else { Ok(()) }

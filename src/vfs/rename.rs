@@ -72,7 +72,11 @@ impl Vfs {
             replaced,
             exclusive: flags & libc::RENAME_NOREPLACE != 0,
         };
-        if kind == Kind::Directory { self.rename_tree(ino, &step).await? } else { self.rename_file(caller, ino, &step).await? }
+        if kind == Kind::Directory {
+            self.rename_tree(ino, &step).await?
+        } else {
+            self.rename_file(caller, ino, &step).await?
+        }
         self.touch_parent(parent);
         self.touch_parent(new_parent);
         self.keep_directory(parent);
@@ -258,7 +262,11 @@ impl Vfs {
         let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
             Ok(copied) => copied,
             Err(error) => {
-                tracing::error!("{}: the directory was not renamed: {error:?}; all of it is still there, and some of it is under {} too", source.key, destination.key);
+                tracing::error!(
+                    "{}: the directory was not renamed: {error:?}; all of it is still there, and some of it is under {} too",
+                    source.key,
+                    destination.key
+                );
                 return Err(error);
             }
         };
@@ -312,7 +320,8 @@ impl Vfs {
         // A marker is made anew: some stores keep none that could be copied (SeaweedFS), and only ours carry anything.
         if entry.size == 0 && entry.key.ends_with('/') {
             let row = self.recall_directory(&source).await;
-            let (stored, mtime) = row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
+            let (stored, mtime) =
+                row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
             self.within(self.put_marker(&target, stored, mtime)).await?;
             self.memory.remove(source.store.bucket(), &source.key);
             return Ok(Copied { source: entry.key, etag: None });
@@ -351,7 +360,12 @@ impl Vfs {
             self.memory.remove(source.store.bucket(), &source.key);
         }
         let from = Self::version(&source, &object);
-        let to = crate::cache::ObjectVersion { key: target.key.clone(), bucket: target.store.bucket().to_owned(), etag: outcome.etag, ..from.clone() };
+        let to = crate::cache::ObjectVersion {
+            key: target.key.clone(),
+            bucket: target.store.bucket().to_owned(),
+            etag: outcome.etag,
+            ..from.clone()
+        };
         self.cache.rekey(&from, &to).await;
         Ok(Copied { source: entry.key, etag: Some(object.etag) })
     }

@@ -32,7 +32,11 @@ impl Vfs {
         let node = table.get_mut(ino).ok_or(Error::Stale)?;
         let before = (node.stored, node.mtime);
         let (mode, uid, gid) = attr::shown(&self.config, node.kind, node.stored);
-        let mut wanted = Stored { mode: Some(set.mode.map_or(mode, |mode| mode & 0o7777)), uid: Some(set.uid.unwrap_or(uid)), gid: Some(set.gid.unwrap_or(gid)) };
+        let mut wanted = Stored {
+            mode: Some(set.mode.map_or(mode, |mode| mode & 0o7777)),
+            uid: Some(set.uid.unwrap_or(uid)),
+            gid: Some(set.gid.unwrap_or(gid)),
+        };
         if set.mode.is_none() && (set.uid.is_some() || set.gid.is_some()) && node.kind == Kind::File {
             wanted.mode = wanted.mode.map(without_privileges);
         }

@@ -6,9 +6,11 @@ use std::io;
 use super::process;
 
 /// Names that desktops look for in every directory: absent without a request, unless a listing holds them (semantics 21).
-const PROBES: &[&str] = &[".hidden", ".directory", ".sh_thumbnails", ".xdg-volume-info", "autorun.inf", ".Trash", ".autorun", "autorun", "autorun.sh"];
+const PROBES: &[&str] =
+    &[".hidden", ".directory", ".sh_thumbnails", ".xdg-volume-info", "autorun.inf", ".Trash", ".autorun", "autorun", "autorun.sh"];
 /// Programs whose `NAME.part` and `.NAME.XXXXXX` are temporary; from any other such names are ordinary files.
-const PART_WRITERS: &[&str] = &["kioworker", "kioslave5", "kioslave", "kio", "dolphin", "firefox", "firefox-esr", "thunderbird", "librewolf"];
+const PART_WRITERS: &[&str] =
+    &["kioworker", "kioslave5", "kioslave", "kio", "dolphin", "firefox", "firefox-esr", "thunderbird", "librewolf"];
 const RSYNC: &[&str] = &["rsync"];
 const PART_NAMES: &str = "*.part";
 /// `.NAME.XXXXXX`.
@@ -37,7 +39,10 @@ impl TemporaryNames {
     pub fn new(patterns: &[String]) -> io::Result<Self> {
         let check = |pattern: &String| {
             if pattern.is_empty() || pattern.contains('/') {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("ignore={pattern}: a pattern is matched against one name: not empty, no slash")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("ignore={pattern}: a pattern is matched against one name: not empty, no slash"),
+                ));
             }
             Ok(Pattern { text: pattern.clone() })
         };

@@ -55,12 +55,10 @@ impl Vfs {
         node.size = staged.size();
         (node.mtime, node.ctime, node.mtime_set) = (now, now, false);
         node.file.kernel_pages = None;
-        if kill_suidgid {
-            if let Some(mode) = node.stored.mode.as_mut().filter(|mode| **mode & SUID_SGID != 0) {
-                // Set-group-ID without group execute is mandatory locking, which stays.
-                let sgid = if *mode & 0o010 == 0 { 0 } else { 0o2000 };
-                *mode &= !(0o4000 | sgid);
-            }
+        if kill_suidgid && let Some(mode) = node.stored.mode.as_mut().filter(|mode| **mode & SUID_SGID != 0) {
+            // Set-group-ID without group execute is mandatory locking, which stays.
+            let sgid = if *mode & 0o010 == 0 { 0 } else { 0o2000 };
+            *mode &= !(0o4000 | sgid);
         }
     }
 

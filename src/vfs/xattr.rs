@@ -209,7 +209,10 @@ mod tests {
         let kept = BTreeMap::from([("user.note".to_owned(), b"\0binary\xff".to_vec())]);
         assert_eq!(decode(&Metadata::from([(XATTR.to_owned(), encode(&kept))])), kept);
         let theirs = "%7B%22user%2Ea%22%3A%22dmFsdWU%3D%22%7D";
-        assert_eq!(decode(&Metadata::from([(XATTR.to_owned(), theirs.to_owned())])), BTreeMap::from([("user.a".to_owned(), b"value".to_vec())]));
+        assert_eq!(
+            decode(&Metadata::from([(XATTR.to_owned(), theirs.to_owned())])),
+            BTreeMap::from([("user.a".to_owned(), b"value".to_vec())])
+        );
         assert!(decode(&Metadata::from([(XATTR.to_owned(), "nonsense".to_owned())])).is_empty());
     }
 }

@@ -92,7 +92,14 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
 }
 
 /// CompleteMultipartUpload of the parts that were sent.
-pub(crate) async fn complete(entry: &Arc<Entry>, snapshot: &Snapshot, target: &Target, upload: &str, slots: &BTreeMap<u32, Slot>, doubt: bool) -> Result<Verdict, Trouble> {
+pub(crate) async fn complete(
+    entry: &Arc<Entry>,
+    snapshot: &Snapshot,
+    target: &Target,
+    upload: &str,
+    slots: &BTreeMap<u32, Slot>,
+    doubt: bool,
+) -> Result<Verdict, Trouble> {
     let mut parts = Vec::new();
     let mut sums = Vec::new();
     for slot in slots.values().filter(|slot| slot.wanted) {
@@ -119,7 +126,9 @@ pub(crate) async fn complete(entry: &Arc<Entry>, snapshot: &Snapshot, target: &T
     match error.kind {
         // Completed by an earlier attempt whose answer was lost, or aborted by somebody.
         ErrorKind::NoSuchUpload => match target.store.head(&target.key).await {
-            Ok(head) if ours.is(&head, snapshot, true) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head)))),
+            Ok(head) if ours.is(&head, snapshot, true) => {
+                Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head))))
+            }
             Ok(_) => Ok(Verdict::Restart),
             Err(error) if error.kind == ErrorKind::NoSuchKey => Ok(Verdict::Restart),
             Err(error) => Err(Trouble::S3(error)),
@@ -209,7 +218,9 @@ fn combine(parts: &[(Option<Checksum>, u64)]) -> Option<Checksum> {
     let mut whole = parts.next()?.0?;
     for (checksum, size) in parts {
         whole = match (whole, (*checksum)?) {
-            (Checksum::Crc64Nvme(a), Checksum::Crc64Nvme(b)) => Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, *size)),
+            (Checksum::Crc64Nvme(a), Checksum::Crc64Nvme(b)) => {
+                Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, *size))
+            }
             (Checksum::Crc32c(a), Checksum::Crc32c(b)) => {
                 Checksum::Crc32c(crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), *size) as u32)
             }
@@ -253,7 +264,8 @@ pub(crate) fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
         Some(dot) if dot > 0 => name.split_at(dot),
         _ => (name, ""),
     };
-    let date = jiff::Timestamp::try_from(now).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H.%M.%S").to_string();
+    let date =
+        jiff::Timestamp::try_from(now).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H.%M.%S").to_string();
     let mark = format!(" (conflict of {} {date})", host.replace('/', "-"));
     let mut room = KEY_BYTES.saturating_sub(dir.len() + mark.len() + ext.len()).min(stem.len());
     while !stem.is_char_boundary(room) {

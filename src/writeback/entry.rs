@@ -17,9 +17,9 @@ use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
+use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
 use crate::s3::Part;
 use crate::s3::multipart::PartPlan;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
 
 /// How many bytes are reserved between looks at the disk's free space.
 const LOOK_EVERY: u64 = 32 << 20;
@@ -242,7 +242,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub async fn create(shared: &Arc<Shared>, target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Result<Arc<Entry>, Error> {
+    pub async fn create(
+        shared: &Arc<Shared>,
+        target: Target,
+        expect: Expect,
+        base: Option<Base>,
+        attributes: Attributes,
+    ) -> Result<Arc<Entry>, Error> {
         let id = shared.next_id.fetch_add(1, Relaxed);
         let data = shared.spool.data(id);
         let path = data.clone();
@@ -261,7 +267,15 @@ impl Entry {
     }
 
     /// An entry of a file that is there.
-    pub fn build(shared: &Arc<Shared>, id: u64, file: File, data: PathBuf, record: PathBuf, content: Content, intent: Intent) -> Arc<Entry> {
+    pub fn build(
+        shared: &Arc<Shared>,
+        id: u64,
+        file: File,
+        data: PathBuf,
+        record: PathBuf,
+        content: Content,
+        intent: Intent,
+    ) -> Arc<Entry> {
         let recovered = intent.recovered;
         let grid = PartPlan::new(shared.config.part_size, intent.target.store.capabilities().max_object_size);
         let entry = Arc::new(Entry {

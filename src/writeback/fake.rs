@@ -172,7 +172,13 @@ impl Store for Fake {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { max_object_size: 5 << 40, max_single_copy: 5 << 30, conditional_writes: Some(true), delete_many: true, upload_checksum: ChecksumKind::Crc64Nvme }
+        Capabilities {
+            max_object_size: 5 << 40,
+            max_single_copy: 5 << 30,
+            conditional_writes: Some(true),
+            delete_many: true,
+            upload_checksum: ChecksumKind::Crc64Nvme,
+        }
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead> {
@@ -246,7 +252,14 @@ impl Store for Fake {
         Ok(id)
     }
 
-    async fn upload_part(&self, key: &str, upload_id: &str, number: u32, body: Arc<dyn Source>, checksum: Option<Checksum>) -> Result<Part> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Arc<dyn Source>,
+        checksum: Option<Checksum>,
+    ) -> Result<Part> {
         self.call("Part", key).await?;
         let bytes = self.body(&body, checksum, key).await?;
         let part = self.part(upload_id, number, bytes)?;
@@ -303,7 +316,9 @@ impl Store for Fake {
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<PendingUpload>> {
         let inner = self.inner.lock();
         let matching = inner.uploads.iter().filter(|(_, pending)| pending.key.starts_with(prefix));
-        Ok(matching.map(|(id, pending)| PendingUpload { key: pending.key.clone(), upload_id: id.clone(), initiated: SystemTime::now() }).collect())
+        Ok(matching
+            .map(|(id, pending)| PendingUpload { key: pending.key.clone(), upload_id: id.clone(), initiated: SystemTime::now() })
+            .collect())
     }
 
     async fn get_tags(&self, _: &str) -> Result<Vec<(String, String)>> {

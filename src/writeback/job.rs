@@ -61,7 +61,9 @@ impl Job {
     pub fn is_current(&self, action: &Action) -> bool {
         match action {
             Action::Create { epoch } | Action::Send { epoch, .. } => *epoch == self.state.epoch,
-            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => *serial == self.state.serial,
+            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => {
+                *serial == self.state.serial
+            }
             Action::Abort { .. } | Action::PartsDone | Action::Published => true,
         }
     }

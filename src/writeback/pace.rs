@@ -35,7 +35,14 @@ impl Meter {
     pub fn new() -> Self {
         let now = Instant::now();
         Self {
-            inner: Mutex::new(Inner { running: 0, updated: now, active: Duration::ZERO, bytes: 0, samples: VecDeque::new(), progress: now }),
+            inner: Mutex::new(Inner {
+                running: 0,
+                updated: now,
+                active: Duration::ZERO,
+                bytes: 0,
+                samples: VecDeque::new(),
+                progress: now,
+            }),
             moved: Notify::new(),
         }
     }

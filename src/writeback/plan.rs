@@ -59,7 +59,9 @@ pub(crate) fn plan(input: &Input<'_>, grid: &PartPlan) -> Plan {
     }
     let clean: u64 = input.dirty.gaps(0..input.base_len.min(input.size)).iter().map(|run| run.end - run.start).sum();
     if !input.copyable || clean < MIN_PART {
-        return Plan::Parts(cut(0..input.size, grid).enumerate().map(|(i, range)| Piece { number: i as u32 + 1, range, how: How::Upload }).collect());
+        return Plan::Parts(
+            cut(0..input.size, grid).enumerate().map(|(i, range)| Piece { number: i as u32 + 1, range, how: How::Upload }).collect(),
+        );
     }
     let mut smallest = MIN_PART;
     loop {

@@ -30,7 +30,12 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
         let store = match stores.get(&record.bucket) {
             Some(Ok(store)) => store.clone(),
             Some(Err(error)) => {
-                tracing::warn!("s3://{}/{} waits in {} until its bucket can be reached: {error}", record.bucket, record.key, data.display());
+                tracing::warn!(
+                    "s3://{}/{} waits in {} until its bucket can be reached: {error}",
+                    record.bucket,
+                    record.key,
+                    data.display()
+                );
                 continue;
             }
             None => continue,
@@ -50,7 +55,13 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
         };
         let promised = promised(&record, &shared.boot);
         let intent = intent(&record, store, base_store, promised);
-        let content = Content::restored(record.size, record.local.clone(), record.dirty.clone(), record.base_len, record.base.as_ref().map(|b| b.size));
+        let content = Content::restored(
+            record.size,
+            record.local.clone(),
+            record.dirty.clone(),
+            record.base_len,
+            record.base.as_ref().map(|b| b.size),
+        );
         let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
         let shared = shared.clone();
         tokio::spawn(async move {
@@ -101,7 +112,9 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     };
     intent.reason = match (&record.reason, intent.phase) {
         (Some(reason), _) => Some(reason.clone()),
-        (None, Phase::Writing) => Some("it was not closed before the program ended: `packmule retry` publishes it, `packmule discard` removes it".into()),
+        (None, Phase::Writing) => {
+            Some("it was not closed before the program ended: `packmule retry` publishes it, `packmule discard` removes it".into())
+        }
         (None, _) => None,
     };
     intent
@@ -203,7 +216,10 @@ async fn reusable(entry: &Arc<Entry>, record: &Record, parts: Vec<Part>) -> Resu
     for part in parts {
         let cell = entry.grid.range(part.number);
         let range = cell.start..cell.end.min(record.size);
-        if range.start >= range.end || range.end - range.start != part.size || commit::part_etag(entry, range.clone()).await?.as_ref() != Some(&part.etag) {
+        if range.start >= range.end
+            || range.end - range.start != part.size
+            || commit::part_etag(entry, range.clone()).await?.as_ref() != Some(&part.etag)
+        {
             continue;
         }
         let checksum = transfer::checksum(&entry.file, range.clone(), kind).await?;

@@ -118,7 +118,9 @@ fn scan(dir: &Path) -> io::Result<Vec<Found>> {
         let path = entry?.path();
         match path.extension().and_then(|e| e.to_str()) {
             Some("json") => match Record::load(&path) {
-                Ok(record) if path.with_extension("data").exists() => found.push(Found { data: path.with_extension("data"), record_path: path, record }),
+                Ok(record) if path.with_extension("data").exists() => {
+                    found.push(Found { data: path.with_extension("data"), record_path: path, record })
+                }
                 Ok(_) => fs::remove_file(&path)?,
                 Err(error) => tracing::warn!("{}: {error}: left where it is", path.display()),
             },

@@ -179,10 +179,13 @@ impl Staged {
         }
         Ok(match pieces.len() {
             1 => pieces.remove(0),
-            _ => pieces.iter().fold(BytesMut::new(), |mut all, piece| {
-                all.extend_from_slice(piece);
-                all
-            }).freeze(),
+            _ => pieces
+                .iter()
+                .fold(BytesMut::new(), |mut all, piece| {
+                    all.extend_from_slice(piece);
+                    all
+                })
+                .freeze(),
         })
     }
 

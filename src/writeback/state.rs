@@ -56,7 +56,9 @@ pub(crate) struct SentPart {
 pub(crate) enum Status {
     Waiting,
     /// `stale`: what it carries is not wanted any more, so it is sent again after it.
-    Sending { stale: bool },
+    Sending {
+        stale: bool,
+    },
     Sent(SentPart),
 }
 
@@ -108,13 +110,28 @@ pub(crate) enum Event {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Prepare { serial: u32 },
-    Create { epoch: u32 },
-    Send { epoch: u32, piece: Piece },
-    Check { serial: u32 },
-    Complete { serial: u32 },
-    Put { serial: u32 },
-    Abort { id: String },
+    Prepare {
+        serial: u32,
+    },
+    Create {
+        epoch: u32,
+    },
+    Send {
+        epoch: u32,
+        piece: Piece,
+    },
+    Check {
+        serial: u32,
+    },
+    Complete {
+        serial: u32,
+    },
+    Put {
+        serial: u32,
+    },
+    Abort {
+        id: String,
+    },
     /// The goal of parts was reached.
     PartsDone,
     /// The goal of an object was reached.

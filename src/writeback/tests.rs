@@ -70,7 +70,14 @@ impl World {
     pub async fn existing(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
         let object = self.store.object(key).unwrap();
         let reader = Arc::new(StoreReader { store: self.store.clone(), key: key.into(), etag: object.etag.clone() });
-        let base = Base { bucket: "bucket".into(), key: key.into(), etag: object.etag.clone(), size: object.bytes.len() as u64, version_id: None, reader };
+        let base = Base {
+            bucket: "bucket".into(),
+            key: key.into(),
+            etag: object.etag.clone(),
+            size: object.bytes.len() as u64,
+            version_id: None,
+            reader,
+        };
         writeback.stage(self.target(key), Expect::Version(object.etag), Some(base), Attributes::default()).await.unwrap()
     }
 
@@ -84,7 +91,9 @@ impl World {
 
     pub fn files(&self) -> Vec<String> {
         let dirs = std::fs::read_dir(self.dir.path()).unwrap().flatten();
-        let names = dirs.flat_map(|dir| std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect::<Vec<_>>());
+        let names = dirs.flat_map(|dir| {
+            std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect::<Vec<_>>()
+        });
         names.filter(|name| name != "lock" && name != "identity").collect()
     }
 }

@@ -273,7 +273,10 @@ async fn fill_piece(entry: &Arc<Entry>, at: u64, bytes: Bytes) -> Result<(), Err
         content.local.gaps(at..end.min(content.size))
     };
     let (file, filled) = (entry.file.clone(), gaps.clone());
-    blocking(move || gaps.into_iter().try_for_each(|gap| file.write_all_at(&bytes[(gap.start - at) as usize..(gap.end - at) as usize], gap.start))).await?;
+    blocking(move || {
+        gaps.into_iter().try_for_each(|gap| file.write_all_at(&bytes[(gap.start - at) as usize..(gap.end - at) as usize], gap.start))
+    })
+    .await?;
     {
         let mut content = entry.content.lock();
         filled.into_iter().for_each(|gap| content.filled(gap));
@@ -283,15 +286,27 @@ async fn fill_piece(entry: &Arc<Entry>, at: u64, bytes: Bytes) -> Result<(), Err
 }
 
 /// Brings one part to the store.
-pub(crate) async fn part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Option<&Base>, piece: &Piece) -> Result<SentPart, Trouble> {
+pub(crate) async fn part(
+    entry: &Arc<Entry>,
+    target: &Target,
+    upload: &str,
+    base: Option<&Base>,
+    piece: &Piece,
+) -> Result<SentPart, Trouble> {
     let (store, number) = (&target.store, piece.number);
     if piece.how == How::Copy {
         let Some(base) = base else { return Err(Trouble::Stale) };
-        let source = CopySource { bucket: base.bucket.clone(), key: base.key.clone(), if_match: Some(base.etag.clone()), version_id: base.version_id.clone() };
-        let part = store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await.map_err(|error| match error.kind {
-            ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => Trouble::Stale,
-            _ => Trouble::S3(error),
-        })?;
+        let source = CopySource {
+            bucket: base.bucket.clone(),
+            key: base.key.clone(),
+            if_match: Some(base.etag.clone()),
+            version_id: base.version_id.clone(),
+        };
+        let part =
+            store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await.map_err(|error| match error.kind {
+                ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => Trouble::Stale,
+                _ => Trouble::S3(error),
+            })?;
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
         return Ok(SentPart { etag: part.etag, checksum: None });

@@ -115,7 +115,11 @@ impl Uploader {
                 let due = self.shared.entry(id).is_some_and(|entry| {
                     let intent = entry.intent.lock();
                     let content = entry.content.lock();
-                    intent.phase == Phase::Sealed && !intent.held && !intent.poisoned && generation.is_none_or(|g| g == content.generation) && content.is_dirty()
+                    intent.phase == Phase::Sealed
+                        && !intent.held
+                        && !intent.poisoned
+                        && generation.is_none_or(|g| g == content.generation)
+                        && content.is_dirty()
                 });
                 if due {
                     self.publish(id, Goal::Object, None);
@@ -188,7 +192,8 @@ impl Uploader {
         }
         match message {
             Message::Retarget { target, expect, reply, .. } => {
-                let same = job.upload.as_ref().is_none_or(|upload| upload.key == target.key && upload.store.bucket() == target.store.bucket());
+                let same =
+                    job.upload.as_ref().is_none_or(|upload| upload.key == target.key && upload.store.bucket() == target.store.bucket());
                 {
                     let mut intent = job.entry.intent.lock();
                     (intent.target, intent.expect) = (target, expect);
@@ -293,11 +298,14 @@ impl Uploader {
         }
         let key = match &action {
             Action::Send { epoch, piece } => Some(Key::Part(*epoch, piece.number)),
-            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => Some(Key::Step(*serial)),
+            Action::Prepare { serial } | Action::Check { serial } | Action::Complete { serial } | Action::Put { serial } => {
+                Some(Key::Step(*serial))
+            }
             // A Create that is cut off could leave an upload that nobody knows.
             Action::Create { .. } | Action::Abort { .. } | Action::PartsDone | Action::Published => None,
         };
-        let context = Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
+        let context =
+            Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
         let task = tokio::spawn(async move {
             let outcome = publish::perform(&entry, context, &action).await;
             drop(place);
@@ -449,7 +457,12 @@ impl Uploader {
                 job.bad_digests += 1;
                 self.again(id, action);
             }
-            ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled | ErrorKind::Protocol | ErrorKind::Conflict => {
+            ErrorKind::Network
+            | ErrorKind::TimedOut
+            | ErrorKind::Server
+            | ErrorKind::Throttled
+            | ErrorKind::Protocol
+            | ErrorKind::Conflict => {
                 job.doubt |= job.is_committing();
                 job.entry.intent.lock().reason = Some(error.to_string());
                 self.again(id, action);
@@ -476,7 +489,9 @@ impl Uploader {
         let stalled: Vec<u64> = self
             .jobs
             .iter()
-            .filter(|(_, job)| job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit)
+            .filter(|(_, job)| {
+                job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit
+            })
             // While it only waits for its turn, the others' progress is progress.
             .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.progress().elapsed() > limit)
             .map(|(&id, _)| id)

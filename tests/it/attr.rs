@@ -206,8 +206,7 @@ fn metadata_copies_keep_everything_else() {
     let file = files::open_existing(&stage.path("g"));
     std::os::unix::fs::FileExt::write_all_at(&file, b"C", 0).unwrap();
     files::close(file).unwrap();
-    // New content keeps headers and metadata; a HEAD does not tell of tags here, and nobody else is asked for them.
     let now = stage.double().object("releases", "g").unwrap();
-    assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()));
+    assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()), "after a change of content");
     assert_eq!(stage.store.bytes("g"), "Content");
 }

@@ -151,9 +151,13 @@ impl Model {
                     Ok(Answer::Done)
                 }
             },
-            Step::Unlink { path } => done(self.file(path).map(|_| drop(self.names.remove(path)))),
+            Step::Unlink { path } => done(self.file(path).map(|_| {
+                self.names.remove(path);
+            })),
             Step::Rename { from, to } => done(self.rename(from, to)),
-            Step::Hold { path, slot } => done(self.create(path).map(|id| drop(self.held.insert(*slot, id)))),
+            Step::Hold { path, slot } => done(self.create(path).map(|id| {
+                self.held.insert(*slot, id);
+            })),
             Step::WriteHeld { slot, offset, len, seed } => {
                 let id = self.held[slot];
                 self.splice(id, *offset, &noise(*seed, *len));
@@ -217,7 +221,9 @@ impl Model {
             Step::Hold { slot, .. } => !self.held.contains_key(slot),
             Step::WriteHeld { slot, .. } | Step::ReadHeld { slot } | Step::Close { slot } => self.held.contains_key(slot),
             // Another client's edit of a file that is open here is a conflict: those have tests of their own.
-            Step::ForeignPut { path, .. } => self.check_parent(path).is_ok() && self.names.get(path) != Some(&Node::Directory) && !self.is_held(path),
+            Step::ForeignPut { path, .. } => {
+                self.check_parent(path).is_ok() && self.names.get(path) != Some(&Node::Directory) && !self.is_held(path)
+            }
             Step::ForeignDelete { path } => matches!(self.names.get(path), Some(Node::File(_))) && !self.is_held(path),
             _ => true,
         }
@@ -248,7 +254,8 @@ impl ReferenceStateMachine for Calls {
     }
 
     fn transitions(_: &Model) -> BoxedStrategy<Step> {
-        let path = || proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("\u{e4}.txt")], 1..=3).prop_map(|steps| steps.join("/"));
+        let path =
+            || proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("\u{e4}.txt")], 1..=3).prop_map(|steps| steps.join("/"));
         let size = || prop_oneof![3 => 0usize..5_000, 1 => Just(6 << 20), 1 => Just(9 << 20)];
         let slot = || 0u8..2;
         prop_oneof![
@@ -468,7 +475,9 @@ impl Subject {
 
     async fn perform(&mut self, step: &Step) -> Outcome {
         match step {
-            Step::Write { path, offset, len, seed, truncate } => self.put(path, if *truncate { libc::O_TRUNC } else { 0 }, *offset, noise(*seed, *len)).await,
+            Step::Write { path, offset, len, seed, truncate } => {
+                self.put(path, if *truncate { libc::O_TRUNC } else { 0 }, *offset, noise(*seed, *len)).await
+            }
             Step::Append { path, len, seed } => self.put(path, libc::O_APPEND, 0, noise(*seed, *len)).await,
             Step::Truncate { path, size } => {
                 let ino = self.walk(path).await?;

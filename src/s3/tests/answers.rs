@@ -12,10 +12,9 @@ const EMPTY_LIST: &str = "<ListBucketResult><IsTruncated>false</IsTruncated></Li
 
 #[tokio::test]
 async fn the_region_is_followed_once_a_bucket() {
-    for first in [
-        (|| reply("301 Moved Permanently", &[("x-amz-bucket-region", "eu-central-1")], "")) as fn() -> Reply,
-        || reply("400 Bad Request", &[], "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>"),
-    ] {
+    for first in [(|| reply("301 Moved Permanently", &[("x-amz-bucket-region", "eu-central-1")], "")) as fn() -> Reply, || {
+        reply("400 Bad Request", &[], "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>")
+    }] {
         let server = Server::start(move |number, _| if number == 0 { first() } else { reply("200 OK", &[], EMPTY_LIST) }).await;
         let store = server.bucket(|_| {});
         store.list(ListRequest::default()).await.unwrap();
@@ -39,7 +38,11 @@ async fn a_head_learns_the_region_too() {
 
 #[tokio::test]
 async fn a_forbidden_head_bucket_is_no_refusal() {
-    let server = Server::start(|_, seen| if seen.line.starts_with("HEAD") { reply("403 Forbidden", &[], "") } else { reply("200 OK", &[], EMPTY_LIST) }).await;
+    let server =
+        Server::start(
+            |_, seen| if seen.line.starts_with("HEAD") { reply("403 Forbidden", &[], "") } else { reply("200 OK", &[], EMPTY_LIST) },
+        )
+        .await;
     let client = server.client(|_| {});
     assert_eq!(client.bucket("b").await.unwrap().bucket(), "b");
     client.bucket("b").await.unwrap();
@@ -155,7 +158,11 @@ async fn mount_wide_words_travel() {
         config.acl = Some("public-read".into());
         config.tags = vec![("team".into(), "a b".into()), ("x".into(), "1".into())];
     });
-    let options = PutOptions { tags: vec![("x".into(), "2".into())], condition: Some(Condition::Matches(crate::s3::ETag::new("old"))), ..Default::default() };
+    let options = PutOptions {
+        tags: vec![("x".into(), "2".into())],
+        condition: Some(Condition::Matches(crate::s3::ETag::new("old"))),
+        ..Default::default()
+    };
     store.put("k", Arc::new(Bytes::from_static(b"x")), options).await.unwrap();
     let seen = server.request(0);
     for (name, value) in [

@@ -11,11 +11,13 @@ use crate::s3::{ETag, ErrorKind, GetRequest, ListRequest, PutOptions, Result, So
 
 async fn read(store: &Arc<dyn Store>, request: GetRequest) -> Result<Vec<u8>> {
     let answer = store.get("k", request).await?;
-    answer.body.try_fold(Vec::new(), |mut all, chunk| async move {
-        all.extend_from_slice(&chunk);
-        Ok(all)
-    })
-    .await
+    answer
+        .body
+        .try_fold(Vec::new(), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        })
+        .await
 }
 
 #[tokio::test]
@@ -90,7 +92,10 @@ async fn the_probe_gives_up_in_time() {
     let error = client.probe("b", "", Duration::from_millis(500), Duration::from_millis(900)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::TimedOut);
     assert!(start.elapsed() < Duration::from_secs(2));
-    let closed = { let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap(); listener.local_addr().unwrap() };
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
     let refused = server.client(|config| (config.endpoint_url, config.retries) = (Some(format!("http://{closed}").parse().unwrap()), 0));
     let start = Instant::now();
     let error = refused.probe("b", "", Duration::from_secs(2), Duration::from_secs(60)).await.unwrap_err();
@@ -130,7 +135,10 @@ async fn bwlimit_paces_uploads() {
 
 #[tokio::test]
 async fn a_wrong_clock_is_named() {
-    let server = Server::start(|_, _| reply("403 Forbidden", &[("date", "Wed, 21 Oct 2015 07:28:00 GMT")], "<Error><Code>RequestTimeTooSkewed</Code></Error>")).await;
+    let server = Server::start(|_, _| {
+        reply("403 Forbidden", &[("date", "Wed, 21 Oct 2015 07:28:00 GMT")], "<Error><Code>RequestTimeTooSkewed</Code></Error>")
+    })
+    .await;
     let error = server.bucket(|_| {}).list(ListRequest::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ClockSkew);
     assert!(crate::s3::explain::explain(&error).contains("ahead of the store's"));

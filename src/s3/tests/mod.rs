@@ -79,7 +79,8 @@ async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
     let head = String::from_utf8_lossy(&text[..end]).into_owned();
     let mut lines = head.lines();
     let line = lines.next()?.trim_end_matches(" HTTP/1.1").to_owned();
-    let headers: Vec<(String, String)> = lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    let headers: Vec<(String, String)> =
+        lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
     let length = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
     let mut body = text[end + 4..].to_vec();
     while body.len() < length {
@@ -134,7 +135,12 @@ impl Server {
     }
 
     pub fn client(&self, change: impl FnOnce(&mut ClientConfig)) -> Arc<Client> {
-        let mut config = ClientConfig { endpoint_url: Some(self.url.parse().unwrap()), region: Some("us-east-1".into()), passwd_file: Some(passwd("AK:SK\n")), ..ClientConfig::default() };
+        let mut config = ClientConfig {
+            endpoint_url: Some(self.url.parse().unwrap()),
+            region: Some("us-east-1".into()),
+            passwd_file: Some(passwd("AK:SK\n")),
+            ..ClientConfig::default()
+        };
         change(&mut config);
         Client::new(config).unwrap()
     }

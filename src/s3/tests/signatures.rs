@@ -45,11 +45,18 @@ async fn serve(recorder: Recorder) -> String {
 }
 
 fn bucket(url: &str, secret: &str, sigv2: bool) -> Arc<dyn Store> {
-    let config = ClientConfig { endpoint_url: Some(url.parse().unwrap()), region: Some("us-east-1".into()), passwd_file: Some(passwd(&format!("AK:{secret}\n"))), sigv2, ..ClientConfig::default() };
+    let config = ClientConfig {
+        endpoint_url: Some(url.parse().unwrap()),
+        region: Some("us-east-1".into()),
+        passwd_file: Some(passwd(&format!("AK:{secret}\n"))),
+        sigv2,
+        ..ClientConfig::default()
+    };
     Client::new(config).unwrap().open("bucket").unwrap()
 }
 
-const KEYS: [&str; 10] = ["plain", "a b+c%/ä ö?#&=.txt", "a/../c", "a/./c", "../up", "x/..", "d//e", "/lead", "tilde~(1)'!*", "ctrl\u{1}\u{7f}"];
+const KEYS: [&str; 10] =
+    ["plain", "a b+c%/ä ö?#&=.txt", "a/../c", "a/./c", "../up", "x/..", "d//e", "/lead", "tilde~(1)'!*", "ctrl\u{1}\u{7f}"];
 
 #[tokio::test]
 async fn every_key_is_signed_as_the_store_sees_it() {
@@ -79,7 +86,16 @@ async fn version_2_too() {
 async fn links_open() {
     let recorder = Recorder::default();
     let url = serve(recorder.clone()).await;
-    for (sigv2, query) in [(false, vec![("response-content-disposition".to_owned(), "attachment; filename=\"x y\"".to_owned()), ("x-link".to_owned(), "7".to_owned())]), (true, vec![])] {
+    for (sigv2, query) in [
+        (
+            false,
+            vec![
+                ("response-content-disposition".to_owned(), "attachment; filename=\"x y\"".to_owned()),
+                ("x-link".to_owned(), "7".to_owned()),
+            ],
+        ),
+        (true, vec![]),
+    ] {
         let link = bucket(&url, "SK", sigv2).presign_get("a b/ä.txt", 60, &query).await.unwrap();
         let answer = reqwest::get(&link).await.unwrap();
         assert!(answer.status().is_success(), "{link}");

@@ -26,7 +26,11 @@ async fn an_upload_is_repeated_from_its_beginning() {
         _ => reply("200 OK", &[("etag", HELLO), ("date", "Wed, 21 Oct 2015 07:28:00 GMT")], ""),
     })
     .await;
-    let outcome = server.bucket(|config| config.retries = 0).put("k", body(), PutOptions { checksum: Some(md5()), ..Default::default() }).await.unwrap();
+    let outcome = server
+        .bucket(|config| config.retries = 0)
+        .put("k", body(), PutOptions { checksum: Some(md5()), ..Default::default() })
+        .await
+        .unwrap();
     assert!(outcome.last_modified.is_some());
     assert_eq!(server.count(), 3);
     assert!((0..3).all(|index| server.request(index).body == b"hello"));
@@ -36,7 +40,10 @@ async fn an_upload_is_repeated_from_its_beginning() {
 #[tokio::test]
 async fn a_store_without_acls_gets_none_again() {
     for refusal in [("400 Bad Request", "AccessControlListNotSupported"), ("403 Forbidden", "AccessDenied")] {
-        let server = Server::start(move |_, seen| if seen.header("x-amz-acl").is_some() { refuse(refusal.0, refusal.1) } else { reply("200 OK", &[("etag", "e")], "") }).await;
+        let server = Server::start(move |_, seen| {
+            if seen.header("x-amz-acl").is_some() { refuse(refusal.0, refusal.1) } else { reply("200 OK", &[("etag", "e")], "") }
+        })
+        .await;
         let store = server.bucket(|config| config.acl = Some("public-read".into()));
         store.put("k", body(), PutOptions::default()).await.unwrap();
         store.put("k", body(), PutOptions::default()).await.unwrap();
@@ -49,7 +56,14 @@ async fn a_store_without_acls_gets_none_again() {
 
 #[tokio::test]
 async fn refused_checksums_are_left_out_from_then_on() {
-    let server = Server::start(|_, seen| if seen.header("x-amz-checksum-crc64nvme").is_some() { refuse("501 Not Implemented", "NotImplemented") } else { reply("200 OK", &[("etag", "e")], "") }).await;
+    let server = Server::start(|_, seen| {
+        if seen.header("x-amz-checksum-crc64nvme").is_some() {
+            refuse("501 Not Implemented", "NotImplemented")
+        } else {
+            reply("200 OK", &[("etag", "e")], "")
+        }
+    })
+    .await;
     let store = server.bucket(|_| {});
     for _ in 0..2 {
         store.put("k", body(), PutOptions { checksum: Some(Checksum::Crc64Nvme(7)), ..Default::default() }).await.unwrap();
@@ -69,7 +83,9 @@ async fn other_bytes_under_the_etag_are_an_error() {
 async fn a_refusal_after_a_lost_answer_may_be_our_own_success() {
     let server = Server::start(|number, seen| match number {
         0 => Reply::Close,
-        _ if seen.line.starts_with("HEAD") => Reply::Raw(format!("HTTP/1.1 200 OK\r\netag: \"{HELLO}\"\r\ncontent-length: 5\r\nconnection: close\r\n\r\n")),
+        _ if seen.line.starts_with("HEAD") => {
+            Reply::Raw(format!("HTTP/1.1 200 OK\r\netag: \"{HELLO}\"\r\ncontent-length: 5\r\nconnection: close\r\n\r\n"))
+        }
         _ => refuse("412 Precondition Failed", "PreconditionFailed"),
     })
     .await;
@@ -135,7 +151,8 @@ async fn a_create_whose_answer_was_lost_leaves_nothing() {
     })
     .await;
     assert_eq!(server.bucket(|_| {}).create_multipart("k", PutOptions::default()).await.unwrap(), "mine");
-    let deleted: Vec<String> = server.seen.lock().iter().filter(|seen| seen.line.starts_with("DELETE")).map(|seen| seen.line.clone()).collect();
+    let deleted: Vec<String> =
+        server.seen.lock().iter().filter(|seen| seen.line.starts_with("DELETE")).map(|seen| seen.line.clone()).collect();
     assert_eq!(deleted, ["DELETE /b/k?uploadId=lost"]);
 }
 
@@ -158,10 +175,16 @@ fn large(size: u64) -> ObjectHead {
 async fn a_large_copy_sends_everything_again_or_leaves_nothing() {
     for fails in [false, true] {
         let server = Server::start(move |_, seen| match seen.line.as_str() {
-            line if line.starts_with("HEAD") => Reply::Raw(format!("HTTP/1.1 200 OK\r\netag: \"new-2\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", 6u64 << 30)),
-            line if line.contains("uploads=") => reply("200 OK", &[], "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"),
+            line if line.starts_with("HEAD") => {
+                Reply::Raw(format!("HTTP/1.1 200 OK\r\netag: \"new-2\"\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", 6u64 << 30))
+            }
+            line if line.contains("uploads=") => {
+                reply("200 OK", &[], "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+            }
             line if line.starts_with("DELETE") => reply("204 No Content", &[], ""),
-            line if line.starts_with("POST") => reply("200 OK", &[], "<CompleteMultipartUploadResult><ETag>new-2</ETag></CompleteMultipartUploadResult>"),
+            line if line.starts_with("POST") => {
+                reply("200 OK", &[], "<CompleteMultipartUploadResult><ETag>new-2</ETag></CompleteMultipartUploadResult>")
+            }
             line if fails && line.contains("partNumber=3&") => refuse("412 Precondition Failed", "PreconditionFailed"),
             _ => reply("200 OK", &[], "<CopyPartResult><ETag>p</ETag></CopyPartResult>"),
         })
