@@ -121,7 +121,8 @@ impl Vfs {
             self.require_empty(ino).await?;
             let place = self.place(ino)?;
             let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
-            if self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false)) {
+            let marked = self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false));
+            if marked || place.store.capabilities().real_directories {
                 self.delete_marker(&place).await?;
             }
             self.memory.remove(place.store.bucket(), &place.key);
