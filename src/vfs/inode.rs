@@ -92,6 +92,8 @@ pub struct FileState {
     pub epoch: u64,
     /// ETag of the content whose pages the kernel may hold.
     pub kernel_pages: Option<ETag>,
+    /// It was renamed, unpublished, over a name that S3 has an object of: that object goes when the name goes.
+    pub covers: bool,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
     /// Where the first append began, while all that changed since the file was staged was appended.

@@ -43,14 +43,18 @@ impl Vfs {
 
     async fn unlink_in_turn(&self, ino: Ino) -> Result<()> {
         let place = self.place(ino)?;
-        let object = self.table.lock().get(ino).ok_or(Error::Stale)?.object.clone();
+        let (object, covers) = {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            (node.object.clone(), node.file.covers)
+        };
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        self.writeback.cancel_metadata(place.store.bucket(), &place.key);
+        self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
-        if let Some(object) = &object {
-            if open {
-                self.keep_readable(&place, object).await;
-            }
+        if let Some(object) = object.as_ref().filter(|_| open) {
+            self.keep_readable(&place, object).await;
+        }
+        if object.is_some() || covers {
             place.store.delete(&place.key, None).await?;
             self.memory.remove(place.store.bucket(), &place.key);
         }

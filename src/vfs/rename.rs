@@ -89,44 +89,43 @@ impl Vfs {
         let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            let over = step.replaced.and_then(|other| table.get(other)).and_then(|node| node.object.clone());
+            let over = step.replaced.and_then(|other| table.get(other)).map(|node| (node.object.clone(), node.file.covers));
             (node.file.staged.clone(), node.object.clone(), node.file.temporary, over)
         };
-        if let Some(over) = over.as_ref().filter(|_| step.replaced.is_some_and(|other| self.handles.is_open(other))) {
+        let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
+        if let Some((Some(over), _)) = over.as_ref().filter(|_| in_use) {
             self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
         }
+        let covers = over.as_ref().is_some_and(|(object, covers)| object.is_some() || *covers);
         // A temporary name that is a key already is a file like any other.
-        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
+        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| !covers);
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
-        if let Some(object) = object {
+        if object.is_some() {
             if unsent {
                 self.publish_in_turn(ino).await?;
             }
-            let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).unwrap_or(object);
-            return self.within(self.move_object(ino, &object, step)).await;
+            return self.within(self.move_object(ino, step)).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
         let expect = match &over {
-            Some(over) => Expect::Version(over.etag.clone()),
-            None if step.exclusive => Expect::Absent,
-            None => Expect::NewFile,
+            Some((Some(over), _)) => Expect::Version(over.etag.clone()),
+            Some((None, true)) => Expect::Anything,
+            _ if step.exclusive => Expect::Absent,
+            _ => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
         staged.set_held(temporary.is_some(), guess);
-        let closed = {
+        let (closed, covered) = {
             let mut table = self.table.lock();
-            match table.get_mut(ino) {
-                Some(node) => {
-                    // Until it is published its name is that of the object it replaces: what removes the name removes that.
-                    node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
-                    node.file.temporary = temporary.is_some();
-                    node.file.writers == 0
-                }
-                None => true,
-            }
+            let node = table.get_mut(ino).ok_or(Error::Stale)?;
+            node.file.temporary = temporary.is_some();
+            (node.file.writers == 0, std::mem::replace(&mut node.file.covers, covers))
         };
         self.relink(ino, step).await;
+        if covered {
+            self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
+        }
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         if held && temporary.is_none() && closed && staged.is_dirty() {
             if staged.size() == 0 {
@@ -155,12 +154,14 @@ impl Vfs {
     }
 
     /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
-    async fn move_object(&self, ino: Ino, object: &Object, step: &Move) -> Result<()> {
+    async fn move_object(&self, ino: Ino, step: &Move) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.key(source.store.bucket(), &source.key).await;
         let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
-        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
-        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key);
+        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
+        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key).await;
+        // A copy that was still running has given the object another ETag.
+        let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
         let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
@@ -264,6 +265,7 @@ impl Vfs {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let objects = self.list_tree(source).await?;
         let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
         let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
@@ -337,7 +339,6 @@ impl Vfs {
             return Ok(Copied { source: entry.key, objects: None });
         }
         let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
-        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
         let mut object = super::inode::Object {
             etag: entry.etag.clone(),
             size: entry.size,
@@ -349,17 +350,17 @@ impl Vfs {
         };
         let link = entry.sha1 && entry.size <= LINK_MAX;
         let single = entry.size <= source.store.capabilities().max_single_copy;
-        let current = match (&pending, single && !link) {
+        let current = match single && !link {
             // CopyObject carries everything over but the class; only what is sent anew must be known.
-            (None, true) => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
-            _ => {
+            true => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
+            false => {
                 let head = source.store.head(&source.key).await?;
                 let tags = if head.tag_count > 0 { source.store.get_tags(&source.key).await? } else { Vec::new() };
                 object = super::lookup::object_of(head);
                 Attributes { tags, ..object.attributes.clone().unwrap_or_default() }
             }
         };
-        let mut wanted = pending.unwrap_or_else(|| current.clone());
+        let mut wanted = current.clone();
         if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()) {
             wanted.headers.website_redirect = self.redirect_of(&target.key, link);
         }

@@ -17,7 +17,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, metacopy, publish, transfer};
+use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
 use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
@@ -41,11 +41,10 @@ impl Staged {
         self.entry.content.lock().size
     }
 
-    /// True when no object holds its content, or its attributes.
+    /// True when no object holds its content. Attributes that were set after its upload began do not count: see
+    /// [`super::Writeback::update_metadata`].
     pub fn is_dirty(&self) -> bool {
-        let intent = self.entry.intent.lock();
-        let stale = intent.published.as_ref().is_some_and(|published| published.attributes != intent.attributes);
-        stale || self.entry.content.lock().is_dirty()
+        self.entry.content.lock().is_dirty()
     }
 
     /// True when its publication is due, or under way.
@@ -338,10 +337,6 @@ impl Staged {
         if !self.is_dirty() {
             return Ok(self.published());
         }
-        if !entry.content.lock().is_dirty() {
-            self.copy_attributes();
-            return Ok(self.published());
-        }
         entry.begun.store(true, Relaxed);
         if !entry.shared.config.write_back.is_zero() {
             self.queue(entry.shared.config.write_back, held).await?;
@@ -355,20 +350,6 @@ impl Staged {
         let (reply, answer) = oneshot::channel();
         entry.shared.send(Message::Publish { id: entry.id, goal, reply: Some(reply) });
         answer.await.map_err(|_| Error::Discarded)?
-    }
-
-    /// Only attributes differ from what was published: one background copy carries them.
-    fn copy_attributes(&self) {
-        let (target, published, attributes) = {
-            let mut intent = self.entry.intent.lock();
-            let attributes = intent.attributes.clone();
-            let Some(published) = &mut intent.published else { return };
-            published.attributes = attributes.clone();
-            let target = Target { key: published.key.clone(), store: intent.target.store.clone() };
-            let Some(published) = intent.published.clone() else { return };
-            (target, published, attributes)
-        };
-        metacopy::schedule(&self.entry.shared, target, published.etag, published.size, attributes, Box::new(|_| {}));
     }
 
     async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {

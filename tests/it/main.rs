@@ -15,6 +15,7 @@ mod posix;
 mod programs;
 mod read;
 mod start;
+mod status;
 mod support;
 mod write;
 

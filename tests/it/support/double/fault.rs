@@ -36,7 +36,6 @@ pub enum Fault {
 pub struct When {
     operation: Option<&'static str>,
     key: Option<String>,
-    prefix: Option<String>,
     skip: u64,
     times: Option<u64>,
 }
@@ -58,12 +57,6 @@ impl When {
         self
     }
 
-    /// Only for keys that begin so.
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        self.prefix = Some(prefix.to_owned());
-        self
-    }
-
     /// Not for the first `count` of them.
     pub fn after(mut self, count: u64) -> Self {
         self.skip = count;
@@ -77,9 +70,7 @@ impl When {
     }
 
     fn is_about(&self, asked: &Asked) -> bool {
-        self.operation.is_none_or(|operation| operation == asked.operation)
-            && self.key.as_ref().is_none_or(|key| *key == asked.key)
-            && self.prefix.as_ref().is_none_or(|prefix| asked.key.starts_with(prefix))
+        self.operation.is_none_or(|operation| operation == asked.operation) && self.key.as_ref().is_none_or(|key| *key == asked.key)
     }
 }
 
