@@ -64,11 +64,11 @@ impl Vfs {
     pub(super) fn attr(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let table = self.table.lock();
         let node = table.get(ino).ok_or(Error::Stale)?;
-        Ok((self.attr_of(ino, node), KERNEL_TTL.min(self.config.metadata_ttl)))
+        Ok((self.attr_of(&table, ino, node), KERNEL_TTL.min(self.config.metadata_ttl)))
     }
 
     /// As [`Vfs::attr`], with the lock held.
-    pub(super) fn attr_of(&self, ino: Ino, node: &Node) -> Attr {
+    pub(super) fn attr_of(&self, table: &Table, ino: Ino, node: &Node) -> Attr {
         let (mode, uid, gid) = attr::shown(&self.config, node.kind, node.stored);
         let size = match (&node.target, node.kind) {
             (Some(target), Kind::Symlink) => target.len() as u64,
@@ -76,7 +76,7 @@ impl Vfs {
         };
         let nlink = match (node.linked, node.kind) {
             (false, _) => 0,
-            (true, Kind::Directory) => 2,
+            (true, Kind::Directory) => table.links(node),
             (true, _) => 1,
         };
         Attr { ino, kind: node.kind, size, mode, uid, gid, nlink, atime: node.atime, mtime: node.mtime, ctime: node.ctime }
@@ -88,7 +88,7 @@ impl Vfs {
         table.remember(ino);
         let node = table.get(ino).ok_or(Error::Stale)?;
         let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
-        Ok(Entry { attr: self.attr_of(ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
+        Ok(Entry { attr: self.attr_of(&table, ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
     }
 
     /// The inode that `name` means in `parent` now. The caller grants it, or lets it go with [`Table::release`].

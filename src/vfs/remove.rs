@@ -70,7 +70,7 @@ impl Vfs {
     }
 
     /// Fetches what an open handle may still read, as far as that is small; a larger one answers ESTALE where it is not cached.
-    async fn keep_readable(&self, place: &Place, object: &Object) {
+    pub(super) async fn keep_readable(&self, place: &Place, object: &Object) {
         let version = Self::version(place, object);
         if object.size > KEEP_READABLE || self.cache.is_complete(&version) {
             return;

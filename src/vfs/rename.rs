@@ -14,7 +14,7 @@ use super::lookup::LINK_MAX;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
-use crate::writeback::{Attributes, Expect};
+use crate::writeback::{Attributes, Expect, Staged};
 
 /// Keys of one DeleteObjects (S3's own limit).
 const DELETE_MOST: usize = 1000;
@@ -87,12 +87,18 @@ impl Vfs {
     async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
-        let temporary = self.temporary.classify(&step.to.1, caller.pid);
-        let (staged, object, held) = {
+        let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            (node.file.staged.clone(), node.object.clone(), node.file.temporary)
+            let over = step.replaced.and_then(|other| table.get(other)).and_then(|node| node.object.clone());
+            (node.file.staged.clone(), node.object.clone(), node.file.temporary, over)
         };
+        let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
+        if let Some(over) = over.as_ref().filter(|_| in_use) {
+            self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
+        }
+        // A temporary name that is a key already is a file like any other.
+        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
         if object.is_some() {
             if unsent {
@@ -101,7 +107,6 @@ impl Vfs {
             return self.within(self.move_object(ino, step)).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
-        let over = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone()));
         let expect = match &over {
             Some(over) => Expect::Version(over.etag.clone()),
             None if step.exclusive => Expect::Absent,
@@ -169,8 +174,8 @@ impl Vfs {
         }
         let from = Self::version(source, &known);
         if let Some(staged) = self.staged_now(ino)? {
-            // Open for writing still: what is written from now on goes to the new name.
-            staged.retarget(target(destination), Expect::Version(outcome.etag.clone())).await?;
+            // Open for writing still: what is written from now on goes to the new name, where what it started from is too.
+            self.follow(&staged, &known.etag, destination, copied_object(&known, &outcome)).await?;
         }
         self.relink(ino, step).await;
         let moved = self.moved(ino, outcome, wanted);
@@ -274,7 +279,7 @@ impl Vfs {
                 return Err(error);
             }
         };
-        let mut keys: Vec<(String, Option<ETag>)> = copied.into_iter().map(|copy| (copy.source, copy.etag)).collect();
+        let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
         if source.store.capabilities().real_directories {
             let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
             let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
@@ -288,7 +293,7 @@ impl Vfs {
                 tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
             }
         }
-        self.retarget_below(dir, source, destination).await?;
+        self.retarget_below(dir, source, destination, &copied).await?;
         self.relink(dir, step).await;
         let mut table = self.table.lock();
         for ino in table.below(dir) {
@@ -296,7 +301,8 @@ impl Vfs {
                 node.checked = node.checked.filter(|_| ino == dir);
                 node.file.kernel_pages = None;
                 if let Some(state) = node.dir.as_deref_mut() {
-                    state.listing = None;
+                    // Names stay as they are, ETags may not.
+                    state.listing = state.listing.take().filter(|listing| listing.entries.iter().all(|entry| entry.object.is_none()));
                 }
             }
         }
@@ -336,7 +342,7 @@ impl Vfs {
                 row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
             self.within(self.put_marker(&target, stored, mtime)).await?;
             self.memory.remove(source.store.bucket(), &source.key);
-            return Ok(Copied { source: entry.key, etag: None });
+            return Ok(Copied { source: entry.key, objects: None });
         }
         let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
         let mut object = super::inode::Object {
@@ -370,28 +376,40 @@ impl Vfs {
             self.memory.put(target.store.bucket(), &target.key, super::remember::Row { etag: outcome.etag.clone(), written, ..row });
             self.memory.remove(source.store.bucket(), &source.key);
         }
-        let from = Self::version(&source, &object);
-        let to = crate::cache::ObjectVersion {
-            key: target.key.clone(),
-            bucket: target.store.bucket().to_owned(),
-            etag: outcome.etag,
-            ..from.clone()
-        };
-        self.cache.rekey(&from, &to).await;
-        Ok(Copied { source: entry.key, etag: Some(object.etag) })
+        let copy = copied_object(&object, &outcome);
+        self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;
+        Ok(Copied { source: entry.key, objects: Some((object.etag, copy)) })
     }
 
-    /// Files of the tree that are not published yet go to its new place.
-    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place) -> Result<()> {
+    /// Files of the tree that are not published yet go to its new place, and expect their own object's copy there.
+    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place, copied: &[Copied]) -> Result<()> {
         let below = self.table.lock().below(dir);
         for ino in below {
             let Ok(Some(staged)) = self.staged_now(ino) else { continue };
             let now = staged.target();
             let Some(rest) = now.key.strip_prefix(&from.key) else { continue };
             let place = Place { store: to.store.clone(), key: format!("{}{rest}", to.key) };
-            staged.retarget(target(&place), Expect::NewFile).await?;
+            match copied.iter().find(|copy| copy.source == now.key).and_then(|copy| copy.objects.as_ref()) {
+                Some((source, copy)) => {
+                    if let Some(node) = self.table.lock().get_mut(ino) {
+                        node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+                    }
+                    self.follow(&staged, source, &place, copy.clone()).await?;
+                }
+                None => staged.retarget(target(&place), staged.expect()).await?,
+            }
         }
         Ok(())
+    }
+
+    /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.
+    async fn follow(&self, staged: &Staged, source: &ETag, place: &Place, copy: Object) -> Result<()> {
+        let expect = match staged.expect() {
+            Expect::Version(known) if known == *source => Expect::Version(copy.etag.clone()),
+            other => other,
+        };
+        staged.rebase(source, self.base_of(place, &copy));
+        Ok(staged.retarget(target(place), expect).await?)
     }
 }
 
@@ -403,5 +421,22 @@ fn directories_of(key: &str, shortest: usize) -> impl Iterator<Item = &str> {
 /// An object of a tree that has its copy.
 struct Copied {
     source: String,
-    etag: Option<ETag>,
+    /// The version that was copied, and the copy; none of a marker.
+    objects: Option<(ETag, Object)>,
+}
+
+impl Copied {
+    fn etag(&self) -> Option<ETag> {
+        self.objects.as_ref().map(|(source, _)| source.clone())
+    }
+}
+
+/// What a copy of `object` is.
+fn copied_object(object: &Object, outcome: &PutOutcome) -> Object {
+    Object {
+        etag: outcome.etag.clone(),
+        version_id: outcome.version_id.clone(),
+        last_modified: outcome.last_modified.unwrap_or_else(std::time::SystemTime::now),
+        ..object.clone()
+    }
 }

@@ -17,7 +17,8 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
 /// [`Staged::discard`] do.
@@ -44,6 +45,11 @@ impl Staged {
     /// [`super::Writeback::update_metadata`].
     pub fn is_dirty(&self) -> bool {
         self.entry.content.lock().is_dirty()
+    }
+
+    /// True when its publication is due, or under way.
+    pub fn is_queued(&self) -> bool {
+        self.entry.intent.lock().phase.frees()
     }
 
     /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
@@ -282,6 +288,20 @@ impl Staged {
         let (reply, answer) = oneshot::channel();
         self.entry.shared.send(Message::Retarget { id: self.entry.id, target, expect, reply });
         answer.await.map_err(|_| Error::Discarded)
+    }
+
+    /// The object that it started from was copied to another key, where its bytes are read from now on. Nothing where it
+    /// started from another version than `from`.
+    pub fn rebase(&self, from: &ETag, base: Base) {
+        let mut intent = self.entry.intent.lock();
+        if intent.base.as_ref().is_some_and(|known| known.etag == *from) {
+            intent.base = Some(base);
+        }
+    }
+
+    /// What its publication expects to find.
+    pub fn expect(&self) -> Expect {
+        self.entry.intent.lock().expect.clone()
     }
 
     /// Where it is to be published.
