@@ -9,6 +9,7 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
+use super::listing::Listing;
 use super::lookup::LINK_MAX;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
@@ -294,9 +295,10 @@ impl Vfs {
             if let Some(node) = table.get_mut(ino) {
                 node.checked = node.checked.filter(|_| ino == dir);
                 node.file.kernel_pages = None;
+                // Names stay as they are, ETags may not.
                 if let Some(state) = node.dir.as_deref_mut() {
-                    // Names stay as they are, ETags may not.
-                    state.listing = state.listing.take().filter(|listing| listing.entries.iter().all(|entry| entry.object.is_none()));
+                    let lasting = |listing: &Listing| listing.entries.iter().all(|entry| entry.object.is_none());
+                    state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
                 }
             }
         }
