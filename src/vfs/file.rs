@@ -302,7 +302,6 @@ impl Vfs {
             node.checked = Some(Instant::now());
             node.since = Some(Instant::now());
             node.file.unopened = true;
-            node.file.covers = false;
             node.file.kernel_pages = Some(published.etag.clone());
             row_of(node, published.last_modified)
         };

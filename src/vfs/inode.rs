@@ -92,8 +92,6 @@ pub struct FileState {
     pub epoch: u64,
     /// ETag of the content whose pages the kernel may hold.
     pub kernel_pages: Option<ETag>,
-    /// It was renamed, unpublished, over a name that S3 has an object of: that object goes when the name goes.
-    pub covers: bool,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
     /// Where the first append began, while all that changed since the file was staged was appended.
@@ -153,7 +151,7 @@ impl DirState {
     }
 
     /// Takes a newer listing into use and lets go of what it has overtaken.
-    pub fn install(&mut self, listing: Arc<Listing>) {
+    fn install(&mut self, listing: Arc<Listing>) {
         if self.listed_at().is_some_and(|at| at > listing.started) {
             return;
         }
@@ -219,6 +217,7 @@ impl Table {
         let ino = self.next;
         self.next += 1;
         self.unlink(node.parent, &node.name);
+        self.thin_out(node.parent);
         if let Some(dir) = self.dir_mut(node.parent) {
             dir.removed.remove(&node.name);
             dir.absent.remove(&node.name);
@@ -313,7 +312,7 @@ impl Table {
             let Some(node) = self.get(ino) else { return };
             let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some() || node.file.retiring;
             let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
-            if held || busy {
+            if held || busy || self.is_newer_than_listing(node) {
                 return;
             }
             let (parent, name, linked, since) = (node.parent, node.name.clone(), node.linked, node.since);
@@ -326,6 +325,31 @@ impl Table {
                 }
             }
             ino = parent;
+        }
+    }
+
+    /// The listing in use was begun before this mount gave the node its name: forgotten, the name would be absent.
+    fn is_newer_than_listing(&self, node: &Node) -> bool {
+        let listed = self.dir(node.parent).and_then(DirState::listed_at);
+        node.linked && node.since.is_some_and(|since| listed.is_some_and(|at| at <= since))
+    }
+
+    /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know.
+    pub fn install(&mut self, dir: Ino, listing: Arc<Listing>) {
+        let Some(state) = self.dir_mut(dir) else { return };
+        state.install(listing);
+        for child in state.children.values().copied().collect::<Vec<_>>() {
+            self.reap(child);
+        }
+    }
+
+    /// A directory that many files are copied into gives up its listing now and then, so that nodes newer than it can go.
+    fn thin_out(&mut self, dir: Ino) {
+        const MANY: usize = 8192;
+        let Some(state) = self.dir_mut(dir).filter(|state| state.children.len() % MANY == MANY - 1) else { return };
+        state.listing = None;
+        for child in state.children.values().copied().collect::<Vec<_>>() {
+            self.reap(child);
         }
     }
 
@@ -394,6 +418,7 @@ impl Table {
             if let Some(dir) = node.dir.as_deref_mut() {
                 dir.listing = None;
                 dir.absent.clear();
+                dir.removed.clear();
             }
         }
         self.nodes.keys().copied().collect()

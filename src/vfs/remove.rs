@@ -43,18 +43,14 @@ impl Vfs {
 
     async fn unlink_in_turn(&self, ino: Ino) -> Result<()> {
         let place = self.place(ino)?;
-        let (object, covers) = {
-            let table = self.table.lock();
-            let node = table.get(ino).ok_or(Error::Stale)?;
-            (node.object.clone(), node.file.covers)
-        };
+        let object = self.table.lock().get(ino).ok_or(Error::Stale)?.object.clone();
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
         if let Some(object) = object.as_ref().filter(|_| open) {
             self.keep_readable(&place, object).await;
         }
-        if object.is_some() || covers {
+        if object.is_some() {
             place.store.delete(&place.key, None).await?;
             self.memory.remove(place.store.bucket(), &place.key);
         }
@@ -125,7 +121,8 @@ impl Vfs {
             self.require_empty(ino).await?;
             let place = self.place(ino)?;
             let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
-            if self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false)) {
+            let marked = self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false));
+            if marked || place.store.capabilities().real_directories {
                 self.delete_marker(&place).await?;
             }
             self.memory.remove(place.store.bucket(), &place.key);

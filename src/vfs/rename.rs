@@ -1,6 +1,7 @@
 //! rename: a file's key changes by a server-side copy and a delete, a tree's by many of them; what is not published yet just
 //! changes its target.
 
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 
 use futures::{StreamExt, TryStreamExt};
@@ -90,16 +91,15 @@ impl Vfs {
         let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            let over = step.replaced.and_then(|other| table.get(other)).map(|node| (node.object.clone(), node.file.covers));
+            let over = step.replaced.and_then(|other| table.get(other)).and_then(|node| node.object.clone());
             (node.file.staged.clone(), node.object.clone(), node.file.temporary, over)
         };
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
-        if let Some((Some(over), _)) = over.as_ref().filter(|_| in_use) {
+        if let Some(over) = over.as_ref().filter(|_| in_use) {
             self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
         }
-        let covers = over.as_ref().is_some_and(|(object, covers)| object.is_some() || *covers);
         // A temporary name that is a key already is a file like any other.
-        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| !covers);
+        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
         if object.is_some() {
             if unsent {
@@ -109,23 +109,23 @@ impl Vfs {
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
         let expect = match &over {
-            Some((Some(over), _)) => Expect::Version(over.etag.clone()),
-            Some((None, true)) => Expect::Anything,
-            _ if step.exclusive => Expect::Absent,
-            _ => Expect::NewFile,
+            Some(over) => Expect::Version(over.etag.clone()),
+            None if step.exclusive => Expect::Absent,
+            None => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
         staged.set_held(temporary.is_some(), guess);
-        let (closed, covered) = {
+        let closed = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
             node.file.temporary = temporary.is_some();
-            (node.file.writers == 0, std::mem::replace(&mut node.file.covers, covers))
+            node.file.writers == 0
         };
         self.relink(ino, step).await;
-        if covered {
-            self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
+        // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
+        if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
+            node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
         }
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         if held && temporary.is_none() && closed && staged.is_dirty() {
@@ -281,8 +281,14 @@ impl Vfs {
             }
         };
         let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
-        // What is deepest first: a store that has directories of its own (SeaweedFS) keeps one that is not empty yet.
-        keys.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        if source.store.capabilities().real_directories {
+            let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
+            let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
+            let implied: Vec<String> = above.into_iter().filter(|key| !known.contains(key)).map(str::to_owned).collect();
+            keys.extend(implied.into_iter().map(|key| (key, None)));
+        }
+        // Markers last, the deepest first: a real directory that loses its marker before its names stays.
+        keys.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
         for batch in keys.chunks(DELETE_MOST) {
             for (key, error) in source.store.delete_many(batch).await? {
                 tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
@@ -407,6 +413,11 @@ impl Vfs {
         staged.rebase(source, self.base_of(place, &copy));
         Ok(staged.retarget(target(place), expect).await?)
     }
+}
+
+/// The directories that lead to a key, with their slashes, from the one whose key is `shortest` long down.
+fn directories_of(key: &str, shortest: usize) -> impl Iterator<Item = &str> {
+    key.match_indices('/').map(move |(at, _)| &key[..=at]).filter(move |directory| directory.len() >= shortest)
 }
 
 /// An object of a tree that has its copy.

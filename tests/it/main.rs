@@ -1,6 +1,7 @@
 //! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod account;
 mod architecture;
 mod attr;
 mod client;
@@ -21,6 +22,7 @@ mod write;
 
 /// The suites that run on every store, by name.
 const COMMON: &[(&str, &[&str])] = &[
+    ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("namespace", namespace::COMMON),

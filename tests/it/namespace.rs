@@ -131,6 +131,19 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
+    /// Directories without a marker are removed and renamed as others are, where the store keeps directories of its own too.
+    fn implied_directories_move_and_go(store) {
+        for key in ["gone/f", "old/sub/f", "old/g", "stays"] {
+            store.put(key, "x");
+        }
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "rm -r gone; mv old new");
+        assert_eq!(files::names(stage.dir()), ["new", "stays"]);
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["new", "stays"]);
+        assert_eq!(files::names(&stage.path("new")), ["g", "sub"]);
+    }
+
     /// Attributes of directories that are still on their way do not bring the old names back.
     fn directories_with_attributes_move_and_go(store) {
         let mut stage = Stage::new(store);

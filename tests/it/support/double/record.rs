@@ -9,6 +9,8 @@ use super::request::Asked;
 pub struct Entry {
     pub operation: &'static str,
     pub key: String,
+    /// `x-amz-*` of the request.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Requests since the start or the last reset.
@@ -23,7 +25,7 @@ pub struct Requests {
 
 impl Requests {
     pub(super) fn add(&mut self, asked: Asked) {
-        self.log.push(Entry { operation: asked.operation, key: asked.key });
+        self.log.push(Entry { operation: asked.operation, key: asked.key, headers: asked.headers });
     }
 
     /// How many of one operation, by S3's name.

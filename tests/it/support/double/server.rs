@@ -93,10 +93,11 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
     }
-    if let Some(region) = signed_region(&parts)
-        && region != shared.options.region
+    let region = shared.region(&asked.bucket);
+    if let Some(told) = signed_region(&parts)
+        && told != region
     {
-        return Ok(wrong_region(&shared, asked, &region));
+        return Ok(wrong_region(&shared, asked, &told, &region));
     }
     let up = Arc::clone(&shared);
     let is_empty = hyper::body::Body::is_end_stream(&body);
@@ -151,8 +152,7 @@ fn portal(shared: &Shared, asked: Asked) -> Answer {
     answer
 }
 
-fn wrong_region(shared: &Shared, asked: Asked, told: &str) -> Answer {
-    let region = &shared.options.region;
+fn wrong_region(shared: &Shared, asked: Asked, told: &str, region: &str) -> Answer {
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the region '{told}' is wrong; expecting '{region}'</Message><Region>{region}</Region></Error>"
     );
