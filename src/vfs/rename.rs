@@ -10,6 +10,7 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
+use super::listing::Listing;
 use super::lookup::LINK_MAX;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
@@ -124,7 +125,7 @@ impl Vfs {
         self.relink(ino, step).await;
         // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
-            node.object = over;
+            node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
         }
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         if held && temporary.is_none() && closed && staged.is_dirty() {
@@ -300,9 +301,10 @@ impl Vfs {
             if let Some(node) = table.get_mut(ino) {
                 node.checked = node.checked.filter(|_| ino == dir);
                 node.file.kernel_pages = None;
+                // Names stay as they are, ETags may not.
                 if let Some(state) = node.dir.as_deref_mut() {
-                    // Names stay as they are, ETags may not.
-                    state.listing = state.listing.take().filter(|listing| listing.entries.iter().all(|entry| entry.object.is_none()));
+                    let lasting = |listing: &Listing| listing.entries.iter().all(|entry| entry.object.is_none());
+                    state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
                 }
             }
         }
