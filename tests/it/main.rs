@@ -12,6 +12,7 @@ mod foreign;
 mod model;
 mod names;
 mod namespace;
+mod options;
 mod posix;
 mod programs;
 mod read;
@@ -25,6 +26,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("namespace", namespace::COMMON),
+    ("options", options::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
     ("write", write::COMMON),
