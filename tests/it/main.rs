@@ -9,6 +9,7 @@ mod client_faults;
 mod cost;
 mod failing;
 mod foreign;
+mod fstab;
 mod model;
 mod names;
 mod namespace;
