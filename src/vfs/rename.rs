@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
 use super::lookup::LINK_MAX;
+use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
@@ -94,6 +95,7 @@ impl Vfs {
         };
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
         if let Some(object) = object {
+            self.within(self.settle_delete(&step.target)).await?;
             if unsent {
                 self.publish_in_turn(ino).await?;
             }
@@ -101,31 +103,48 @@ impl Vfs {
             return self.within(self.move_object(ino, &object, step)).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
+        let unlinked = match temporary {
+            None => self.take_held_delete(&step.target),
+            // The name is to be free, and nothing is published under it soon.
+            Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
+        };
         let expect = match step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone())) {
             Some(over) => Expect::Version(over.etag),
-            None if step.exclusive => Expect::Absent,
-            None => Expect::NewFile,
+            None => match &unlinked {
+                Some(unlinked) => Expect::Version(unlinked.deletion.etag.clone()),
+                None if step.exclusive => Expect::Absent,
+                None => Expect::NewFile,
+            },
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
         staged.set_held(temporary.is_some(), guess);
-        let closed = {
+        staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
+        staged.record_again().await?;
+        if let Some(unlinked) = unlinked {
+            unlinked.forget().await;
+        }
+        let (closed, left) = {
             let mut table = self.table.lock();
             match table.get_mut(ino) {
                 Some(node) => {
                     node.file.temporary = temporary.is_some();
-                    node.file.writers == 0
+                    (node.file.writers == 0, std::mem::take(&mut node.file.recovered) && !held)
                 }
-                None => true,
+                None => (true, false),
             }
         };
+        if left {
+            // What an earlier run queued may be a new version of an object that lies under the old name.
+            self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
+        }
         self.relink(ino, step).await;
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         if held && temporary.is_none() && closed && staged.is_dirty() {
             if staged.size() == 0 {
                 return self.publish_empty_later(ino, &staged).await;
             }
-            let published = self.publish_in_turn(ino).await;
+            let published = self.publish_patiently(ino).await;
             drop(_turn);
             self.retire(ino).await;
             return published;
