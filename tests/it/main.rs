@@ -6,6 +6,7 @@ mod attr;
 mod client;
 mod client_faults;
 mod cost;
+mod desktop;
 mod failing;
 mod foreign;
 mod model;
@@ -22,6 +23,7 @@ mod write;
 const COMMON: &[(&str, &[&str])] = &[
     ("attr", attr::COMMON),
     ("client", client::COMMON),
+    ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
