@@ -113,6 +113,10 @@ impl Window {
         if strided && run.end <= run.start.saturating_add(self.stride.len) {
             return;
         }
+        // The kernel asks for a sniff of 16 KiB in pieces of its own, which look like a sequential reader of a few.
+        if run.consumed <= FIRST && !strided {
+            return;
+        }
         let window = (run.consumed * 4).min(self.max);
         let piece = piece_of(window, MAX_PIECE);
         run.ahead_to = run.ahead_to.max(run.end.next_multiple_of(BLOCK)).min(self.size);
