@@ -107,7 +107,7 @@ impl Drop for Landing {
 }
 
 /// Fetches what of `blocks` is neither here nor on its way, in GETs of at most `piece` bytes, and gives their flights: who waits
-/// for one must hold it, lest it fails unseen. `ahead`: nobody waits for it yet.
+/// for one must hold it, lest it fails unseen. `ahead`: nobody waits for it yet, and the GETs are cut at multiples of `piece`.
 pub fn launch(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
@@ -117,7 +117,7 @@ pub fn launch(
     ahead: bool,
     hold: &Hold,
 ) -> Vec<Arc<Flight>> {
-    let landings = register(inner, entry, blocks, piece, hold);
+    let landings = register(inner, entry, blocks, piece, ahead, hold);
     if ahead && !landings.is_empty() && entry.wants_checksum() {
         let (entry, store) = (Arc::clone(entry), Arc::clone(store));
         tokio::spawn(async move { entry.ask_checksum(&store).await });
@@ -147,7 +147,7 @@ pub async fn open(
     hold: &Hold,
 ) -> Option<Result<ObjectHead, CacheError>> {
     let blocks = blocks_of(0..bytes);
-    let mut landings = register(inner, entry, blocks.clone(), u64::MAX, hold);
+    let mut landings = register(inner, entry, blocks.clone(), u64::MAX, false, hold);
     let mut landing = match landings.pop() {
         Some(landing) if landing.flight.blocks == blocks => landing,
         _ => return None,
@@ -168,7 +168,7 @@ pub async fn open(
     Some(head)
 }
 
-fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, hold: &Hold) -> Vec<Landing> {
+fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, aligned: bool, hold: &Hold) -> Vec<Landing> {
     let most = (piece / BLOCK).max(1);
     let mut runs: Vec<Range<u64>> = Vec::new();
     let mut state = entry.state();
@@ -185,7 +185,7 @@ fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, h
             continue;
         }
         match runs.last_mut() {
-            Some(run) if run.end == block && run.end - run.start < most => run.end += 1,
+            Some(run) if run.end == block && run.end - run.start < most && !(aligned && block % most == 0) => run.end += 1,
             _ => runs.push(block..block + 1),
         }
     }

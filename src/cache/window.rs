@@ -31,7 +31,7 @@ pub struct Plan {
     pub demand: Range<u64>,
     /// Bytes to fetch ahead, not planned before in this run, nearest first.
     pub ahead: Vec<Range<u64>>,
-    /// Largest GET for `ahead`.
+    /// Largest GET for `ahead`, which are cut at its multiples.
     pub piece: u64,
     /// The reader went elsewhere: what was fetched ahead for it is wanted no more.
     pub seek: bool,
@@ -120,11 +120,11 @@ impl Window {
         let window = (run.consumed * 4).min(self.max);
         let piece = piece_of(window, MAX_PIECE);
         run.ahead_to = run.ahead_to.max(run.end.next_multiple_of(BLOCK)).min(self.size);
-        let target = (run.end + window).min(self.size);
-        let mut room = target.saturating_sub(run.ahead_to);
+        let mut target = (run.end + window).min(self.size);
         if target < self.size {
-            room -= room % piece;
+            target -= target % piece;
         }
+        let room = target.saturating_sub(run.ahead_to);
         if room > 0 {
             plan.ahead.push(run.ahead_to..run.ahead_to + room);
             plan.piece = piece;
@@ -176,9 +176,10 @@ impl Window {
     }
 }
 
-/// GETs of a window: eight or more, so that it comes over that many connections.
+/// GETs of a window: eight or more, so that it comes over that many connections. A power of two: cut at its multiples they do not
+/// straddle the parts that the object was made of, which costs a store twice the work.
 fn piece_of(window: u64, largest: u64) -> u64 {
-    (window / 8).next_multiple_of(BLOCK * 4).clamp(MIN_PIECE, largest)
+    (window / 8).next_power_of_two().clamp(MIN_PIECE, largest)
 }
 
 fn continues(run: &Run, read: &Range<u64>) -> bool {
