@@ -16,13 +16,14 @@ const HELPERS: &[&str] = &["mount.packmule", "umount.fuse.packmule"];
 /// Before each script: only the helpers are in /sbin, sockets are nobody else's, and whatever happens nothing stays mounted.
 const BEGINNING: &str = "mount --bind \"$SBIN\" \"$(readlink -f /sbin)\"; mount -t tmpfs none /run
 trap 'if mountpoint -q \"$M\"; then umount -l \"$M\"; fi' EXIT
-served() { grep -lsa -- \"$M\" /proc/[0-9]*/cmdline | wc -l; }
+served() { grep -lsa -- \"[/]${M#/}\" /proc/[0-9]*/cmdline | wc -l; }
 ";
 
 /// How a private mount namespace is made: root's own, or an unprivileged user's where the machine lets him.
 fn unshare() -> Option<&'static [&'static str]> {
     let works = |how: &[&str]| Command::new("unshare").args(how).arg("true").output().is_ok_and(|output| output.status.success());
-    let ways: [&[&str]; 2] = [&["-m"], &["-r", "-m"]];
+    // Slave: what is unmounted outside goes here too, or other mounts would live until this namespace ends.
+    let ways: [&[&str]; 2] = [&["-m", "--propagation=slave"], &["-r", "-m", "--propagation=slave"]];
     let way = ways.into_iter().find(|way| works(way));
     assert!(way.is_some() || !nix::unistd::geteuid().is_root(), "root cannot make a mount namespace here");
     way
