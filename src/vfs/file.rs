@@ -64,24 +64,31 @@ impl Vfs {
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }
-        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
-            return Err(Error::Stale);
-        }
         let place = self.place(ino)?;
-        let object = self.current_object(ino, &place).await?;
-        let version = Self::version(&place, &object);
-        let base = Base {
+        let (linked, known) = self.table.lock().get(ino).map(|node| (node.linked, node.object.clone())).ok_or(Error::Stale)?;
+        // Whoever has a deleted file open may change it for as long as that lasts.
+        let object = if linked { self.current_object(ino, &place).await? } else { known.ok_or(Error::Stale)? };
+        let base = self.base_of(&place, &object);
+        let expect = Expect::Version(object.etag.clone());
+        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
+        if !linked {
+            staged.set_held(true, None);
+        }
+        self.keep_staged(ino, staged.clone());
+        Ok(staged)
+    }
+
+    /// An object as what staged content starts from.
+    pub(super) fn base_of(&self, place: &Place, object: &Object) -> Base {
+        let version = Self::version(place, object);
+        Base {
             bucket: version.bucket.clone(),
             key: version.key.clone(),
             etag: version.etag.clone(),
             size: version.size,
             version_id: version.version_id.clone(),
             reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version).exact())),
-        };
-        let expect = Expect::Version(object.etag.clone());
-        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
-        self.keep_staged(ino, staged.clone());
-        Ok(staged)
+        }
     }
 
     /// Stages new content for an existing file (O_TRUNC, or a truncation to nothing): nothing of the object is kept but
@@ -92,6 +99,11 @@ impl Vfs {
             return Ok(staged);
         }
         let place = self.place(ino)?;
+        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
+            let staged = self.staged_in_turn(ino).await?;
+            staged.truncate(0).await?;
+            return Ok(staged);
+        }
         let object = self.current_object(ino, &place).await?;
         let expect = Expect::Version(object.etag.clone());
         let staged = self.writeback.stage(target(&place), expect, None, self.kept_attributes(object)).await?;
@@ -177,6 +189,16 @@ impl Vfs {
 
     /// As [`Vfs::publish`], with the file's order held.
     pub(super) async fn publish_in_turn(&self, ino: Ino) -> Result<()> {
+        self.publish_or(ino, false).await
+    }
+
+    /// As [`Vfs::publish_in_turn`]; what takes longer than `close_timeout` goes on without the caller (semantics 9: a rename that
+    /// fails makes Dolphin lose the old version).
+    pub(super) async fn publish_patiently(&self, ino: Ino) -> Result<()> {
+        self.publish_or(ino, true).await
+    }
+
+    async fn publish_or(&self, ino: Ino, queues: bool) -> Result<()> {
         let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
         if !staged.is_dirty() {
             return Ok(());
@@ -188,8 +210,19 @@ impl Vfs {
                 self.published(ino, published);
                 Ok(())
             }
-            Ok(None) => Ok(()),
+            Ok(None) => {
+                if !staged.is_held() {
+                    self.follow(ino, &staged);
+                }
+                Ok(())
+            }
             Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
+            Err(writeback::Error::TimedOut) if queues => {
+                tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
+                self.writeback.retry(staged.id());
+                self.follow(ino, &staged);
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
                 self.detach(ino, &staged);
@@ -243,7 +276,7 @@ impl Vfs {
     }
 
     /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (semantics 24).
-    fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
+    pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
         let gone = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };

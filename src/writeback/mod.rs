@@ -20,6 +20,7 @@ mod commit;
 mod content;
 mod entry;
 mod job;
+mod journal;
 mod manifest;
 mod metacopy;
 mod pace;
@@ -39,6 +40,7 @@ mod tests;
 #[cfg(test)]
 mod tests_durable;
 
+pub use journal::{Deletion, Journalled};
 pub use manifest::Phase;
 pub use staged::Staged;
 
@@ -288,6 +290,22 @@ impl Writeback {
         Ok(Arc::new(Staged::new(entry)))
     }
 
+    /// What an earlier run left and that belongs into its directory: files that are queued, and temporary names. Given once.
+    pub fn recovered(&self) -> Vec<Arc<Staged>> {
+        let entries = std::mem::take(&mut *self.shared.recovered.lock());
+        entries.into_iter().map(|entry| Arc::new(Staged::new(entry))).collect()
+    }
+
+    /// Makes sure that a deletion which is put off is not forgotten by a crash.
+    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled, Error> {
+        Journalled::write(self.shared.journal_path(), deletion).await
+    }
+
+    /// Deletions that an earlier run put off and did not come to. Given once.
+    pub fn put_off(&self) -> Vec<Journalled> {
+        std::mem::take(&mut *self.shared.deletions.lock())
+    }
+
     /// Headers that a new object gets by its key alone.
     pub fn default_headers(&self, bucket: &str, key: &str) -> ObjectHeaders {
         self.shared.hooks.headers(bucket, key)
@@ -338,8 +356,14 @@ impl Writeback {
         metacopy::schedule(&self.shared, target, etag, size, attributes, on_done);
     }
 
-    /// Cancels what [`Writeback::update_metadata`] queued for the key; gives the attributes that had not been sent.
-    pub fn cancel_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
-        self.shared.copies.cancel(bucket, key)
+    /// Cancels what [`Writeback::update_metadata`] queued for the key, and waits for a copy that runs already; gives the
+    /// attributes that had not been sent.
+    pub async fn cancel_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        self.shared.copies.settle(bucket, key).await
+    }
+
+    /// Sends what [`Writeback::update_metadata`] queued below a prefix and waits for it.
+    pub async fn finish_metadata_below(&self, bucket: &str, prefix: &str) {
+        self.shared.copies.finish_below(bucket, prefix).await;
     }
 }

@@ -182,6 +182,9 @@ fn a_bucket_that_refuses_us() {
     assert_eq!(fs::read(stage.path("releases/f")).unwrap(), b"open");
     stage.double().fault(When::bucket("closed"), Fault::Error(403, "AccessDenied"));
     sh(stage.dir(), "ls -l");
-    assert_eq!(errno(fs::read_dir(stage.path("closed")).and_then(|mut entries| entries.next().unwrap_or_else(|| panic!("no error")))), Errno::EACCES);
+    assert_eq!(
+        errno(fs::read_dir(stage.path("closed")).and_then(|mut entries| entries.next().unwrap_or_else(|| panic!("no error")))),
+        Errno::EACCES
+    );
     assert_eq!(fs::read(stage.path("releases/f")).unwrap(), b"open");
 }

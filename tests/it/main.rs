@@ -7,6 +7,7 @@ mod attr;
 mod client;
 mod client_faults;
 mod cost;
+mod desktop;
 mod failing;
 mod foreign;
 mod fstab;
@@ -18,6 +19,7 @@ mod posix;
 mod programs;
 mod read;
 mod start;
+mod status;
 mod support;
 mod write;
 
@@ -26,6 +28,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
+    ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
     ("programs", programs::COMMON),

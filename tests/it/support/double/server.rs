@@ -76,12 +76,12 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
             Fault::ErrorIn200(code) => return Ok(instead(&shared, asked, 200, &error_xml(code))),
             Fault::Html => return Ok(portal(&shared, asked)),
             Fault::Refuse => {
-                shared.requests.lock().add(asked, 0);
+                shared.requests.lock().add(asked);
                 reset.store(true, Ordering::SeqCst);
                 return Err(Dropped);
             }
             Fault::Stall(time) => {
-                shared.requests.lock().add(asked, 0);
+                shared.requests.lock().add(asked);
                 tokio::time::sleep(time).await;
                 return Err(Dropped);
             }
@@ -109,8 +109,7 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
     let body = if is_empty { s3s::Body::empty() } else { s3s::Body::http_body_unsync(counted) };
     let request = Request::from_parts(parts, body);
     let Ok(response) = service.call(request).await else { return Err(Dropped) };
-    let status = if keep_back { 0 } else { response.status().as_u16() };
-    shared.requests.lock().add(asked, status);
+    shared.requests.lock().add(asked);
     if keep_back {
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
@@ -130,7 +129,7 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
 
 fn instead(shared: &Shared, asked: Asked, status: u16, body: &str) -> Answer {
     let head = asked.operation.starts_with("Head");
-    shared.requests.lock().add(asked, status);
+    shared.requests.lock().add(asked);
     let body = if head { String::new() } else { body.to_owned() };
     let body = Full::new(Bytes::from(body)).map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut answer = Response::new(body);
