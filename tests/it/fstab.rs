@@ -16,13 +16,14 @@ const HELPERS: &[&str] = &["mount.packmule", "umount.fuse.packmule"];
 /// Before each script: only the helpers are in /sbin, sockets are nobody else's, and whatever happens nothing stays mounted.
 const BEGINNING: &str = "mount --bind \"$SBIN\" \"$(readlink -f /sbin)\"; mount -t tmpfs none /run
 trap 'if mountpoint -q \"$M\"; then umount -l \"$M\"; fi' EXIT
-served() { grep -lsa -- \"$M\" /proc/[0-9]*/cmdline | wc -l; }
+served() { grep -lsa -- \"[/]${M#/}\" /proc/[0-9]*/cmdline | wc -l; }
 ";
 
 /// How a private mount namespace is made: root's own, or an unprivileged user's where the machine lets him.
 fn unshare() -> Option<&'static [&'static str]> {
     let works = |how: &[&str]| Command::new("unshare").args(how).arg("true").output().is_ok_and(|output| output.status.success());
-    let ways: [&[&str]; 2] = [&["-m"], &["-r", "-m"]];
+    // Slave: what is unmounted outside goes here too, or other mounts would live until this namespace ends.
+    let ways: [&[&str]; 2] = [&["-m", "--propagation=slave"], &["-r", "-m", "--propagation=slave"]];
     let way = ways.into_iter().find(|way| works(way));
     assert!(way.is_some() || !nix::unistd::geteuid().is_root(), "root cannot make a mount namespace here");
     way
@@ -43,7 +44,9 @@ fn script(store: &Store, script: &str) -> Option<Output> {
     }
     fs::write(&passwd, format!("{}:{}\n", store.access_key(), store.secret_key())).unwrap();
     fs::set_permissions(&passwd, fs::Permissions::from_mode(0o600)).unwrap();
-    let options = format!("endpoint_url={},region=us-east-1,passwd_file={},write_back=30s", store.endpoint(), passwd.display());
+    // umount(8) finds its helper only for a mountpoint in libmount's utab, where `_netdev` puts it; others it takes from statfs(2),
+    // which says "fuse" without the subtype (util-linux 2.38, lookup_umount_fs_by_statfs).
+    let options = format!("_netdev,endpoint_url={},region=us-east-1,passwd_file={},write_back=30s", store.endpoint(), passwd.display());
     let mut command = Command::new("timeout");
     command.args(["120", "unshare"]).args(way).args(["sh", "-euc", &format!("{BEGINNING}{script}")]);
     let like = packmule(store.home(), &[]);
@@ -68,7 +71,7 @@ fn mount_and_umount() {
     let store = Store::double();
     store.put("f", "from the bucket");
     fs::write(store.home().join("big"), noise(1, 9 << 20)).unwrap();
-    let text = "mount -t packmule \"$SPEC\" \"$M\" -o \"$OPTS,_netdev,nofail,x-systemd.automount\"
+    let text = "mount -t packmule \"$SPEC\" \"$M\" -o \"$OPTS,nofail,x-systemd.automount\"
         cat \"$M/f\"; grep -c \" $M fuse.packmule .*nosuid,nodev\" /proc/mounts
         cp \"$SBIN/../big\" \"$M/big\"; umount \"$M\"; mountpoint -q \"$M\" || echo unmounted; served";
     if let Some(out) = said(&store, text) {
@@ -82,7 +85,7 @@ fn mount_and_umount() {
 fn a_line_of_fstab() {
     let store = Store::double();
     store.put("f", "from the bucket");
-    let text = "echo \"$SPEC $M packmule $OPTS,_netdev,nofail,uid=12,file_mode=0640 0 0\" > \"$SBIN/../fstab\"
+    let text = "echo \"$SPEC $M packmule $OPTS,nofail,uid=12,file_mode=0640 0 0\" > \"$SBIN/../fstab\"
         mount -T \"$SBIN/../fstab\" \"$M\"; stat -c '%u %a' \"$M/f\"
         mount -T \"$SBIN/../fstab\" \"$M\" 2>/dev/null && echo twice; grep -c \" $M fuse\" /proc/mounts; umount \"$M\"; served";
     if let Some(out) = said(&store, text) {
