@@ -43,7 +43,9 @@ impl Vfs {
 
     async fn unlink_in_turn(&self, ino: Ino) -> Result<()> {
         let place = self.place(ino)?;
+        self.catch_up(ino);
         let object = self.table.lock().get(ino).ok_or(Error::Stale)?.object.clone();
+        let staged = self.staged_now(ino)?.map(|staged| (staged.published().map(|object| object.etag), staged));
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
@@ -57,6 +59,14 @@ impl Vfs {
         if !open {
             self.cache.remove(place.store.bucket(), &place.key).await;
             self.discard_staged(ino).await;
+        }
+        // What `write_back` was publishing meanwhile has become an object again.
+        if let Some((known, staged)) = staged {
+            if open {
+                staged.set_held(true, None);
+            } else if staged.published().map(|object| object.etag) != known {
+                place.store.delete(&place.key, None).await?;
+            }
         }
         Ok(())
     }

@@ -88,6 +88,7 @@ impl Vfs {
     async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
+        self.catch_up(ino);
         let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
@@ -115,6 +116,12 @@ impl Vfs {
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
+        if let Some(published) = staged.published() {
+            // It was too late for another name: it has an object under the old one.
+            staged.retarget(target(&step.source), Expect::Version(published.etag)).await?;
+            self.catch_up(ino);
+            return self.within(self.move_object(ino, step)).await;
+        }
         staged.set_held(temporary.is_some(), guess);
         let closed = {
             let mut table = self.table.lock();

@@ -52,6 +52,20 @@ impl Staged {
         self.entry.intent.lock().phase.frees()
     }
 
+    /// Waits until its publication is neither due nor under way any more.
+    pub async fn settled(&self) {
+        loop {
+            let changed = self.entry.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.is_queued() {
+                return;
+            }
+            // A rename or a write ends it too, and wakes nobody.
+            let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
+        }
+    }
+
     /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
     /// its way; ends with [`Error::TimedOut`] `close_timeout` after the last progress. A write that fails poisons the file.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), Error> {
