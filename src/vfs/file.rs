@@ -400,7 +400,7 @@ impl Vfs {
     /// Attributes for a new object: what of owner and mode is worth keeping, and the mtime known now.
     pub(super) fn fresh_attributes(&self, kind: Kind, wanted: Stored, mtime: SystemTime) -> (Stored, Attributes) {
         let stored = attr::worth_keeping(&self.config, kind, wanted);
-        let mut attributes = Attributes::default();
+        let mut attributes = Attributes { storage_class: self.config.storage_class.clone(), ..Attributes::default() };
         self.encode(&mut attributes, kind, stored, mtime);
         (stored, attributes)
     }

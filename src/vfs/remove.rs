@@ -7,6 +7,7 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::inode::{Object, Place};
 use super::{Caller, Ino, Root, Vfs};
+use crate::s3::ListRequest;
 
 /// A deleted file that is open stays readable when it is no larger: its bytes are fetched before the DELETE.
 const KEEP_READABLE: u64 = 64 << 20;
@@ -125,6 +126,13 @@ impl Vfs {
                 if !self.config.allow_bucket_changes {
                     tracing::warn!("{name}: a directory here is a bucket: mount with -o allow_bucket_changes to remove one");
                     return Err(Error::NotPermitted);
+                }
+                self.require_empty(ino).await?;
+                // Asked now, not a moment ago: SeaweedFS deletes a bucket with all that is in it.
+                let place = self.place(ino)?;
+                let page = place.store.list(ListRequest { max_keys: Some(1), ..ListRequest::default() }).await?;
+                if !page.entries.is_empty() {
+                    return Err(Error::NotEmpty);
                 }
                 return Ok(account.delete_bucket(name).await?);
             }

@@ -73,12 +73,16 @@ on_every_store! {
         assert_eq!(mount.log().matches("-o allow_bucket_changes").count(), 2, "{}", mount.log());
         drop(mount);
         let mut mount = whole_account(&store, &["allow_bucket_changes"]);
+        assert_eq!(files::names(&mount.path(store.bucket())), Vec::<String>::new());
+        store.put("kept", "kept");
         fs::create_dir(mount.path(&third)).unwrap();
         assert!(store.buckets().contains(&third));
         files::write(&mount.path(&third).join("f"), b"x").unwrap();
         assert_eq!(store.keys_of(&third), ["f"]);
         assert_eq!(errno(fs::create_dir(mount.path(&third))), Errno::EEXIST);
         assert_eq!(errno(fs::remove_dir(mount.path(&third))), Errno::ENOTEMPTY);
+        assert_eq!(errno(fs::remove_dir(mount.path(store.bucket()))), Errno::ENOTEMPTY);
+        assert_eq!(store.bytes("kept"), "kept");
         fs::remove_file(mount.path(&third).join("f")).unwrap();
         fs::remove_dir(mount.path(&third)).unwrap();
         fs::remove_dir(mount.path(&second)).unwrap();

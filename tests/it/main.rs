@@ -9,9 +9,11 @@ mod client_faults;
 mod cost;
 mod failing;
 mod foreign;
+mod fstab;
 mod model;
 mod names;
 mod namespace;
+mod options;
 mod posix;
 mod programs;
 mod read;
@@ -26,6 +28,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("namespace", namespace::COMMON),
+    ("options", options::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
     ("write", write::COMMON),

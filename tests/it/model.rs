@@ -75,6 +75,7 @@ impl Subject {
             };
             let writeback = Writeback::open(spool, client.clone(), Arc::new(NoHooks)).await.unwrap();
             let config = VfsConfig {
+                storage_class: None,
                 uid: None,
                 gid: None,
                 mounter_uid: 0,
