@@ -382,6 +382,11 @@ impl Table {
         Some(Place { store, key })
     }
 
+    /// All nodes with content in the spool.
+    pub fn staged(&self) -> Vec<Ino> {
+        self.nodes.iter().filter(|(_, node)| node.file.staged.is_some()).map(|(ino, _)| *ino).collect()
+    }
+
     /// All nodes at or below a directory.
     pub fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut found = vec![ino];

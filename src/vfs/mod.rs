@@ -314,6 +314,8 @@ impl Vfs {
 
     /// Writes the remembered attributes: the last thing, after the uploads told what they made.
     pub async fn close(&self) {
+        let staged = self.table.lock().staged();
+        staged.into_iter().for_each(|ino| self.catch_up(ino));
         self.memory.close().await;
     }
 

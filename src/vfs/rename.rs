@@ -268,8 +268,30 @@ impl Vfs {
         Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
     }
 
-    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
+    /// Moves all that is below a directory. Nothing that waits for its publication gets one under the old name meanwhile.
     async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
+        let queued: Vec<_> = {
+            let table = self.table.lock();
+            let files = table.below(dir).into_iter().filter_map(|ino| Some(&table.get(ino)?.file)).filter(|file| !file.temporary);
+            files.filter_map(|file| file.staged.clone()).filter(|staged| staged.is_queued()).collect()
+        };
+        for staged in &queued {
+            staged.set_held(true, None);
+            // Returns when what is on its way already has arrived, where the listing finds it.
+            let _ = staged.retarget(staged.target(), staged.expect()).await;
+        }
+        let result = self.move_tree(dir, step).await;
+        for staged in queued {
+            staged.set_held(false, None);
+            if let Err(error) = staged.publish_later(self.config.write_back).await {
+                tracing::warn!("{}: {error}", staged.target().key);
+            }
+        }
+        result
+    }
+
+    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
+    async fn move_tree(&self, dir: Ino, step: &Move) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
