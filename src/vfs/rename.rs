@@ -97,7 +97,7 @@ impl Vfs {
         };
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
         if let Some(over) = over.as_ref().filter(|_| in_use) {
-            self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
+            let _ = tokio::time::timeout(super::DEADLINE, self.keep_readable(&step.target, over)).await;
         }
         // A temporary name that is a key already is a file like any other.
         let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
