@@ -181,12 +181,13 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     }
     mount.unmount().await?;
     tracing::info!("unmounted");
-    Ok(if left.iter().all(is_old_draft) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if left.iter().all(may_wait) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A file that was never closed before an earlier crash is kept until somebody decides: it makes no unmount fail.
-fn is_old_draft(upload: &Upload) -> bool {
-    upload.recovered && upload.phase == "writing"
+/// A temporary name waits for its rename, a file that was never closed before an earlier crash for its owner's word: neither
+/// makes an unmount fail.
+fn may_wait(upload: &Upload) -> bool {
+    upload.held || upload.recovered && upload.phase == "writing"
 }
 
 /// Says what is not in S3: in the log, and to a user at the terminal.

@@ -101,8 +101,12 @@ fn table(status: &Status) -> String {
 
 fn line(upload: &Upload) -> String {
     let percent = (upload.sent.min(upload.size) * 100).checked_div(upload.size).unwrap_or(0);
-    let waits = if upload.held { "  (temporary name: goes when it is renamed, or by packmule flush FILE --as-is)" } else { "" };
-    let waits = if upload.recovered { "  (left by an earlier mount)" } else { waits };
+    let waits = match (upload.held, upload.recovered) {
+        (true, true) => "  (temporary name, left by an earlier mount: goes when it is renamed, or by packmule flush FILE --as-is)",
+        (true, false) => "  (temporary name: goes when it is renamed, or by packmule flush FILE --as-is)",
+        (false, true) => "  (left by an earlier mount)",
+        (false, false) => "",
+    };
     let reason = upload.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
     format!(
         "{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}",

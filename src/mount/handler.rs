@@ -127,12 +127,13 @@ impl Answers {
         Ok(Response::Left { uploads: self.waiting(&bucket, &key) })
     }
 
-    /// A temporary name is published by the rename that it waits for.
+    /// A temporary name is published by the rename that it waits for, or at its owner's word.
     async fn flush_as_is(&self, path: &Path) -> Result<Response, String> {
-        match self.find(path).await?.attribute("user.packmule.status").await.as_deref() {
-            Some("temporary") => Err(format!("{}: a temporary name: rename it to its final one (mv), which publishes it", path.display())),
-            _ => self.flush(Some(path)).await,
+        let found = self.find(path).await?;
+        if let (Some("temporary"), Some(&ino)) = (found.attribute("user.packmule.status").await.as_deref(), found.inodes.last()) {
+            self.layers.vfs.publish_as_is(ino).await.map_err(|error| format!("{}: {}", path.display(), describe(error)))?;
         }
+        self.flush(Some(path)).await
     }
 
     async fn link(&self, path: &Path, expires_seconds: u64) -> Result<Response, String> {

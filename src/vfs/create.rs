@@ -8,8 +8,8 @@ use super::error::{Error, Result};
 use super::file::target;
 use super::inode::{DirState, Node, Place};
 use super::path::{KEY_MAX, Meaning, meaning_of};
-use super::temporary::{Temporary, TemporaryNames};
-use super::{Caller, Entry, Ino, Opened, Root, Vfs};
+use super::temporary::{Temporary, TemporaryNames, is_junk};
+use super::{Caller, Entry, Ino, Opened, Root, Vfs, process};
 use crate::writeback::{Expect, Guess};
 
 impl Vfs {
@@ -67,7 +67,11 @@ impl Vfs {
     /// A file that exists here alone, until a close publishes it.
     async fn make_file(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, exclusive: bool) -> Result<Ino> {
         let (segment, place) = self.place_for_new(parent, name, false)?;
-        let temporary = self.temporary.classify(name, caller.pid);
+        self.within(self.settle_delete(&place)).await?;
+        let temporary = self.temporary.classify(name, caller.pid).map(|temporary| {
+            let replaced = || self.opens.replaced_by(process::thread_group(caller.pid), parent, name);
+            Temporary { leads_to: temporary.leads_to.or_else(replaced), ..temporary }
+        });
         let now = SystemTime::now();
         let (stored, attributes) = self.fresh_attributes(Kind::File, owner_of(caller, mode), now);
         let expect = if exclusive { Expect::Absent } else { Expect::NewFile };
@@ -75,6 +79,7 @@ impl Vfs {
         let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary));
         if temporary.is_some() {
             staged.set_held(true, guess);
+            staged.set_junk(name.to_str().is_some_and(is_junk));
         }
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::File, now);
         node.stored = stored;

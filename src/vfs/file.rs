@@ -190,6 +190,16 @@ impl Vfs {
 
     /// As [`Vfs::publish`], with the file's order held.
     pub(super) async fn publish_in_turn(&self, ino: Ino) -> Result<()> {
+        self.publish_or(ino, false).await
+    }
+
+    /// As [`Vfs::publish_in_turn`]; what takes longer than `close_timeout` goes on without the caller (semantics 9: a rename that
+    /// fails makes Dolphin lose the old version).
+    pub(super) async fn publish_patiently(&self, ino: Ino) -> Result<()> {
+        self.publish_or(ino, true).await
+    }
+
+    async fn publish_or(&self, ino: Ino, queues: bool) -> Result<()> {
         let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
         if !staged.is_dirty() {
             return Ok(());
@@ -202,10 +212,18 @@ impl Vfs {
                 Ok(())
             }
             Ok(None) => {
-                self.retire_when_published(ino, &staged);
+                if !staged.is_held() {
+                    self.follow(ino, &staged);
+                }
                 Ok(())
             }
             Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
+            Err(writeback::Error::TimedOut) if queues => {
+                tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
+                self.writeback.retry(staged.id());
+                self.follow(ino, &staged);
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
                 self.detach(ino, &staged);
@@ -259,7 +277,7 @@ impl Vfs {
     }
 
     /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (semantics 24).
-    fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
+    pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
         let gone = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };
@@ -281,17 +299,6 @@ impl Vfs {
             (parent, name)
         };
         self.tell(|notify| notify.invalidate_entry(gone.0, &gone.1));
-    }
-
-    /// `write_back` queued it: nobody waits for its publication but this.
-    fn retire_when_published(&self, ino: Ino, staged: &Arc<Staged>) {
-        let (Some(this), staged) = (self.shared().filter(|_| staged.is_queued()), staged.clone()) else { return };
-        self.spawn(async move {
-            tokio::select! {
-                () = staged.settled() => this.retire(ino).await,
-                () = this.closing.cancelled() => {}
-            }
-        });
     }
 
     /// Takes note of a publication that nobody waited for (`write_back`).

@@ -100,6 +100,10 @@ pub struct FileState {
     pub appended_from: Option<u64>,
     /// Its spool file is on its way to the cache.
     pub retiring: bool,
+    /// Somebody waits in the background for its publication.
+    pub followed: bool,
+    /// An earlier run left it: an object that this node does not know may lie under its key.
+    pub recovered: bool,
     /// Not opened since the store was last asked.
     pub unopened: bool,
 }
@@ -382,11 +386,6 @@ impl Table {
         Some(Place { store, key })
     }
 
-    /// All nodes with content in the spool.
-    pub fn staged(&self) -> Vec<Ino> {
-        self.nodes.iter().filter(|(_, node)| node.file.staged.is_some()).map(|(ino, _)| *ino).collect()
-    }
-
     /// All nodes at or below a directory.
     pub fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut found = vec![ino];
@@ -412,6 +411,11 @@ impl Table {
                 _ => return false,
             }
         }
+    }
+
+    /// All content that the store does not hold.
+    pub fn staged(&self) -> impl Iterator<Item = &Arc<Staged>> {
+        self.nodes.values().filter_map(|node| node.file.staged.as_ref())
     }
 
     /// Drops listings and what was confirmed; gives the inodes concerned.

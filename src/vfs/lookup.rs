@@ -97,6 +97,7 @@ impl Vfs {
             Err(Error::Invalid) => return Err(Error::NoEntry),
             other => other?,
         };
+        self.attach_recovered(parent);
         if let Some(answer) = self.resolve_here(parent, name)? {
             return answer;
         }

@@ -23,12 +23,14 @@ mod error;
 mod file;
 mod guard;
 mod handle;
+mod held_delete;
 mod inode;
 mod listing;
 mod lookup;
 mod metadata;
 mod path;
 mod process;
+mod queued;
 mod read;
 mod readdir;
 mod remember;
@@ -45,9 +47,11 @@ pub use error::{Error, Result};
 
 use guard::KeyGuards;
 use handle::Handles;
+use held_delete::HeldDeletes;
 use inode::Table;
+use queued::Recovered;
 use remember::Memory;
-use temporary::TemporaryNames;
+use temporary::{Opens, TemporaryNames};
 
 /// Inode number; the root is [`ROOT`].
 pub type Ino = u64;
@@ -256,11 +260,15 @@ pub struct Vfs {
     guards: KeyGuards,
     memory: Memory,
     temporary: TemporaryNames,
+    opens: Opens,
     notify: RwLock<Option<Arc<dyn Notify>>>,
     mounted: SystemTime,
     /// Listings begun before this moment are no longer used ([`Vfs::refresh`]).
     epoch: AtomicU64,
+    recovered: Recovered,
+    held_deletes: HeldDeletes,
     background: tokio_util::task::TaskTracker,
+    followers: tokio_util::task::TaskTracker,
     closing: tokio_util::sync::CancellationToken,
     this: std::sync::Weak<Vfs>,
 }
@@ -270,24 +278,31 @@ impl Vfs {
     pub async fn new(config: VfsConfig, root: Root, cache: Arc<Cache>, writeback: Writeback) -> std::io::Result<Arc<Self>> {
         let memory = Memory::open(config.state_dir.clone()).await?;
         let temporary = TemporaryNames::new(&config.ignore)?;
+        let recovered = Recovered::new(writeback.recovered()).await;
         let mounted = SystemTime::now();
-        Ok(Arc::new_cyclic(|this| Self {
+        let vfs = Arc::new_cyclic(|this| Self {
             table: Mutex::new(Table::new(mounted)),
             handles: Handles::default(),
             guards: KeyGuards::default(),
             memory,
             temporary,
+            opens: Opens::default(),
             notify: RwLock::new(None),
             mounted,
             epoch: AtomicU64::new(0),
+            recovered,
+            held_deletes: HeldDeletes::default(),
             background: tokio_util::task::TaskTracker::new(),
+            followers: tokio_util::task::TaskTracker::new(),
             closing: tokio_util::sync::CancellationToken::new(),
             this: this.clone(),
             config,
             root,
             cache,
             writeback,
-        }))
+        });
+        vfs.delete_what_was_put_off();
+        Ok(vfs)
     }
 
     /// Where notices to the kernel go once it is there.
@@ -310,12 +325,12 @@ impl Vfs {
         self.closing.cancel();
         self.background.close();
         self.background.wait().await;
+        self.drop_junk().await;
     }
 
     /// Writes the remembered attributes: the last thing, after the uploads told what they made.
     pub async fn close(&self) {
-        let staged = self.table.lock().staged();
-        staged.into_iter().for_each(|ino| self.catch_up(ino));
+        self.heard_all().await;
         self.memory.close().await;
     }
 

@@ -26,6 +26,12 @@ impl Vfs {
             self.check_writable()?;
         }
         let keep_cache = self.within(self.open_object(ino, readable && !truncate)).await?;
+        if writable && !truncate {
+            let named = self.table.lock().get(ino).map(|node| (node.parent, node.name.clone()));
+            if let Some((parent, name)) = named {
+                self.opens.note(process::thread_group(caller.pid), parent, name);
+            }
+        }
         let fh = self.add_handle(caller, ino, flags);
         if truncate && let Err(error) = self.truncate_open(fh).await {
             self.release(fh).await;

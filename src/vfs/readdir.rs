@@ -152,6 +152,7 @@ impl Vfs {
     }
 
     fn begin(&self, dir: Ino) -> Result<Stream> {
+        self.attach_recovered(dir);
         let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
         let table = self.table.lock();
         let state = table.dir(dir).ok_or(Error::NotDirectory)?;

@@ -7,7 +7,7 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::inode::{Object, Place};
 use super::{Caller, Ino, Root, Vfs};
-use crate::s3::ListRequest;
+use crate::s3::{ETag, ListRequest};
 
 /// A deleted file that is open stays readable when it is no larger: its bytes are fetched before the DELETE.
 const KEEP_READABLE: u64 = 64 << 20;
@@ -25,10 +25,15 @@ impl Vfs {
             }
             let order = self.order(ino)?;
             let _turn = order.lock().await;
-            self.unlink_in_turn(ino).await
+            self.unlink_in_turn(parent, ino).await
         })
-        .await?;
-        self.gone(parent, name);
+        .await
+        .map(|held| {
+            self.gone(parent, name);
+            if held {
+                self.hide(parent, name);
+            }
+        })?;
         self.keep_directory(parent);
         Ok(())
     }
@@ -42,42 +47,48 @@ impl Vfs {
         Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.kind)
     }
 
-    async fn unlink_in_turn(&self, ino: Ino) -> Result<()> {
+    /// True when the DELETE is held.
+    async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<bool> {
         let place = self.place(ino)?;
         self.catch_up(ino);
-        let object = self.table.lock().get(ino).ok_or(Error::Stale)?.object.clone();
-        let staged = self.staged_now(ino)?.map(|staged| (staged.published().map(|object| object.etag), staged));
+        let (object, recovered) = {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            (node.object.clone(), node.file.recovered)
+        };
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
-        if let Some(object) = object.as_ref().filter(|_| open) {
-            self.keep_readable(&place, object).await;
-        }
-        if object.is_some() {
-            place.store.delete(&place.key, None).await?;
+        let mut held = false;
+        if let Some(object) = &object {
+            if open {
+                self.keep_readable(&place, object).await;
+            }
+            held = self.is_about_to_be_replaced(parent, &place.key);
+            if held {
+                self.hold_delete(&place, object).await?;
+            } else {
+                place.store.delete(&place.key, None).await?;
+            }
             self.memory.remove(place.store.bucket(), &place.key);
         }
         if !open {
             self.cache.remove(place.store.bucket(), &place.key).await;
-            self.discard_staged(ino).await;
-        }
-        // What `write_back` was publishing meanwhile has become an object again.
-        if let Some((known, staged)) = staged {
-            if open {
-                staged.set_held(true, None);
-            } else if staged.published().map(|object| object.etag) != known {
+            let published = self.discard_staged(ino).await;
+            // A queued file may have become an object at this very moment, and one that was left may stand over an older one.
+            if published.is_some_and(|etag| object.is_none_or(|object| object.etag != etag)) || recovered {
                 place.store.delete(&place.key, None).await?;
             }
         }
-        Ok(())
+        Ok(held)
     }
 
-    /// Nobody can reach the content any more.
-    pub(super) async fn discard_staged(&self, ino: Ino) {
-        if let Ok(Some(staged)) = self.staged_now(ino) {
-            staged.discard().await;
-            self.drop_staged(ino);
-        }
+    /// Nobody can reach the content any more. Gives the object that it has become, if it has.
+    pub(super) async fn discard_staged(&self, ino: Ino) -> Option<ETag> {
+        let staged = self.staged_now(ino).ok().flatten()?;
+        staged.discard().await;
+        self.drop_staged(ino);
+        staged.published().map(|published| published.etag)
     }
 
     /// Fetches what an open handle may still read, as far as that is small; a larger one answers ESTALE where it is not cached.
@@ -154,6 +165,7 @@ impl Vfs {
 
     /// ENOTEMPTY while the directory holds a name, here or in the store.
     pub(super) async fn require_empty(&self, dir: Ino) -> Result<()> {
+        self.attach_recovered(dir);
         let listing = self.known(dir).await?;
         let table = self.table.lock();
         let state = table.dir(dir).ok_or(Error::NotDirectory)?;

@@ -12,6 +12,7 @@ use super::file::{row_of, target};
 use super::inode::{Object, Place};
 use super::listing::Listing;
 use super::lookup::LINK_MAX;
+use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
@@ -103,16 +104,23 @@ impl Vfs {
         let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
         if object.is_some() {
+            self.within(self.settle_delete(&step.target)).await?;
             if unsent {
                 self.publish_in_turn(ino).await?;
             }
             return self.within(self.move_object(ino, step)).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
-        let expect = match &over {
-            Some(over) => Expect::Version(over.etag.clone()),
-            None if step.exclusive => Expect::Absent,
-            None => Expect::NewFile,
+        let unlinked = match temporary {
+            None => self.take_held_delete(&step.target),
+            // The name is to be free, and nothing is published under it soon.
+            Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
+        };
+        let expect = match (&over, &unlinked) {
+            (Some(over), _) => Expect::Version(over.etag.clone()),
+            (None, Some(unlinked)) => Expect::Version(unlinked.deletion.etag.clone()),
+            (None, None) if step.exclusive => Expect::Absent,
+            (None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
@@ -120,15 +128,28 @@ impl Vfs {
             // It was too late for another name: it has an object under the old one.
             staged.retarget(target(&step.source), Expect::Version(published.etag)).await?;
             self.catch_up(ino);
-            return self.within(self.move_object(ino, step)).await;
+            self.within(self.move_object(ino, step)).await?;
+            if let Some(unlinked) = unlinked {
+                unlinked.forget().await;
+            }
+            return Ok(());
         }
         staged.set_held(temporary.is_some(), guess);
-        let closed = {
+        staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
+        staged.record_again().await?;
+        if let Some(unlinked) = unlinked {
+            unlinked.forget().await;
+        }
+        let (closed, left) = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
             node.file.temporary = temporary.is_some();
-            node.file.writers == 0
+            (node.file.writers == 0, std::mem::take(&mut node.file.recovered) && !held)
         };
+        if left {
+            // What an earlier run queued may be a new version of an object that lies under the old name.
+            self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
+        }
         self.relink(ino, step).await;
         // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
@@ -139,7 +160,7 @@ impl Vfs {
             if staged.size() == 0 {
                 return self.publish_empty_later(ino, &staged).await;
             }
-            let published = self.publish_in_turn(ino).await;
+            let published = self.publish_patiently(ino).await;
             drop(_turn);
             self.retire(ino).await;
             return published;
@@ -183,7 +204,7 @@ impl Vfs {
         let from = Self::version(source, &known);
         if let Some(staged) = self.staged_now(ino)? {
             // Open for writing still: what is written from now on goes to the new name, where what it started from is too.
-            self.follow(&staged, &known.etag, destination, copied_object(&known, &outcome)).await?;
+            self.move_staged(&staged, &known.etag, destination, copied_object(&known, &outcome)).await?;
         }
         self.relink(ino, step).await;
         let moved = self.moved(ino, outcome, wanted);
@@ -272,19 +293,21 @@ impl Vfs {
     async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
         let queued: Vec<_> = {
             let table = self.table.lock();
-            let files = table.below(dir).into_iter().filter_map(|ino| Some(&table.get(ino)?.file)).filter(|file| !file.temporary);
-            files.filter_map(|file| file.staged.clone()).filter(|staged| staged.is_queued()).collect()
+            let files = table.below(dir).into_iter().filter_map(|ino| Some((ino, &table.get(ino)?.file)));
+            let staged = files.filter(|(_, file)| !file.temporary).filter_map(|(ino, file)| Some((ino, file.staged.clone()?)));
+            staged.filter(|(_, staged)| staged.is_queued()).collect()
         };
-        for staged in &queued {
+        for (_, staged) in &queued {
             staged.set_held(true, None);
             // Returns when what is on its way already has arrived, where the listing finds it.
             let _ = staged.retarget(staged.target(), staged.expect()).await;
         }
         let result = self.move_tree(dir, step).await;
-        for staged in queued {
+        for (ino, staged) in queued {
             staged.set_held(false, None);
-            if let Err(error) = staged.publish_later(self.config.write_back).await {
-                tracing::warn!("{}: {error}", staged.target().key);
+            match staged.publish_later(self.config.write_back).await {
+                Ok(()) => self.follow(ino, &staged),
+                Err(error) => tracing::warn!("{}: {error}", staged.target().key),
             }
         }
         result
@@ -425,7 +448,7 @@ impl Vfs {
                     if let Some(node) = self.table.lock().get_mut(ino) {
                         node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
                     }
-                    self.follow(&staged, source, &place, copy.clone()).await?;
+                    self.move_staged(&staged, source, &place, copy.clone()).await?;
                 }
                 None => staged.retarget(target(&place), staged.expect()).await?,
             }
@@ -434,7 +457,7 @@ impl Vfs {
     }
 
     /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.
-    async fn follow(&self, staged: &Staged, source: &ETag, place: &Place, copy: Object) -> Result<()> {
+    async fn move_staged(&self, staged: &Staged, source: &ETag, place: &Place, copy: Object) -> Result<()> {
         let expect = match staged.expect() {
             Expect::Version(known) if known == *source => Expect::Version(copy.etag.clone()),
             other => other,

@@ -37,6 +37,7 @@ impl Vfs {
             Err(error) => return Err(error),
         }
         let (segment, place) = self.place_for_new(parent, name, false)?;
+        self.within(self.settle_delete(&place)).await?;
         let now = SystemTime::now();
         let (stored, mut attributes) = self.fresh_attributes(Kind::Symlink, owner_of(caller, 0o777), now);
         attributes.headers.content_type = Some("text/plain; charset=utf-8".to_owned());

@@ -1,9 +1,13 @@
 //! Temporary names (semantics 10): what programs write before they rename it to the name that is meant.
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::time::{Duration, Instant};
 
-use super::process;
+use parking_lot::Mutex;
+
+use super::{Ino, process};
 
 /// Names that desktops look for in every directory: absent without a request, unless a listing holds them (semantics 21).
 const PROBES: &[&str] =
@@ -16,6 +20,9 @@ const PART_NAMES: &str = "*.part";
 /// `.NAME.XXXXXX`.
 const RSYNC_NAMES: &str = ".*.??????";
 
+/// Lock files and file managers' notes: not worth keeping beyond the mount.
+const JUNK: &[&str] = &[".DS_Store", "Thumbs.db", "desktop.ini", "._*", ".~lock.*#"];
+
 /// What a temporary name leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Temporary {
@@ -23,6 +30,36 @@ pub struct Temporary {
     pub eager: bool,
     /// The name that it will probably be renamed to.
     pub leads_to: Option<String>,
+}
+
+/// GLib's: it has just opened the name that it will replace.
+const GLIB: &str = ".goutputstream-";
+/// How long after that open.
+const JUST_OPENED: Duration = Duration::from_secs(2);
+/// Opens that are remembered.
+const OPENS_MOST: usize = 64;
+
+/// Existing files that were opened for writing a moment ago: GLib's replacement of one follows (semantics 10).
+#[derive(Default)]
+pub struct Opens {
+    last: Mutex<VecDeque<(Instant, u32, Ino, OsString)>>,
+}
+
+impl Opens {
+    /// A process opened `name` for writing, without O_TRUNC.
+    pub fn note(&self, process: u32, parent: Ino, name: OsString) {
+        let mut last = self.last.lock();
+        last.truncate(OPENS_MOST - 1);
+        last.push_front((Instant::now(), process, parent, name));
+    }
+
+    /// The name that a new file of the process replaces, if it is one of GLib's temporary ones.
+    pub fn replaced_by(&self, process: u32, parent: Ino, new: &OsStr) -> Option<String> {
+        new.to_str().filter(|new| new.starts_with(GLIB))?;
+        let last = self.last.lock();
+        let found = last.iter().find(|(at, by, dir, _)| at.elapsed() < JUST_OPENED && *by == process && *dir == parent);
+        found.and_then(|(.., name)| name.to_str().map(str::to_owned))
+    }
 }
 
 /// The mount's list of temporary names.
@@ -78,6 +115,11 @@ impl TemporaryNames {
     }
 }
 
+/// A temporary name that ends with the mount.
+pub fn is_junk(name: &str) -> bool {
+    JUNK.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+}
+
 /// `.NAME.XXXXXX`, as rsync writes it.
 fn rsync_target(name: &str) -> Option<&str> {
     let (target, random) = name.strip_prefix('.')?.rsplit_once('.')?;
@@ -111,5 +153,18 @@ mod tests {
         assert_eq!(classify(".setup.exe.aB3dE6"), None, "nor rsync");
         assert_eq!(rsync_target(".setup.exe.aB3dE6"), Some("setup.exe"));
         assert!(TemporaryNames::new(&["a/b".into()]).is_err());
+        assert!(is_junk("._x") && is_junk(".~lock.a.odt#") && !is_junk(".goutputstream-AB12"));
+    }
+
+    #[test]
+    fn glib_replaces_what_it_has_just_opened() {
+        let opens = Opens::default();
+        opens.note(7, 1, "a.txt".into());
+        opens.note(8, 1, "b.txt".into());
+        assert_eq!(opens.replaced_by(7, 1, OsStr::new(".goutputstream-AB12")).as_deref(), Some("a.txt"));
+        assert_eq!(opens.replaced_by(7, 2, OsStr::new(".goutputstream-AB12")), None, "another directory");
+        assert_eq!(opens.replaced_by(7, 1, OsStr::new("c.txt")), None);
+        (0..200).for_each(|process| opens.note(process, 1, "x".into()));
+        assert_eq!(opens.last.lock().len(), OPENS_MOST);
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
+use super::journal::{self, Journalled};
 use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
 use super::metacopy::Copies;
 use super::pace::Meter;
@@ -20,6 +21,9 @@ use super::uploader::Message;
 use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
 use crate::s3::Part;
 use crate::s3::multipart::PartPlan;
+
+/// A temporary name that was left for so long shows as not uploaded (semantics 10).
+const LEFT: Duration = Duration::from_secs(60);
 
 /// How many bytes are reserved between looks at the disk's free space.
 const LOOK_EVERY: u64 = 32 << 20;
@@ -47,11 +51,16 @@ pub(crate) struct Shared {
     pub unconditional: AtomicBool,
     /// Uploads being aborted and publications being told of: drain() waits for them.
     pub chores: AtomicUsize,
+    /// What an earlier run left and that belongs into its directory, until it is asked for.
+    pub recovered: Mutex<Vec<Arc<Entry>>>,
+    /// Deletions that an earlier run put off, until they are asked for.
+    pub deletions: Mutex<Vec<Journalled>>,
 }
 
 impl Shared {
     pub fn new(config: SpoolConfig, spool: Spool, hooks: Arc<dyn Hooks>) -> (Arc<Shared>, mpsc::UnboundedReceiver<Message>) {
         let (inbox, receiver) = mpsc::unbounded_channel();
+        let deletions = spool.deletions();
         let shared = Shared {
             config,
             hooks,
@@ -69,8 +78,15 @@ impl Shared {
             boot: boot_id(),
             unconditional: AtomicBool::new(false),
             chores: AtomicUsize::new(0),
+            recovered: Mutex::default(),
+            deletions: Mutex::new(deletions),
         };
         (Arc::new(shared), receiver)
+    }
+
+    /// A new file for [`Journalled`].
+    pub fn journal_path(&self) -> PathBuf {
+        self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(journal::EXTENSION)
     }
 
     /// Tells the uploader. It lives as long as the runtime; after that nothing is left to be told.
@@ -161,6 +177,8 @@ pub(crate) struct Intent {
     /// What travelled with the upload that was begun or published last.
     pub travelled: Option<Attributes>,
     pub held: bool,
+    /// Not worth keeping: it ends with the mount, and status is silent about it.
+    pub junk: bool,
     pub guess: Option<String>,
     /// Parts go to the guessed key at any size.
     pub eager: bool,
@@ -195,6 +213,7 @@ impl Intent {
             attributes,
             travelled: None,
             held: false,
+            junk: false,
             guess: None,
             eager: false,
             phase: Phase::Writing,
@@ -239,6 +258,8 @@ pub(crate) struct Entry {
     pub sent: AtomicU64,
     /// When a byte of it moved that had not moved before.
     pub progress: Mutex<Instant>,
+    /// When its content changed last.
+    pub changed: Mutex<Instant>,
 }
 
 impl Entry {
@@ -294,6 +315,7 @@ impl Entry {
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             progress: Mutex::new(Instant::now()),
+            changed: Mutex::new(Instant::now()),
         });
         shared.insert(&entry);
         entry.charge();
@@ -463,9 +485,10 @@ impl Entry {
     fn status(&self) -> Option<EntryStatus> {
         let intent = self.intent.lock();
         let content = self.content.lock();
-        if intent.discarded || (intent.phase == Phase::Published && !content.is_dirty()) {
+        if intent.discarded || intent.junk || (intent.phase == Phase::Published && !content.is_dirty()) {
             return None;
         }
+        let left = intent.held && (intent.recovered || self.changed.lock().elapsed() > LEFT);
         Some(EntryStatus {
             id: self.id,
             bucket: intent.target.store.bucket().to_owned(),
@@ -473,7 +496,7 @@ impl Entry {
             phase: intent.phase,
             size: content.size,
             sent: self.sent.load(Relaxed).min(content.size),
-            reason: intent.reason.clone(),
+            reason: intent.reason.clone().or_else(|| left.then(|| "not uploaded: its name is a temporary one".to_owned())),
             recovered: intent.recovered,
             held: intent.held,
         })

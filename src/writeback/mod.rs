@@ -20,6 +20,7 @@ mod commit;
 mod content;
 mod entry;
 mod job;
+mod journal;
 mod manifest;
 mod metacopy;
 mod pace;
@@ -39,6 +40,7 @@ mod tests;
 #[cfg(test)]
 mod tests_durable;
 
+pub use journal::{Deletion, Journalled};
 pub use manifest::Phase;
 pub use staged::Staged;
 
@@ -286,6 +288,22 @@ impl Writeback {
     pub async fn stage(&self, target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Result<Arc<Staged>, Error> {
         let entry = entry::Entry::create(&self.shared, target, expect, base, attributes).await?;
         Ok(Arc::new(Staged::new(entry)))
+    }
+
+    /// What an earlier run left and that belongs into its directory: files that are queued, and temporary names. Given once.
+    pub fn recovered(&self) -> Vec<Arc<Staged>> {
+        let entries = std::mem::take(&mut *self.shared.recovered.lock());
+        entries.into_iter().map(|entry| Arc::new(Staged::new(entry))).collect()
+    }
+
+    /// Makes sure that a deletion which is put off is not forgotten by a crash.
+    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled, Error> {
+        Journalled::write(self.shared.journal_path(), deletion).await
+    }
+
+    /// Deletions that an earlier run put off and did not come to. Given once.
+    pub fn put_off(&self) -> Vec<Journalled> {
+        std::mem::take(&mut *self.shared.deletions.lock())
     }
 
     /// Headers that a new object gets by its key alone.

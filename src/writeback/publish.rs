@@ -339,6 +339,7 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     for entry in shared.entries() {
         shared.send(Message::Due { id: entry.id, generation: None });
     }
+    withdraw(shared, |phase, held| held && !phase.frees());
     loop {
         let changed = shared.changed.notified();
         let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
@@ -351,6 +352,17 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
         let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
     }
     DrainReport { published: shared.publications.load(Relaxed) - before, left: shared.status() }
+}
+
+/// Aborts uploads that this run does not complete.
+fn withdraw(shared: &Arc<Shared>, which: impl Fn(Phase, bool) -> bool) {
+    for entry in shared.entries() {
+        let intent = entry.intent.lock();
+        if intent.upload.is_some() && which(intent.phase, intent.held) {
+            shared.chores.fetch_add(1, Relaxed);
+            shared.send(Message::Withdraw(entry.id));
+        }
+    }
 }
 
 /// Reads a published object as a base: needed only where the spool does not hold all of it.

@@ -63,6 +63,10 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             record.base.as_ref().map(|b| b.size),
         );
         let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
+        // Bytes that were not fsynced are whole while the kernel is the same.
+        if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.boot) {
+            shared.recovered.lock().push(entry.clone());
+        }
         let shared = shared.clone();
         tokio::spawn(async move {
             if worthless {
@@ -81,8 +85,11 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
 /// kernel that still runs.
 fn promised(record: &Record, boot: &str) -> bool {
     let sealed = matches!(record.phase, Phase::Sealed | Phase::Uploading | Phase::Completing);
-    let intact = record.durable || !boot.is_empty() && record.boot == boot;
-    sealed && intact && !record.poisoned && !record.held
+    sealed && intact(record, boot) && !record.poisoned && !record.held
+}
+
+fn intact(record: &Record, boot: &str) -> bool {
+    record.durable || !boot.is_empty() && record.boot == boot
 }
 
 fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Store>>, promised: bool) -> Intent {
@@ -112,7 +119,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     };
     intent.reason = match (&record.reason, intent.phase) {
         (Some(reason), _) => Some(reason.clone()),
-        (None, Phase::Writing) => {
+        (None, Phase::Writing) if !record.held => {
             Some("it was not closed before the program ended: `packmule retry` publishes it, `packmule discard` removes it".into())
         }
         (None, _) => None,

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::journal::{EXTENSION, Journalled};
 use super::manifest::Record;
 
 /// Runs file work on the blocking pool.
@@ -21,7 +22,7 @@ pub(crate) struct Spool {
     /// Where new entries go.
     own: Locked,
     /// Those of earlier runs; their entries stay in them.
-    _adopted: Vec<Locked>,
+    adopted: Vec<Locked>,
 }
 
 /// A sub-directory, flock()ed until this is dropped.
@@ -66,7 +67,7 @@ impl Spool {
             Some(own) => own,
             None => Self::create(parent, identity)?,
         };
-        Ok((Spool { own, _adopted: locked }, found))
+        Ok((Spool { own, adopted: locked }, found))
     }
 
     fn create(parent: &Path, identity: &str) -> io::Result<Locked> {
@@ -83,6 +84,14 @@ impl Spool {
             }
         }
         Err(io::Error::other(format!("no sub-directory could be made in {}", parent.display())))
+    }
+
+    /// Deletions that earlier runs put off.
+    pub fn deletions(&self) -> Vec<Journalled> {
+        let dirs = self.adopted.iter().chain([&self.own]);
+        let files = dirs.filter_map(|locked| fs::read_dir(&locked.dir).ok()).flatten().flatten().map(|entry| entry.path());
+        let journalled = files.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
+        journalled.filter_map(|path| Journalled::read(&path)).collect()
     }
 
     /// Path of an entry's bytes.

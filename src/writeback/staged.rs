@@ -52,20 +52,6 @@ impl Staged {
         self.entry.intent.lock().phase.frees()
     }
 
-    /// Waits until its publication is neither due nor under way any more.
-    pub async fn settled(&self) {
-        loop {
-            let changed = self.entry.shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if !self.is_queued() {
-                return;
-            }
-            // A rename or a write ends it too, and wakes nobody.
-            let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
-        }
-    }
-
     /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
     /// its way; ends with [`Error::TimedOut`] `close_timeout` after the last progress. A write that fails poisons the file.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), Error> {
@@ -130,6 +116,7 @@ impl Staged {
     /// After every change: the record exists, and the uploader hears of parts that became complete.
     async fn changed(&self) -> Result<(), Error> {
         let entry = &self.entry;
+        *entry.changed.lock() = Instant::now();
         if !entry.begun.swap(true, Relaxed) {
             // Not synced: it is there so that a killed process leaves a named file, not so that a power cut does.
             entry.persist(false).await?;
@@ -331,6 +318,17 @@ impl Staged {
         intent.guess = guess.map(|guess| guess.key);
     }
 
+    /// Not worth keeping (a lock file, a file manager's notes): it ends with the mount, and status is silent about it.
+    pub fn set_junk(&self, junk: bool) {
+        self.entry.intent.lock().junk = junk;
+    }
+
+    /// Brings the record up to date, if there is one.
+    pub async fn record_again(&self) -> Result<(), Error> {
+        let recorded = *self.entry.recorded.lock().await;
+        if recorded { self.entry.persist(false).await } else { Ok(()) }
+    }
+
     /// Seals the content as it is now, uploads it and waits until it is in S3. `Ok(None)` where it is held, or queued
     /// by `write_back`. A clean file answers at once. A failure parks the entry.
     pub async fn publish(&self) -> Result<Option<Published>, Error> {
@@ -395,6 +393,51 @@ impl Staged {
         }
         self.entry.begun.store(true, Relaxed);
         self.queue(delay, false).await
+    }
+
+    /// Waits until a queued file is an object. `Ok(None)` where it is written again, or held.
+    pub async fn settled(&self) -> Result<Option<Published>, Error> {
+        /// A change may come without a notice.
+        const LOOK: Duration = Duration::from_secs(1);
+        loop {
+            let changed = self.entry.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let intent = self.entry.intent.lock();
+                match intent.phase {
+                    _ if intent.discarded => return Err(Error::Discarded),
+                    Phase::Published => return Ok(intent.published.clone()),
+                    Phase::Parked => return Err(intent.failed.clone().unwrap_or(Error::Discarded)),
+                    Phase::Writing => return Ok(None),
+                    Phase::Sealed | Phase::Uploading | Phase::Completing => {}
+                }
+            }
+            let _ = tokio::time::timeout(LOOK, changed).await;
+        }
+    }
+
+    /// The key that a temporary name will probably be renamed to.
+    pub fn guess(&self) -> Option<String> {
+        let intent = self.entry.intent.lock();
+        intent.guess.clone().filter(|_| intent.held)
+    }
+
+    /// See [`Staged::set_junk`].
+    pub fn is_junk(&self) -> bool {
+        self.entry.intent.lock().junk
+    }
+
+    /// Under a temporary name.
+    pub fn is_held(&self) -> bool {
+        self.entry.intent.lock().held
+    }
+
+    /// Takes a file that an earlier run left into use: it ends when it is retired, no longer by itself. False where it has ended.
+    pub fn take_over(&self) -> bool {
+        let mut intent = self.entry.intent.lock();
+        intent.retired = false;
+        !intent.discarded
     }
 
     /// The last publication.

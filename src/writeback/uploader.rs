@@ -41,6 +41,8 @@ pub(crate) enum Message {
     Park(u64, Error),
     /// Publish what was parked or unfinished.
     Retry(u64),
+    /// What was sent of a file that will not be published in this run is aborted: the spool has the bytes.
+    Withdraw(u64),
     /// Throw it away.
     Discard { id: u64, reply: oneshot::Sender<()> },
     /// An upload of an earlier run goes on, with the parts that are right.
@@ -134,6 +136,13 @@ impl Uploader {
                 self.publish(id, Goal::Object, None);
             }
             Message::Park(id, error) => self.give_up(id, error, true),
+            Message::Withdraw(id) => {
+                if self.jobs.get(&id).is_some_and(|job| job.state.step == Step::Idle) {
+                    self.apply(id, Event::Stop);
+                    self.stop_transfers(id);
+                }
+                self.shared.chores.fetch_sub(1, Relaxed);
+            }
             Message::Retarget { .. } | Message::Discard { .. } => self.redirect(message),
             Message::Resume { id, upload } => self.resume(id, upload),
             Message::Found { id, published } => {

@@ -7,6 +7,7 @@ mod attr;
 mod client;
 mod client_faults;
 mod cost;
+mod desktop;
 mod failing;
 mod foreign;
 mod fstab;
@@ -27,6 +28,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
+    ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
     ("programs", programs::COMMON),

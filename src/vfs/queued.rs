@@ -1,0 +1,141 @@
+//! Files that nobody waits for: queued by `write_back`, or left in the spool by an earlier run (semantics 2, 8 and 10).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use super::attr::{self, Kind};
+use super::error::{Error, Result};
+use super::inode::Node;
+use super::path::name_of;
+use super::temporary::is_junk;
+use super::{Ino, Vfs};
+use crate::writeback::Staged;
+
+/// How long the end of the mount waits to hear of the last publications.
+const LAST_NEWS: Duration = Duration::from_secs(1);
+
+/// What an earlier run left, by bucket and directory prefix, until somebody looks into that directory.
+#[derive(Default)]
+pub struct Recovered {
+    waiting: Mutex<HashMap<(String, String), Vec<Arc<Staged>>>>,
+}
+
+impl Recovered {
+    /// Junk ended with the mount that it was made on, so a crash has left it.
+    pub async fn new(found: Vec<Arc<Staged>>) -> Self {
+        let mut waiting: HashMap<(String, String), Vec<Arc<Staged>>> = HashMap::new();
+        for staged in found {
+            let target = staged.target();
+            let (prefix, segment) = split(&target.key);
+            if staged.is_held() && is_junk(segment) {
+                staged.discard().await;
+                continue;
+            }
+            waiting.entry((target.store.bucket().to_owned(), prefix.to_owned())).or_default().push(staged);
+        }
+        Self { waiting: Mutex::new(waiting) }
+    }
+
+    fn take(&self, bucket: &str, prefix: &str) -> Vec<Arc<Staged>> {
+        self.waiting.lock().remove(&(bucket.to_owned(), prefix.to_owned())).unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.lock().is_empty()
+    }
+}
+
+/// A key's directory prefix and last segment.
+fn split(key: &str) -> (&str, &str) {
+    key.split_at(key.rfind('/').map_or(0, |at| at + 1))
+}
+
+impl Vfs {
+    /// Gives what an earlier run left in this directory its place there.
+    pub(super) fn attach_recovered(&self, dir: Ino) {
+        if self.recovered.is_empty() || self.is_account(dir) {
+            return;
+        }
+        let Ok(place) = self.place(dir) else { return };
+        for staged in self.recovered.take(place.store.bucket(), &place.key) {
+            if staged.take_over() {
+                self.attach(dir, staged);
+            }
+        }
+    }
+
+    fn attach(&self, dir: Ino, staged: Arc<Staged>) {
+        let key = staged.target().key;
+        let (_, segment) = split(&key);
+        let mut node = Node::new(dir, name_of(segment), segment.to_owned(), Kind::File, SystemTime::now());
+        node.apply(&attr::decode(&staged.attributes().metadata));
+        node.size = staged.size();
+        node.since = Some(Instant::now());
+        node.file.staged = Some(staged.clone());
+        node.file.temporary = staged.is_held();
+        node.file.recovered = true;
+        let ino = self.table.lock().insert(node);
+        if !staged.is_held() {
+            self.follow(ino, &staged);
+        }
+    }
+
+    /// Takes the object in once a queued file has become one.
+    pub(super) fn follow(&self, ino: Ino, staged: &Arc<Staged>) {
+        {
+            let mut table = self.table.lock();
+            let Some(node) = table.get_mut(ino).filter(|node| !node.file.followed) else { return };
+            node.file.followed = true;
+        }
+        let (Some(this), staged) = (self.shared(), staged.clone()) else { return };
+        // Not among the work that shutdown waits for: the drain that follows it is what sends these files.
+        self.followers.spawn(async move {
+            let settled = staged.settled().await;
+            let Ok(order) = this.order(ino) else { return };
+            let turn = order.lock().await;
+            let current = {
+                let mut table = this.table.lock();
+                let Some(node) = table.get_mut(ino) else { return };
+                node.file.followed = false;
+                node.file.staged.as_ref().is_some_and(|now| Arc::ptr_eq(now, &staged))
+            };
+            match settled {
+                Ok(Some(published)) if current => this.published(ino, published),
+                Err(_) if current => this.detach(ino, &staged),
+                _ => return,
+            }
+            drop(turn);
+            this.retire(ino).await;
+        });
+    }
+
+    /// The last publications are taken in.
+    pub(super) async fn heard_all(&self) {
+        self.followers.close();
+        let _ = tokio::time::timeout(LAST_NEWS, self.followers.wait()).await;
+    }
+
+    /// Lock files and file managers' notes end with the mount (semantics 10).
+    pub(super) async fn drop_junk(&self) {
+        let junk: Vec<Arc<Staged>> = self.table.lock().staged().filter(|staged| staged.is_junk()).cloned().collect();
+        for staged in junk {
+            staged.discard().await;
+        }
+    }
+
+    /// Publishes a file under its temporary name (`packmule flush FILE --as-is`). [`Error::Invalid`] where the name is none.
+    pub async fn publish_as_is(&self, ino: Ino) -> Result<()> {
+        let staged = self.staged_now(ino)?.filter(|staged| staged.is_held()).ok_or(Error::Invalid)?;
+        staged.set_held(false, None);
+        staged.set_junk(false);
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.file.temporary = false;
+        }
+        self.publish(ino).await?;
+        self.retire(ino).await;
+        Ok(())
+    }
+}
