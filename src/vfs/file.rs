@@ -126,6 +126,7 @@ impl Vfs {
             node.size = staged.size();
             node.file.epoch += 1;
             node.file.appended_from = None;
+            node.file.told = None;
             node.file.staged = Some(staged);
         }
     }
@@ -300,8 +301,19 @@ impl Vfs {
         self.tell(|notify| notify.invalidate_entry(gone.0, &gone.1));
     }
 
+    /// Takes note of a publication that nobody waited for (`write_back`).
+    pub(super) fn catch_up(&self, ino: Ino) {
+        let Ok(Some(published)) = self.staged_now(ino).map(|staged| staged.and_then(|staged| staged.published())) else { return };
+        if self.table.lock().get(ino).is_some_and(|node| node.file.told.as_ref() != Some(&published.etag)) {
+            self.published(ino, published);
+        }
+    }
+
     /// An object was published for the file: the node is of that version from now on.
     pub(super) fn published(&self, ino: Ino, published: Published) {
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.file.told = Some(published.etag.clone());
+        }
         let place = match self.place(ino) {
             Ok(place) if place.key == published.key && place.store.bucket() == published.bucket => place,
             // A conflict copy, or the file was renamed meanwhile: listings tell what its name means now.
@@ -364,6 +376,7 @@ impl Vfs {
     pub(super) async fn retire(&self, ino: Ino) {
         let Ok(order) = self.order(ino) else { return };
         let _turn = order.lock().await;
+        self.catch_up(ino);
         let (staged, version) = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };

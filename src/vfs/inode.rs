@@ -92,6 +92,8 @@ pub struct FileState {
     pub epoch: u64,
     /// ETag of the content whose pages the kernel may hold.
     pub kernel_pages: Option<ETag>,
+    /// The newest publication of the staged content that the node is of.
+    pub told: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
     /// Where the first append began, while all that changed since the file was staged was appended.
@@ -319,14 +321,10 @@ impl Table {
             if held || busy || self.is_newer_than_listing(node) {
                 return;
             }
-            let (parent, name, linked, since) = (node.parent, node.name.clone(), node.linked, node.since);
+            let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
             self.nodes.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
-                // Nothing but the node knew of a name that is newer than the listing.
-                if dir.listed_at().is_some_and(|at| since.is_some_and(|since| since >= at)) {
-                    dir.listing = None;
-                }
             }
             ino = parent;
         }
@@ -495,15 +493,15 @@ mod tests {
     #[test]
     fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
         let mut table = Table::new(SystemTime::now());
-        let listing = Arc::new(Listing::empty(Instant::now()));
-        table.dir_mut(ROOT).unwrap().install(listing);
+        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
         let known = child(&mut table, "known", Kind::File, None);
-        table.forget(known, 1);
-        assert!(table.dir(ROOT).unwrap().listing.is_some(), "the listing speaks of it");
         let new = child(&mut table, "new", Kind::File, Some(Instant::now()));
+        table.forget(known, 1);
         table.forget(new, 1);
-        assert!(table.get(new).is_none());
-        assert!(table.dir(ROOT).unwrap().listing.is_none(), "the listing says that it is absent");
+        assert!(table.get(known).is_none(), "the listing speaks of it");
+        assert!(table.get(new).is_some(), "the listing says that it is absent");
+        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
+        assert!(table.get(new).is_none(), "a newer listing speaks of it");
     }
 
     #[test]
@@ -511,7 +509,7 @@ mod tests {
         let mut table = Table::new(SystemTime::now());
         let links = |table: &Table| table.links(table.get(ROOT).unwrap());
         assert_eq!(links(&table), 1, "not known");
-        table.dir_mut(ROOT).unwrap().install(Arc::new(Listing::empty(Instant::now())));
+        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
         assert_eq!(links(&table), 2);
         child(&mut table, "file", Kind::File, Some(Instant::now()));
         child(&mut table, "dir", Kind::Directory, Some(Instant::now()));

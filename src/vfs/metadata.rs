@@ -14,6 +14,7 @@ impl Vfs {
     /// Owner, mode or mtime of the inode changed: they travel with the content while it is unsent, else follow in the background.
     pub(super) async fn keep_attributes(&self, ino: Ino) {
         let Ok(place) = self.place(ino) else { return };
+        self.catch_up(ino);
         let (kind, stored, mtime, staged, object) = {
             let table = self.table.lock();
             let Some(node) = table.get(ino).filter(|node| node.linked) else { return };

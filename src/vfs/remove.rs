@@ -50,6 +50,7 @@ impl Vfs {
     /// True when the DELETE is held.
     async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<bool> {
         let place = self.place(ino)?;
+        self.catch_up(ino);
         let (object, recovered) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;

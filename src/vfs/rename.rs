@@ -89,6 +89,7 @@ impl Vfs {
     async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
+        self.catch_up(ino);
         let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
@@ -97,7 +98,7 @@ impl Vfs {
         };
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
         if let Some(over) = over.as_ref().filter(|_| in_use) {
-            self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
+            let _ = tokio::time::timeout(super::DEADLINE, self.keep_readable(&step.target, over)).await;
         }
         // A temporary name that is a key already is a file like any other.
         let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
@@ -123,6 +124,16 @@ impl Vfs {
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
+        if let Some(published) = staged.published() {
+            // It was too late for another name: it has an object under the old one.
+            staged.retarget(target(&step.source), Expect::Version(published.etag)).await?;
+            self.catch_up(ino);
+            self.within(self.move_object(ino, step)).await?;
+            if let Some(unlinked) = unlinked {
+                unlinked.forget().await;
+            }
+            return Ok(());
+        }
         staged.set_held(temporary.is_some(), guess);
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
@@ -278,8 +289,32 @@ impl Vfs {
         Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
     }
 
-    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
+    /// Moves all that is below a directory. Nothing that waits for its publication gets one under the old name meanwhile.
     async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
+        let queued: Vec<_> = {
+            let table = self.table.lock();
+            let files = table.below(dir).into_iter().filter_map(|ino| Some((ino, &table.get(ino)?.file)));
+            let staged = files.filter(|(_, file)| !file.temporary).filter_map(|(ino, file)| Some((ino, file.staged.clone()?)));
+            staged.filter(|(_, staged)| staged.is_queued()).collect()
+        };
+        for (_, staged) in &queued {
+            staged.set_held(true, None);
+            // Returns when what is on its way already has arrived, where the listing finds it.
+            let _ = staged.retarget(staged.target(), staged.expect()).await;
+        }
+        let result = self.move_tree(dir, step).await;
+        for (ino, staged) in queued {
+            staged.set_held(false, None);
+            match staged.publish_later(self.config.write_back).await {
+                Ok(()) => self.follow(ino, &staged),
+                Err(error) => tracing::warn!("{}: {error}", staged.target().key),
+            }
+        }
+        result
+    }
+
+    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
+    async fn move_tree(&self, dir: Ino, step: &Move) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;

@@ -197,6 +197,20 @@ on_every_store! {
         assert!(stage.store.bytes("b") == expected);
     }
 
+    /// "With `write_back` deletes are queued": what was published in the background is renamed, changed and removed like any file.
+    fn names_follow_what_write_back_published(store) {
+        let mut stage = Stage::with(store, &["write_back=1s"]);
+        for name in ["gone", "moved", "changed"] {
+            files::write(&stage.path(name), name.as_bytes()).unwrap();
+        }
+        stage.store.eventually("all are objects", |store| store.keys() == ["changed", "gone", "moved"]);
+        sh(stage.dir(), "chmod 600 changed; mv moved new; rm gone; echo soon > soon; mv soon later; echo never > never; rm never");
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["changed", "later", "new"]);
+        assert_eq!(stage.store.keys(), ["changed", "later", "new"]);
+        assert_eq!(sh(stage.dir(), "cat new later; stat -c %a changed"), "movedsoon\n600\n");
+    }
+
     /// "flock and fcntl work between processes of one machine"
     fn locks_between_processes(store) {
         let stage = Stage::new(store);
