@@ -82,7 +82,7 @@ fn copy(stage: &Stage, program: &str, script: &str, bytes: &[u8], to: &str) {
 fn run_as(home: &Path, program: &str, script: &str, args: &[&Path]) -> std::process::Output {
     let path = home.join(program);
     if !path.exists() {
-        let python = files::sh(home, "readlink -f \"$(command -v python3)\"");
+        let python = files::run(home, "python3", &["-c", "import os, sys; print(os.path.realpath(sys.executable))"]);
         std::os::unix::fs::symlink(python.trim(), &path).unwrap();
     }
     output(Command::new(&path).arg("-c").arg(script).args(args))
@@ -92,8 +92,9 @@ fn run_as(home: &Path, program: &str, script: &str, args: &[&Path]) -> std::proc
 fn always_there(store: &Store, key: &str, versions: &[&[u8]], work: impl FnOnce() + Send) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let until = Instant::now() + Duration::from_secs(60);
         let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) && Instant::now() < until {
                 let seen = store.get(key).map(|seen| seen.bytes);
                 assert!(seen.as_ref().is_some_and(|seen| versions.iter().any(|version| seen == version)), "{key}: {:?}", seen.map(|s| s.len()));
             }
