@@ -181,8 +181,13 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     }
     mount.unmount().await?;
     tracing::info!("unmounted");
-    // A temporary name waits for its rename, what was never closed for its owner's word; not for us.
-    Ok(if left.iter().all(|upload| upload.held || upload.recovered && upload.phase == "writing") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if left.iter().all(stays) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A file that was never closed before an earlier crash is kept until somebody decides, a temporary name until it is renamed: neither
+/// makes an unmount fail.
+fn stays(upload: &Upload) -> bool {
+    upload.held || upload.recovered && upload.phase == "writing"
 }
 
 /// Says what is not in S3: in the log, and to a user at the terminal.

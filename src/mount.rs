@@ -282,6 +282,7 @@ fn vfs_config(config: &Config) -> VfsConfig {
         allow_delete: config.allow_delete,
         allow_bucket_changes: config.allow_bucket_changes,
         ignore: config.ignore.clone(),
+        storage_class: config.client.storage_class.clone(),
         mtime: match config.mtime {
             config::MtimeSource::Store => vfs::MtimeSource::Store,
             config::MtimeSource::Local => vfs::MtimeSource::Local,

@@ -55,6 +55,7 @@ impl Bucket {
             max_single_copy: 5 * GIB,
             conditional_writes: aws.then_some(true),
             delete_many: true,
+            real_directories: !aws,
             upload_checksum: core.config.upload_checksum.unwrap_or(ChecksumKind::Crc64Nvme),
         };
         Self {

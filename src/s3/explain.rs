@@ -34,7 +34,7 @@ pub fn explain(error: &S3Error) -> String {
         ErrorKind::NotEmpty => format!("{resource} still holds objects (or versions of them); remove them first"),
         ErrorKind::BucketExists => format!("the bucket name of {resource} is taken; choose another"),
         ErrorKind::InvalidRange => format!("{resource} is shorter than was asked for"),
-        ErrorKind::Archived => format!("{resource} is archived; run: packmule restore {resource}"),
+        ErrorKind::Archived => format!("{resource} is archived; restore it first (aws s3api restore-object)"),
         ErrorKind::Throttled => format!("the store asks to slow down ({resource}); fewer max_connections help"),
         ErrorKind::Server => format!("the store failed on {resource} ({detail}); try again later"),
         ErrorKind::TimedOut => format!("no answer for {resource} ({detail}); check the network, proxy and endpoint_url"),

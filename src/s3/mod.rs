@@ -340,6 +340,9 @@ pub struct Capabilities {
     pub conditional_writes: Option<bool>,
     /// DeleteObjects works.
     pub delete_many: bool,
+    /// The store may keep directories of its own (SeaweedFS does), which stay when the last key below them goes, until their
+    /// marker is deleted, had they one or not.
+    pub real_directories: bool,
     /// Checksum to send with uploads.
     pub upload_checksum: ChecksumKind,
 }

@@ -112,7 +112,12 @@ pub async fn copy_object(
 ) -> Result<PutOutcome> {
     if head.is_archived() {
         let from = format!("s3://{}/{}", source.bucket, source.key);
-        return Err(S3Error::local(ErrorKind::Archived, "CopyObject", from, "the object is archived; run packmule restore first"));
+        return Err(S3Error::local(
+            ErrorKind::Archived,
+            "CopyObject",
+            from,
+            "the object is archived; restore it first (aws s3api restore-object)",
+        ));
     }
     if head.size <= store.capabilities().max_single_copy {
         return store.copy(to_key, source, metadata, condition).await;

@@ -76,9 +76,7 @@ impl Vfs {
 
     /// Takes a listing into use.
     pub(super) fn install(&self, dir: Ino, listing: Arc<Listing>) {
-        if let Some(state) = self.table.lock().dir_mut(dir) {
-            state.install(listing);
-        }
+        self.table.lock().install(dir, listing);
     }
 
     async fn list_beginning(&self, dir: Ino, started: Instant) -> Result<Listing> {

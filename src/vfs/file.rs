@@ -64,24 +64,31 @@ impl Vfs {
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }
-        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
-            return Err(Error::Stale);
-        }
         let place = self.place(ino)?;
-        let object = self.current_object(ino, &place).await?;
-        let version = Self::version(&place, &object);
-        let base = Base {
+        let (linked, known) = self.table.lock().get(ino).map(|node| (node.linked, node.object.clone())).ok_or(Error::Stale)?;
+        // Whoever has a deleted file open may change it for as long as that lasts.
+        let object = if linked { self.current_object(ino, &place).await? } else { known.ok_or(Error::Stale)? };
+        let base = self.base_of(&place, &object);
+        let expect = Expect::Version(object.etag.clone());
+        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
+        if !linked {
+            staged.set_held(true, None);
+        }
+        self.keep_staged(ino, staged.clone());
+        Ok(staged)
+    }
+
+    /// An object as what staged content starts from.
+    pub(super) fn base_of(&self, place: &Place, object: &Object) -> Base {
+        let version = Self::version(place, object);
+        Base {
             bucket: version.bucket.clone(),
             key: version.key.clone(),
             etag: version.etag.clone(),
             size: version.size,
             version_id: version.version_id.clone(),
             reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version).exact())),
-        };
-        let expect = Expect::Version(object.etag.clone());
-        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
-        self.keep_staged(ino, staged.clone());
-        Ok(staged)
+        }
     }
 
     /// Stages new content for an existing file (O_TRUNC, or a truncation to nothing): nothing of the object is kept but
@@ -92,6 +99,11 @@ impl Vfs {
             return Ok(staged);
         }
         let place = self.place(ino)?;
+        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
+            let staged = self.staged_in_turn(ino).await?;
+            staged.truncate(0).await?;
+            return Ok(staged);
+        }
         let object = self.current_object(ino, &place).await?;
         let expect = Expect::Version(object.etag.clone());
         let staged = self.writeback.stage(target(&place), expect, None, self.kept_attributes(object)).await?;
@@ -200,7 +212,7 @@ impl Vfs {
             }
             Ok(None) => {
                 if !staged.is_held() {
-                    self.follow(ino, &staged);
+                    self.follow_up(ino, &staged);
                 }
                 Ok(())
             }
@@ -208,7 +220,7 @@ impl Vfs {
             Err(writeback::Error::TimedOut) if queues => {
                 tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
                 self.writeback.retry(staged.id());
-                self.follow(ino, &staged);
+                self.follow_up(ino, &staged);
                 Ok(())
             }
             Err(error) => {
@@ -382,7 +394,7 @@ impl Vfs {
     /// Attributes for a new object: what of owner and mode is worth keeping, and the mtime known now.
     pub(super) fn fresh_attributes(&self, kind: Kind, wanted: Stored, mtime: SystemTime) -> (Stored, Attributes) {
         let stored = attr::worth_keeping(&self.config, kind, wanted);
-        let mut attributes = Attributes::default();
+        let mut attributes = Attributes { storage_class: self.config.storage_class.clone(), ..Attributes::default() };
         self.encode(&mut attributes, kind, stored, mtime);
         (stored, attributes)
     }

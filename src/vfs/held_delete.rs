@@ -37,7 +37,9 @@ impl Vfs {
         let table = self.table.lock();
         let Some(dir) = table.dir(parent) else { return false };
         let nodes = dir.children.values().filter_map(|child| table.get(*child));
-        nodes.filter_map(|node| node.file.staged.as_ref().filter(|_| node.file.temporary)).any(|staged| staged.guess().as_deref() == Some(key))
+        nodes
+            .filter_map(|node| node.file.staged.as_ref().filter(|_| node.file.temporary))
+            .any(|staged| staged.guess().as_deref() == Some(key))
     }
 
     /// Instead of the DELETE of an unlink.

@@ -15,6 +15,9 @@ use super::{Ino, ROOT};
 use crate::s3::{ETag, Store};
 use crate::writeback::{Attributes, Staged};
 
+/// Names up to which the subdirectories of a directory are counted at every stat.
+const COUNT_MOST: usize = 1000;
+
 /// One inode.
 pub struct Node {
     /// Parent directory; the root's is itself.
@@ -152,7 +155,7 @@ impl DirState {
     }
 
     /// Takes a newer listing into use and lets go of what it has overtaken.
-    pub fn install(&mut self, listing: Arc<Listing>) {
+    fn install(&mut self, listing: Arc<Listing>) {
         if self.listed_at().is_some_and(|at| at > listing.started) {
             return;
         }
@@ -218,6 +221,7 @@ impl Table {
         let ino = self.next;
         self.next += 1;
         self.unlink(node.parent, &node.name);
+        self.thin_out(node.parent);
         if let Some(dir) = self.dir_mut(node.parent) {
             dir.removed.remove(&node.name);
             dir.absent.remove(&node.name);
@@ -258,6 +262,23 @@ impl Table {
         replaced
     }
 
+    /// st_nlink of a directory: its own name, its `.`, and a `..` for each subdirectory; 1 where they are not counted, which
+    /// find(1) and its like take for "not known".
+    pub fn links(&self, node: &Node) -> u32 {
+        let Some(dir) = node.dir.as_deref() else { return 1 };
+        let Some(listing) = dir.listing.as_deref().filter(|listing| listing.complete) else { return 1 };
+        if listing.entries.len() + dir.children.len() > COUNT_MOST {
+            return 1;
+        }
+        let newer = |child: &Ino| self.get(*child).filter(|node| node.since.is_some_and(|since| since >= listing.started));
+        let here = dir.children.values().filter_map(newer).filter(|node| node.kind == Kind::Directory).count();
+        let listed = listing.entries.iter().filter(|entry| entry.object.is_none()).map(super::listing::Listed::name).filter(|name| {
+            let removed = dir.removed.get(name).is_some_and(|at| *at >= listing.started);
+            !removed && dir.children.get(name).and_then(newer).is_none()
+        });
+        u32::try_from(2 + here + listed.count()).unwrap_or(1)
+    }
+
     /// Counts a lookup that the kernel is told of.
     pub fn remember(&mut self, ino: Ino) {
         if let Some(node) = self.get_mut(ino) {
@@ -295,15 +316,44 @@ impl Table {
             let Some(node) = self.get(ino) else { return };
             let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some() || node.file.retiring;
             let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
-            if held || busy {
+            if held || busy || self.is_newer_than_listing(node) {
                 return;
             }
-            let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
+            let (parent, name, linked, since) = (node.parent, node.name.clone(), node.linked, node.since);
             self.nodes.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
+                // Nothing but the node knew of a name that is newer than the listing.
+                if dir.listed_at().is_some_and(|at| since.is_some_and(|since| since >= at)) {
+                    dir.listing = None;
+                }
             }
             ino = parent;
+        }
+    }
+
+    /// The listing in use was begun before this mount gave the node its name: forgotten, the name would be absent.
+    fn is_newer_than_listing(&self, node: &Node) -> bool {
+        let listed = self.dir(node.parent).and_then(DirState::listed_at);
+        node.linked && node.since.is_some_and(|since| listed.is_some_and(|at| at <= since))
+    }
+
+    /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know.
+    pub fn install(&mut self, dir: Ino, listing: Arc<Listing>) {
+        let Some(state) = self.dir_mut(dir) else { return };
+        state.install(listing);
+        for child in state.children.values().copied().collect::<Vec<_>>() {
+            self.reap(child);
+        }
+    }
+
+    /// A directory that many files are copied into gives up its listing now and then, so that nodes newer than it can go.
+    fn thin_out(&mut self, dir: Ino) {
+        const MANY: usize = 8192;
+        let Some(state) = self.dir_mut(dir).filter(|state| state.children.len() % MANY == MANY - 1) else { return };
+        state.listing = None;
+        for child in state.children.values().copied().collect::<Vec<_>>() {
+            self.reap(child);
         }
     }
 
@@ -377,6 +427,7 @@ impl Table {
             if let Some(dir) = node.dir.as_deref_mut() {
                 dir.listing = None;
                 dir.absent.clear();
+                dir.removed.clear();
             }
         }
         self.nodes.keys().copied().collect()
@@ -427,5 +478,45 @@ impl Node {
         }
         self.atime = decoded.atime.unwrap_or(self.mtime);
         self.ctime = decoded.ctime.unwrap_or(self.mtime);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn child(table: &mut Table, name: &str, kind: Kind, since: Option<Instant>) -> Ino {
+        let mut node = Node::new(ROOT, name.into(), name.to_owned(), kind, SystemTime::now());
+        node.since = since;
+        table.insert(node)
+    }
+
+    #[test]
+    fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
+        let mut table = Table::new(SystemTime::now());
+        let listing = Arc::new(Listing::empty(Instant::now()));
+        table.dir_mut(ROOT).unwrap().install(listing);
+        let known = child(&mut table, "known", Kind::File, None);
+        table.forget(known, 1);
+        assert!(table.dir(ROOT).unwrap().listing.is_some(), "the listing speaks of it");
+        let new = child(&mut table, "new", Kind::File, Some(Instant::now()));
+        table.forget(new, 1);
+        assert!(table.get(new).is_none());
+        assert!(table.dir(ROOT).unwrap().listing.is_none(), "the listing says that it is absent");
+    }
+
+    #[test]
+    fn links_of_a_directory_count_its_subdirectories() {
+        let mut table = Table::new(SystemTime::now());
+        let links = |table: &Table| table.links(table.get(ROOT).unwrap());
+        assert_eq!(links(&table), 1, "not known");
+        table.dir_mut(ROOT).unwrap().install(Arc::new(Listing::empty(Instant::now())));
+        assert_eq!(links(&table), 2);
+        child(&mut table, "file", Kind::File, Some(Instant::now()));
+        child(&mut table, "dir", Kind::Directory, Some(Instant::now()));
+        assert_eq!(links(&table), 3);
+        table.unlink(ROOT, OsStr::new("dir"));
+        assert_eq!(links(&table), 2);
     }
 }

@@ -64,11 +64,11 @@ impl Vfs {
     pub(super) fn attr(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let table = self.table.lock();
         let node = table.get(ino).ok_or(Error::Stale)?;
-        Ok((self.attr_of(ino, node), KERNEL_TTL.min(self.config.metadata_ttl)))
+        Ok((self.attr_of(&table, ino, node), KERNEL_TTL.min(self.config.metadata_ttl)))
     }
 
     /// As [`Vfs::attr`], with the lock held.
-    pub(super) fn attr_of(&self, ino: Ino, node: &Node) -> Attr {
+    pub(super) fn attr_of(&self, table: &Table, ino: Ino, node: &Node) -> Attr {
         let (mode, uid, gid) = attr::shown(&self.config, node.kind, node.stored);
         let size = match (&node.target, node.kind) {
             (Some(target), Kind::Symlink) => target.len() as u64,
@@ -76,7 +76,7 @@ impl Vfs {
         };
         let nlink = match (node.linked, node.kind) {
             (false, _) => 0,
-            (true, Kind::Directory) => 2,
+            (true, Kind::Directory) => table.links(node),
             (true, _) => 1,
         };
         Attr { ino, kind: node.kind, size, mode, uid, gid, nlink, atime: node.atime, mtime: node.mtime, ctime: node.ctime }
@@ -88,7 +88,7 @@ impl Vfs {
         table.remember(ino);
         let node = table.get(ino).ok_or(Error::Stale)?;
         let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
-        Ok(Entry { attr: self.attr_of(ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
+        Ok(Entry { attr: self.attr_of(&table, ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
     }
 
     /// The inode that `name` means in `parent` now. The caller grants it, or lets it go with [`Table::release`].
@@ -110,7 +110,7 @@ impl Vfs {
         }
         match listing.find(&meaning, name) {
             Answer::Found(listed) => self.adopt_listed(parent, name.to_owned(), &listed, listing.started).await,
-            Answer::Absent => Err(self.now_absent(parent, name, listing.started)),
+            Answer::Absent => self.now_absent(parent, name, listing.started),
             Answer::Unknown => self.ask(parent, name, meaning).await,
         }
     }
@@ -138,15 +138,15 @@ impl Vfs {
     }
 
     /// A listing does not hold the name: the node that had it is unlinked, unless this mount knows better.
-    fn now_absent(&self, parent: Ino, name: &OsStr, started: Instant) -> Error {
+    fn now_absent(&self, parent: Ino, name: &OsStr, started: Instant) -> Result<Ino> {
         let mut table = self.table.lock();
         if let Some(child) = table.child(parent, name) {
-            let newer = table.get(child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started));
-            if !newer {
-                table.unlink(parent, name);
+            if table.get(child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started)) {
+                return Ok(child);
             }
+            table.unlink(parent, name);
         }
-        Error::NoEntry
+        Err(Error::NoEntry)
     }
 
     /// Gives a listed name its inode.
@@ -356,14 +356,16 @@ impl Vfs {
         match head {
             Ok(head) => self.adopt_head(parent, name.to_owned(), &segment, &place, head),
             Err(error) if error.kind == ErrorKind::NoSuchKey => {
-                let gone = self.now_absent(parent, name, started);
-                if let Some(dir) = self.table.lock().dir_mut(parent) {
+                let newer = self.now_absent(parent, name, started);
+                if newer.is_err()
+                    && let Some(dir) = self.table.lock().dir_mut(parent)
+                {
                     if dir.absent.len() > 4096 {
                         dir.absent.clear();
                     }
                     dir.absent.insert(name.to_owned(), started);
                 }
-                Err(gone)
+                newer
             }
             Err(error) => Err(error.into()),
         }

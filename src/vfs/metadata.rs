@@ -26,9 +26,11 @@ impl Vfs {
             }
             return;
         }
-        if let Some(staged) = staged.filter(|staged| staged.is_dirty()) {
+        if let Some(staged) = staged {
             staged.set_attributes(|attributes| self.encode(attributes, kind, stored, mtime));
-            return;
+            if staged.is_dirty() {
+                return;
+            }
         }
         let Some(object) = object else { return };
         {

@@ -219,6 +219,8 @@ pub struct VfsConfig {
     pub allow_bucket_changes: bool,
     /// Glob patterns of temporary names (semantics 10).
     pub ignore: Vec<String>,
+    /// Storage class of new objects, which their copies must name again; `None`: the store's own.
+    pub storage_class: Option<String>,
     /// Where mtime lives.
     pub mtime: MtimeSource,
     /// Most objects that one directory rename may move.

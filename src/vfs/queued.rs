@@ -79,12 +79,12 @@ impl Vfs {
         node.file.recovered = true;
         let ino = self.table.lock().insert(node);
         if !staged.is_held() {
-            self.follow(ino, &staged);
+            self.follow_up(ino, &staged);
         }
     }
 
     /// Takes the object in once a queued file has become one.
-    pub(super) fn follow(&self, ino: Ino, staged: &Arc<Staged>) {
+    pub(super) fn follow_up(&self, ino: Ino, staged: &Arc<Staged>) {
         {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino).filter(|node| !node.file.followed) else { return };

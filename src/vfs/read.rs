@@ -84,6 +84,15 @@ impl Vfs {
         };
         if object.archived && reads {
             let place = self.place(ino)?;
+            // A listing names the storage class alone: whether it was restored, a HEAD says.
+            let head = place.store.head(&place.key).await?;
+            let restored = !head.is_archived() && head.etag == object.etag;
+            if restored && let Some(known) = self.table.lock().get_mut(ino).and_then(|node| node.object.as_mut()) {
+                known.archived = false;
+            }
+            if restored {
+                return Ok(false);
+            }
             tracing::error!(
                 "s3://{}/{} is archived: restore it first (aws s3api restore-object), then open it again",
                 place.store.bucket(),

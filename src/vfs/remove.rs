@@ -7,7 +7,7 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::inode::{Object, Place};
 use super::{Caller, Ino, Root, Vfs};
-use crate::s3::ETag;
+use crate::s3::{ETag, ListRequest};
 
 /// A deleted file that is open stays readable when it is no larger: its bytes are fetched before the DELETE.
 const KEEP_READABLE: u64 = 64 << 20;
@@ -56,13 +56,13 @@ impl Vfs {
             (node.object.clone(), node.file.recovered)
         };
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        self.writeback.cancel_metadata(place.store.bucket(), &place.key);
+        self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
         let mut held = false;
+        if let Some(object) = object.as_ref().filter(|_| open) {
+            self.keep_readable(&place, object).await;
+        }
         if let Some(object) = &object {
-            if open {
-                self.keep_readable(&place, object).await;
-            }
             held = self.is_about_to_be_replaced(parent, &place.key);
             if held {
                 self.hold_delete(&place, object).await?;
@@ -91,7 +91,7 @@ impl Vfs {
     }
 
     /// Fetches what an open handle may still read, as far as that is small; a larger one answers ESTALE where it is not cached.
-    async fn keep_readable(&self, place: &Place, object: &Object) {
+    pub(super) async fn keep_readable(&self, place: &Place, object: &Object) {
         let version = Self::version(place, object);
         if object.size > KEEP_READABLE || self.cache.is_complete(&version) {
             return;
@@ -137,12 +137,20 @@ impl Vfs {
                     tracing::warn!("{name}: a directory here is a bucket: mount with -o allow_bucket_changes to remove one");
                     return Err(Error::NotPermitted);
                 }
+                self.require_empty(ino).await?;
+                // Asked now, not a moment ago: SeaweedFS deletes a bucket with all that is in it.
+                let place = self.place(ino)?;
+                let page = place.store.list(ListRequest { max_keys: Some(1), ..ListRequest::default() }).await?;
+                if !page.entries.is_empty() {
+                    return Err(Error::NotEmpty);
+                }
                 return Ok(account.delete_bucket(name).await?);
             }
             self.require_empty(ino).await?;
             let place = self.place(ino)?;
             let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
-            if self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false)) {
+            let marked = self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false));
+            if marked || place.store.capabilities().real_directories {
                 self.delete_marker(&place).await?;
             }
             self.memory.remove(place.store.bucket(), &place.key);

@@ -1,6 +1,7 @@
 //! rename: a file's key changes by a server-side copy and a delete, a tree's by many of them; what is not published yet just
 //! changes its target.
 
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 
 use futures::{StreamExt, TryStreamExt};
@@ -9,12 +10,13 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
+use super::listing::Listing;
 use super::lookup::LINK_MAX;
 use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs, attr};
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
-use crate::writeback::{Attributes, Expect};
+use crate::writeback::{Attributes, Expect, Staged};
 
 /// Keys of one DeleteObjects (S3's own limit).
 const DELETE_MOST: usize = 1000;
@@ -87,20 +89,25 @@ impl Vfs {
     async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
-        let temporary = self.temporary.classify(&step.to.1, caller.pid);
-        let (staged, object, held) = {
+        let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            (node.file.staged.clone(), node.object.clone(), node.file.temporary)
+            let over = step.replaced.and_then(|other| table.get(other)).and_then(|node| node.object.clone());
+            (node.file.staged.clone(), node.object.clone(), node.file.temporary, over)
         };
+        let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
+        if let Some(over) = over.as_ref().filter(|_| in_use) {
+            self.within(async { Ok(self.keep_readable(&step.target, over).await) }).await?;
+        }
+        // A temporary name that is a key already is a file like any other.
+        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
-        if let Some(object) = object {
+        if object.is_some() {
             self.within(self.settle_delete(&step.target)).await?;
             if unsent {
                 self.publish_in_turn(ino).await?;
             }
-            let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).unwrap_or(object);
-            return self.within(self.move_object(ino, &object, step)).await;
+            return self.within(self.move_object(ino, step)).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
         let unlinked = match temporary {
@@ -108,37 +115,38 @@ impl Vfs {
             // The name is to be free, and nothing is published under it soon.
             Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
         };
-        let expect = match step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone())) {
-            Some(over) => Expect::Version(over.etag),
-            None => match &unlinked {
-                Some(unlinked) => Expect::Version(unlinked.deletion.etag.clone()),
-                None if step.exclusive => Expect::Absent,
-                None => Expect::NewFile,
-            },
+        let expect = match (&over, &unlinked) {
+            (Some(over), _) => Expect::Version(over.etag.clone()),
+            (None, Some(unlinked)) => Expect::Version(unlinked.deletion.etag.clone()),
+            (None, None) if step.exclusive => Expect::Absent,
+            (None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget(target(&step.target), expect).await?;
         staged.set_held(temporary.is_some(), guess);
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
+        let replaces_unlinked = unlinked.is_some();
         if let Some(unlinked) = unlinked {
             unlinked.forget().await;
         }
         let (closed, left) = {
             let mut table = self.table.lock();
-            match table.get_mut(ino) {
-                Some(node) => {
-                    node.file.temporary = temporary.is_some();
-                    (node.file.writers == 0, std::mem::take(&mut node.file.recovered) && !held)
-                }
-                None => (true, false),
-            }
+            let node = table.get_mut(ino).ok_or(Error::Stale)?;
+            node.file.temporary = temporary.is_some();
+            // Until ours is published the store holds what was unlinked under this name.
+            let left = std::mem::replace(&mut node.file.recovered, replaces_unlinked);
+            (node.file.writers == 0, left && !held)
         };
         if left {
             // What an earlier run queued may be a new version of an object that lies under the old name.
             self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
         }
         self.relink(ino, step).await;
+        // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
+        if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
+            node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
+        }
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         if held && temporary.is_none() && closed && staged.is_dirty() {
             if staged.size() == 0 {
@@ -167,12 +175,14 @@ impl Vfs {
     }
 
     /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
-    async fn move_object(&self, ino: Ino, object: &Object, step: &Move) -> Result<()> {
+    async fn move_object(&self, ino: Ino, step: &Move) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.key(source.store.bucket(), &source.key).await;
         let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
-        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
-        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key);
+        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
+        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key).await;
+        // A copy that was still running has given the object another ETag.
+        let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
         let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
@@ -185,8 +195,8 @@ impl Vfs {
         }
         let from = Self::version(source, &known);
         if let Some(staged) = self.staged_now(ino)? {
-            // Open for writing still: what is written from now on goes to the new name.
-            staged.retarget(target(destination), Expect::Version(outcome.etag.clone())).await?;
+            // Open for writing still: what is written from now on goes to the new name, where what it started from is too.
+            self.follow(&staged, &known.etag, destination, copied_object(&known, &outcome)).await?;
         }
         self.relink(ino, step).await;
         let moved = self.moved(ino, outcome, wanted);
@@ -276,6 +286,7 @@ impl Vfs {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let objects = self.list_tree(source).await?;
         let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
         let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
@@ -289,21 +300,31 @@ impl Vfs {
                 return Err(error);
             }
         };
-        let keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag.clone())).collect();
+        let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
+        if source.store.capabilities().real_directories {
+            let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
+            let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
+            let implied: Vec<String> = above.into_iter().filter(|key| !known.contains(key)).map(str::to_owned).collect();
+            keys.extend(implied.into_iter().map(|key| (key, None)));
+        }
+        // Markers last, the deepest first: a real directory that loses its marker before its names stays.
+        keys.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
         for batch in keys.chunks(DELETE_MOST) {
             for (key, error) in source.store.delete_many(batch).await? {
                 tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
             }
         }
-        self.retarget_below(dir, source, destination).await?;
+        self.retarget_below(dir, source, destination, &copied).await?;
         self.relink(dir, step).await;
         let mut table = self.table.lock();
         for ino in table.below(dir) {
             if let Some(node) = table.get_mut(ino) {
                 node.checked = node.checked.filter(|_| ino == dir);
                 node.file.kernel_pages = None;
+                // Names stay as they are, ETags may not.
                 if let Some(state) = node.dir.as_deref_mut() {
-                    state.listing = None;
+                    let lasting = |listing: &Listing| listing.entries.iter().all(|entry| entry.object.is_none());
+                    state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
                 }
             }
         }
@@ -343,10 +364,9 @@ impl Vfs {
                 row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
             self.within(self.put_marker(&target, stored, mtime)).await?;
             self.memory.remove(source.store.bucket(), &source.key);
-            return Ok(Copied { source: entry.key, etag: None });
+            return Ok(Copied { source: entry.key, objects: None });
         }
         let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
-        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key);
         let mut object = super::inode::Object {
             etag: entry.etag.clone(),
             size: entry.size,
@@ -358,17 +378,17 @@ impl Vfs {
         };
         let link = entry.sha1 && entry.size <= LINK_MAX;
         let single = entry.size <= source.store.capabilities().max_single_copy;
-        let current = match (&pending, single && !link) {
+        let current = match single && !link {
             // CopyObject carries everything over but the class; only what is sent anew must be known.
-            (None, true) => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
-            _ => {
+            true => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
+            false => {
                 let head = source.store.head(&source.key).await?;
                 let tags = if head.tag_count > 0 { source.store.get_tags(&source.key).await? } else { Vec::new() };
                 object = super::lookup::object_of(head);
                 Attributes { tags, ..object.attributes.clone().unwrap_or_default() }
             }
         };
-        let mut wanted = pending.unwrap_or_else(|| current.clone());
+        let mut wanted = current.clone();
         if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()) {
             wanted.headers.website_redirect = self.redirect_of(&target.key, link);
         }
@@ -378,33 +398,67 @@ impl Vfs {
             self.memory.put(target.store.bucket(), &target.key, super::remember::Row { etag: outcome.etag.clone(), written, ..row });
             self.memory.remove(source.store.bucket(), &source.key);
         }
-        let from = Self::version(&source, &object);
-        let to = crate::cache::ObjectVersion {
-            key: target.key.clone(),
-            bucket: target.store.bucket().to_owned(),
-            etag: outcome.etag,
-            ..from.clone()
-        };
-        self.cache.rekey(&from, &to).await;
-        Ok(Copied { source: entry.key, etag: Some(object.etag) })
+        let copy = copied_object(&object, &outcome);
+        self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;
+        Ok(Copied { source: entry.key, objects: Some((object.etag, copy)) })
     }
 
-    /// Files of the tree that are not published yet go to its new place.
-    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place) -> Result<()> {
+    /// Files of the tree that are not published yet go to its new place, and expect their own object's copy there.
+    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place, copied: &[Copied]) -> Result<()> {
         let below = self.table.lock().below(dir);
         for ino in below {
             let Ok(Some(staged)) = self.staged_now(ino) else { continue };
             let now = staged.target();
             let Some(rest) = now.key.strip_prefix(&from.key) else { continue };
             let place = Place { store: to.store.clone(), key: format!("{}{rest}", to.key) };
-            staged.retarget(target(&place), Expect::NewFile).await?;
+            match copied.iter().find(|copy| copy.source == now.key).and_then(|copy| copy.objects.as_ref()) {
+                Some((source, copy)) => {
+                    if let Some(node) = self.table.lock().get_mut(ino) {
+                        node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+                    }
+                    self.follow(&staged, source, &place, copy.clone()).await?;
+                }
+                None => staged.retarget(target(&place), staged.expect()).await?,
+            }
         }
         Ok(())
     }
+
+    /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.
+    async fn follow(&self, staged: &Staged, source: &ETag, place: &Place, copy: Object) -> Result<()> {
+        let expect = match staged.expect() {
+            Expect::Version(known) if known == *source => Expect::Version(copy.etag.clone()),
+            other => other,
+        };
+        staged.rebase(source, self.base_of(place, &copy));
+        Ok(staged.retarget(target(place), expect).await?)
+    }
+}
+
+/// The directories that lead to a key, with their slashes, from the one whose key is `shortest` long down.
+fn directories_of(key: &str, shortest: usize) -> impl Iterator<Item = &str> {
+    key.match_indices('/').map(move |(at, _)| &key[..=at]).filter(move |directory| directory.len() >= shortest)
 }
 
 /// An object of a tree that has its copy.
 struct Copied {
     source: String,
-    etag: Option<ETag>,
+    /// The version that was copied, and the copy; none of a marker.
+    objects: Option<(ETag, Object)>,
+}
+
+impl Copied {
+    fn etag(&self) -> Option<ETag> {
+        self.objects.as_ref().map(|(source, _)| source.clone())
+    }
+}
+
+/// What a copy of `object` is.
+fn copied_object(object: &Object, outcome: &PutOutcome) -> Object {
+    Object {
+        etag: outcome.etag.clone(),
+        version_id: outcome.version_id.clone(),
+        last_modified: outcome.last_modified.unwrap_or_else(std::time::SystemTime::now),
+        ..object.clone()
+    }
 }

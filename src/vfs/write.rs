@@ -119,10 +119,10 @@ impl Vfs {
         Ok(())
     }
 
-    /// No object exists yet under the file's name, and nobody wrote to it.
+    /// Nothing of the file was published yet, and nobody wrote to it.
     fn is_new_and_empty(&self, ino: Ino) -> bool {
-        let table = self.table.lock();
-        table.get(ino).is_some_and(|node| node.object.is_none() && node.file.staged.as_ref().is_some_and(|staged| staged.size() == 0))
+        let staged = self.table.lock().get(ino).and_then(|node| node.file.staged.clone());
+        staged.is_some_and(|staged| staged.size() == 0 && staged.published().is_none())
     }
 
     /// Publishes at a close: at once, or a moment later when the file is new or was opened with O_TRUNC, and empty.
@@ -150,11 +150,11 @@ impl Vfs {
         let last = {
             let mut table = self.table.lock();
             match table.get_mut(ino) {
-                Some(node) if handle.writable => {
-                    node.file.writers = node.file.writers.saturating_sub(1);
-                    node.file.writers == 0
+                Some(node) => {
+                    node.file.writers = node.file.writers.saturating_sub(u32::from(handle.writable));
+                    node.file.writers == 0 && (handle.writable || !node.linked)
                 }
-                _ => false,
+                None => false,
             }
         };
         let (Some(this), true) = (self.shared(), last) else {
@@ -178,9 +178,16 @@ impl Vfs {
             }
             return;
         }
-        if staged.is_dirty() && staged.size() > 0 {
+        if staged.is_dirty() {
             // The log and status tell: a RELEASE has no caller to answer.
-            let _ = self.publish(ino).await;
+            let _ = if staged.size() > 0 {
+                self.publish(ino).await
+            } else if staged.is_queued() {
+                Ok(())
+            } else {
+                // No close: the kernel itself let go of it, as it does where open(2) fails after our part of it.
+                self.publish_empty_later(ino, &staged).await
+            };
         }
         self.retire(ino).await;
     }

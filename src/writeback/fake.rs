@@ -177,6 +177,7 @@ impl Store for Fake {
             max_single_copy: 5 << 30,
             conditional_writes: Some(true),
             delete_many: true,
+            real_directories: false,
             upload_checksum: ChecksumKind::Crc64Nvme,
         }
     }

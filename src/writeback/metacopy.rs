@@ -67,15 +67,30 @@ impl Copies {
         job.map(|job| job.request.attributes)
     }
 
-    /// Cancels what waits for the key and waits for what runs: a publication of it comes.
-    pub async fn settle(&self, bucket: &str, key: &str) {
-        self.cancel(bucket, key);
+    /// Cancels what waits for the key, gives it, and waits for what runs: a copy that ended after a publication, a DELETE or a
+    /// rename of the key would bring the old object back.
+    pub async fn settle(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        let waited = self.cancel(bucket, key);
+        self.until(|slots| !slots.iter().any(|((b, k), slot)| b == bucket && k == key && slot.running)).await;
+        waited
+    }
+
+    /// Starts what waits below a prefix and waits until all of it is done.
+    pub async fn finish_below(&self, bucket: &str, prefix: &str) {
+        let below = |(b, k): &(String, String)| b == bucket && k.starts_with(prefix);
+        for (_, slot) in self.slots.lock().slots.iter_mut().filter(|(name, _)| below(name)) {
+            slot.due = Some(Instant::now());
+        }
+        self.changed.notify_waiters();
+        self.until(|slots| !slots.keys().any(below)).await;
+    }
+
+    async fn until(&self, done: impl Fn(&HashMap<(String, String), Slot>) -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let running = self.slots.lock().slots.get(&(bucket.to_owned(), key.to_owned())).is_some_and(|slot| slot.running);
-            if !running {
+            if done(&self.slots.lock().slots) {
                 return;
             }
             changed.await;
@@ -114,6 +129,9 @@ pub(crate) fn schedule(shared: &Arc<Shared>, target: Target, etag: ETag, size: u
 async fn work(shared: Arc<Shared>, name: (String, String)) {
     let copies = &shared.copies;
     loop {
+        let changed = copies.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
         let wait = {
             let mut inner = copies.slots.lock();
             let hurry = inner.hurry;
@@ -134,7 +152,7 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = copies.changed.notified() => {}
+                () = changed => {}
             }
             continue;
         }

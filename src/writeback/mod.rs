@@ -356,8 +356,14 @@ impl Writeback {
         metacopy::schedule(&self.shared, target, etag, size, attributes, on_done);
     }
 
-    /// Cancels what [`Writeback::update_metadata`] queued for the key; gives the attributes that had not been sent.
-    pub fn cancel_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
-        self.shared.copies.cancel(bucket, key)
+    /// Cancels what [`Writeback::update_metadata`] queued for the key, and waits for a copy that runs already; gives the
+    /// attributes that had not been sent.
+    pub async fn cancel_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        self.shared.copies.settle(bucket, key).await
+    }
+
+    /// Sends what [`Writeback::update_metadata`] queued below a prefix and waits for it.
+    pub async fn finish_metadata_below(&self, bucket: &str, prefix: &str) {
+        self.shared.copies.finish_below(bucket, prefix).await;
     }
 }

@@ -17,7 +17,8 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, BaseError, Error, Expect, Guess, Published, Target, metacopy, publish, transfer};
+use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
 /// [`Staged::discard`] do.
@@ -40,11 +41,15 @@ impl Staged {
         self.entry.content.lock().size
     }
 
-    /// True when no object holds its content, or its attributes.
+    /// True when no object holds its content. Attributes that were set after its upload began do not count: see
+    /// [`super::Writeback::update_metadata`].
     pub fn is_dirty(&self) -> bool {
-        let intent = self.entry.intent.lock();
-        let stale = intent.published.as_ref().is_some_and(|published| published.attributes != intent.attributes);
-        stale || self.entry.content.lock().is_dirty()
+        self.entry.content.lock().is_dirty()
+    }
+
+    /// True when its publication is due, or under way.
+    pub fn is_queued(&self) -> bool {
+        self.entry.intent.lock().phase.frees()
     }
 
     /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
@@ -286,6 +291,20 @@ impl Staged {
         answer.await.map_err(|_| Error::Discarded)
     }
 
+    /// The object that it started from was copied to another key, where its bytes are read from now on. Nothing where it
+    /// started from another version than `from`.
+    pub fn rebase(&self, from: &ETag, base: Base) {
+        let mut intent = self.entry.intent.lock();
+        if intent.base.as_ref().is_some_and(|known| known.etag == *from) {
+            intent.base = Some(base);
+        }
+    }
+
+    /// What its publication expects to find.
+    pub fn expect(&self) -> Expect {
+        self.entry.intent.lock().expect.clone()
+    }
+
     /// Where it is to be published.
     pub fn target(&self) -> Target {
         self.entry.intent.lock().target.clone()
@@ -330,10 +349,6 @@ impl Staged {
         if !self.is_dirty() {
             return Ok(self.published());
         }
-        if !entry.content.lock().is_dirty() {
-            self.copy_attributes();
-            return Ok(self.published());
-        }
         entry.begun.store(true, Relaxed);
         if !entry.shared.config.write_back.is_zero() {
             self.queue(entry.shared.config.write_back, held).await?;
@@ -347,20 +362,6 @@ impl Staged {
         let (reply, answer) = oneshot::channel();
         entry.shared.send(Message::Publish { id: entry.id, goal, reply: Some(reply) });
         answer.await.map_err(|_| Error::Discarded)?
-    }
-
-    /// Only attributes differ from what was published: one background copy carries them.
-    fn copy_attributes(&self) {
-        let (target, published, attributes) = {
-            let mut intent = self.entry.intent.lock();
-            let attributes = intent.attributes.clone();
-            let Some(published) = &mut intent.published else { return };
-            published.attributes = attributes.clone();
-            let target = Target { key: published.key.clone(), store: intent.target.store.clone() };
-            let Some(published) = intent.published.clone() else { return };
-            (target, published, attributes)
-        };
-        metacopy::schedule(&self.entry.shared, target, published.etag, published.size, attributes, Box::new(|_| {}));
     }
 
     async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {

@@ -196,7 +196,7 @@ async fn metadata_is_copied_once_and_the_file_follows() {
     assert_eq!(staged.publish().await.unwrap().unwrap().key, "a");
     assert_eq!(world.bytes("a"), "xy");
     writeback.update_metadata(world.target("b"), published.etag, 1, Attributes::default(), Box::new(|_| {}));
-    assert_eq!(writeback.cancel_metadata("bucket", "b"), Some(Attributes::default()));
+    assert_eq!(writeback.cancel_metadata("bucket", "b").await, Some(Attributes::default()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

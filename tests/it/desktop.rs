@@ -96,7 +96,11 @@ fn always_there(store: &Store, key: &str, versions: &[&[u8]], work: impl FnOnce(
         let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) && Instant::now() < until {
                 let seen = store.get(key).map(|seen| seen.bytes);
-                assert!(seen.as_ref().is_some_and(|seen| versions.iter().any(|version| seen == version)), "{key}: {:?}", seen.map(|s| s.len()));
+                assert!(
+                    seen.as_ref().is_some_and(|seen| versions.iter().any(|version| seen == version)),
+                    "{key}: {:?}",
+                    seen.map(|s| s.len())
+                );
             }
         });
         work();

@@ -1,6 +1,7 @@
 //! The integration tests: packmule against a store that is not ours, through the real binary and the kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod account;
 mod architecture;
 mod attr;
 mod client;
@@ -9,22 +10,27 @@ mod cost;
 mod desktop;
 mod failing;
 mod foreign;
+mod fstab;
 mod model;
 mod names;
 mod namespace;
+mod options;
 mod posix;
 mod programs;
 mod read;
 mod start;
+mod status;
 mod support;
 mod write;
 
 /// The suites that run on every store, by name.
 const COMMON: &[(&str, &[&str])] = &[
+    ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
+    ("options", options::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
     ("write", write::COMMON),

@@ -96,6 +96,31 @@ on_every_store! {
         }
     }
 
+    /// Files of a renamed tree that are open, or that are links, are what they were.
+    fn open_files_of_a_renamed_tree(store) {
+        let content = noise(1, 6 << 20);
+        store.put("t/partly", content.clone());
+        store.put("t/whole", "old");
+        let mut stage = Stage::new(store);
+        symlink("partly", stage.path("t/link")).unwrap();
+        fs::create_dir(stage.path("t/empty")).unwrap();
+        let (partly, whole) = (files::open_existing(&stage.path("t/partly")), fs::File::create(stage.path("t/whole")).unwrap());
+        std::os::unix::fs::FileExt::write_all_at(&partly, b"new", 0).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&whole, b"new content", 0).unwrap();
+        fs::rename(stage.path("t"), stage.path("u")).unwrap();
+        assert_eq!(fs::read_link(stage.path("u/link")).unwrap().to_str(), Some("partly"));
+        assert!(stage.path("u/empty").is_dir());
+        let expected = [b"new", &content[3..]].concat();
+        assert!(fs::read(stage.path("u/partly")).unwrap() == expected, "before the close");
+        files::close(partly).unwrap();
+        files::close(whole).unwrap();
+        assert_eq!(stage.store.keys(), ["u/empty/", "u/link", "u/partly", "u/whole"]);
+        assert!(stage.store.bytes("u/partly") == expected);
+        assert_eq!(stage.store.bytes("u/whole"), "new content");
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["u"]);
+    }
+
     /// What was renamed over is gone for good, published or not.
     fn removing_what_was_renamed_over(store) {
         let mut stage = Stage::new(store);
@@ -104,6 +129,19 @@ on_every_store! {
         stage.mount.remount();
         assert_eq!(files::names(stage.dir()), Vec::<String>::new());
         assert_eq!(stage.store.keys(), Vec::<String>::new());
+    }
+
+    /// Directories without a marker are removed and renamed as others are, where the store keeps directories of its own too.
+    fn implied_directories_move_and_go(store) {
+        for key in ["gone/f", "old/sub/f", "old/g", "stays"] {
+            store.put(key, "x");
+        }
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "rm -r gone; mv old new");
+        assert_eq!(files::names(stage.dir()), ["new", "stays"]);
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["new", "stays"]);
+        assert_eq!(files::names(&stage.path("new")), ["g", "sub"]);
     }
 
     /// Attributes of directories that are still on their way do not bring the old names back.

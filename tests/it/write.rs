@@ -158,6 +158,74 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
+    /// Who has a file open may change it when its name is gone or another's, and nobody sees it.
+    fn changed_after_it_was_deleted(store) {
+        store.put("deleted", "bytes of deleted");
+        store.put("replaced", "bytes of replaced");
+        store.put("other", "other");
+        let stage = Stage::new(store);
+        let (deleted, replaced) = (files::open_existing(&stage.path("deleted")), files::open_existing(&stage.path("replaced")));
+        fs::remove_file(stage.path("deleted")).unwrap();
+        fs::rename(stage.path("other"), stage.path("replaced")).unwrap();
+        for (file, expected) in [(deleted, "BYTES of deleted"), (replaced, "BYTES of replaced")] {
+            file.write_all_at(b"BYTES", 0).unwrap();
+            let mut seen = vec![0; expected.len()];
+            file.read_exact_at(&mut seen, 0).unwrap();
+            assert_eq!(String::from_utf8_lossy(&seen), expected);
+            file.set_len(0).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), 0);
+            close(file).unwrap();
+        }
+        assert_eq!(stage.store.keys(), ["replaced"]);
+        assert_eq!(stage.store.bytes("replaced"), "other");
+        assert_eq!(fs::read(stage.path("replaced")).unwrap(), b"other");
+    }
+
+    /// A file that is open, changed in part and renamed still has the rest of its bytes.
+    fn changed_in_part_and_renamed(store) {
+        let content = noise(3, 6 << 20);
+        store.put("a", content.clone());
+        let stage = Stage::new(store);
+        let file = files::open_existing(&stage.path("a"));
+        file.write_all_at(b"one", 0).unwrap();
+        fs::rename(stage.path("a"), stage.path("b")).unwrap();
+        file.write_all_at(b"two", 3).unwrap();
+        let expected = [b"onetwo", &content[6..]].concat();
+        assert!(fs::read(stage.path("b")).unwrap() == expected);
+        close(file).unwrap();
+        assert_eq!(stage.store.keys(), ["b"]);
+        assert!(stage.store.bytes("b") == expected);
+    }
+
+    /// "flock and fcntl work between processes of one machine"
+    fn locks_between_processes(store) {
+        let stage = Stage::new(store);
+        files::write(&stage.path("f"), b"0123456789").unwrap();
+        let other = r#"
+import fcntl, sys
+f = open("f", "r+")
+def held(lock):
+    try:
+        lock()
+    except OSError:
+        return "held"
+    return "free"
+print(held(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)), held(lambda: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 0)),
+      held(lambda: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 5)))
+"#;
+        let others = || files::run(stage.dir(), "python3", &["-c", other]).trim().to_owned();
+        assert_eq!(others(), "free free free");
+        let file = files::open_existing(&stage.path("f"));
+        file.lock().unwrap();
+        assert_eq!(others(), "held free free", "flock");
+        file.unlock().unwrap();
+        let range = nix::libc::flock { l_type: nix::libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 5, l_pid: 0 };
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLK(&range)).unwrap();
+        assert_eq!(others(), "free held free", "fcntl locks five bytes");
+        close(file).unwrap();
+        assert_eq!(others(), "free free free");
+    }
+
     /// "Rename of an open, dirty file carries its data to the new name"
     fn renamed_while_open(store) {
         store.put("target", "old");
@@ -263,7 +331,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
         stage.mount.again();
         stage.store.eventually("the promised file shows", |_| files::names(stage.dir()) == ["promised"]);
-        stage.mount.umount();
+        stage.mount.umount_leaving("open");
         assert_eq!(stage.store.keys(), ["promised"]);
         assert!(stage.store.bytes("promised") == noise(5, 9 * MIB));
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());

@@ -171,7 +171,6 @@ async fn one_way(
             if sender.send((free_at + distance.round_trip / 2, chunk)).await.is_err() {
                 return Ok(());
             }
-            moved.fetch_add(count as u64, Ordering::Relaxed);
             meter.bytes.fetch_add(count as u64, Ordering::Relaxed);
             // Timers tick in milliseconds: shorter waits are saved up.
             if free_at > now + Duration::from_millis(2) {
@@ -183,6 +182,8 @@ async fn one_way(
         while let Some((when, chunk)) = receiver.recv().await {
             sleep_until(when).await;
             to.write_all(&chunk).await?;
+            // Counted where it arrives: a store slower than the line keeps a connection busy for as long as it takes.
+            moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         }
         to.shutdown().await
     };

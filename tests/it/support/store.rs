@@ -95,10 +95,34 @@ impl Store {
         &self.bucket
     }
 
+    /// One more bucket, with a name of its own.
+    pub fn second_bucket(&self) -> String {
+        let name = format!("{}-second", self.bucket);
+        match self.as_double() {
+            Some(double) => double.create_bucket(&name),
+            None => assert_eq!(self.send_to(&name, Method::PUT, "", &[], Vec::new()).status, 200),
+        }
+        name
+    }
+
+    /// Names of all buckets.
+    pub fn buckets(&self) -> Vec<String> {
+        if let Some(double) = self.as_double() {
+            return double.buckets();
+        }
+        let page = web::send(Method::GET, &self.endpoint(), &[], Vec::new()).unwrap().text();
+        elements(&page, "Name").map(str::to_owned).collect()
+    }
+
     /// All keys, in order.
     pub fn keys(&self) -> Vec<String> {
+        self.keys_of(&self.bucket)
+    }
+
+    /// All keys of a bucket, in order.
+    pub fn keys_of(&self, bucket: &str) -> Vec<String> {
         if let Some(double) = self.as_double() {
-            return double.keys(&self.bucket);
+            return double.keys(bucket);
         }
         let mut keys = Vec::new();
         let mut token: Option<String> = None;
@@ -107,7 +131,7 @@ impl Store {
             if let Some(token) = &token {
                 query += &format!("&continuation-token={}", utf8_percent_encode(token, NON_ALPHANUMERIC));
             }
-            let page = self.send(Method::GET, &query, &[], Vec::new()).text();
+            let page = self.send_to(bucket, Method::GET, &query, &[], Vec::new()).text();
             keys.extend(elements(&page, "Key").map(|key| percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()));
             token = elements(&page, "NextContinuationToken").next().map(str::to_owned);
             if token.is_none() {
@@ -190,7 +214,11 @@ impl Store {
     }
 
     fn send(&self, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
-        let url = format!("{}/{}{rest}", self.endpoint(), self.bucket);
+        self.send_to(&self.bucket, method, rest, headers, body)
+    }
+
+    fn send_to(&self, bucket: &str, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        let url = format!("{}/{bucket}{rest}", self.endpoint());
         web::send(method, &url, headers, body).unwrap()
     }
 }

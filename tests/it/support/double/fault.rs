@@ -37,6 +37,8 @@ pub struct When {
     operation: Option<&'static str>,
     key: Option<String>,
     prefix: Option<String>,
+    outside: Option<String>,
+    bucket: Option<String>,
     skip: u64,
     times: Option<u64>,
 }
@@ -52,6 +54,11 @@ impl When {
         Self { operation: Some(name), ..Self::default() }
     }
 
+    /// Requests about one bucket.
+    pub fn bucket(name: &str) -> Self {
+        Self { bucket: Some(name.to_owned()), ..Self::default() }
+    }
+
     /// Only for this key.
     pub fn key(mut self, key: &str) -> Self {
         self.key = Some(key.to_owned());
@@ -61,6 +68,12 @@ impl When {
     /// Only for keys that begin so.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = Some(prefix.to_owned());
+        self
+    }
+
+    /// Only for keys and listings that lie outside of a prefix. DeleteObjects names its keys where nobody looks: never that.
+    pub fn outside(mut self, prefix: &str) -> Self {
+        self.outside = Some(prefix.to_owned());
         self
     }
 
@@ -78,8 +91,13 @@ impl When {
 
     fn is_about(&self, asked: &Asked) -> bool {
         self.operation.is_none_or(|operation| operation == asked.operation)
+            && self.bucket.as_ref().is_none_or(|bucket| *bucket == asked.bucket)
             && self.key.as_ref().is_none_or(|key| *key == asked.key)
             && self.prefix.as_ref().is_none_or(|prefix| asked.key.starts_with(prefix))
+            && self.outside.as_ref().is_none_or(|prefix| {
+                let inside = asked.key.starts_with(prefix) || asked.prefix.starts_with(prefix);
+                !inside && asked.operation != "DeleteObjects"
+            })
     }
 }
 

@@ -2,6 +2,7 @@
 //! not ours), on a loopback port of its own. Tests look into it, edit it as another client would, count what was
 //! asked of it and make it fail.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +71,8 @@ pub struct Shared {
     options: Arc<Options>,
     faults: Mutex<fault::Faults>,
     requests: Mutex<Requests>,
+    /// Buckets that are not in the options' region.
+    elsewhere: Mutex<BTreeMap<String, String>>,
     down: AtomicBool,
 }
 
@@ -92,6 +95,13 @@ impl S3Auth for Auth {
     }
 }
 
+impl Shared {
+    /// Where a bucket is.
+    fn region(&self, bucket: &str) -> String {
+        self.elsewhere.lock().get(bucket).unwrap_or(&self.options.region).clone()
+    }
+}
+
 impl Double {
     /// With AWS's defaults and these buckets.
     pub fn start(buckets: &[&str]) -> Self {
@@ -111,7 +121,13 @@ impl Double {
             builder.set_host(SingleDomain::new(domain).unwrap());
         }
         let service = builder.build();
-        let shared = Arc::new(Shared { options, faults: Mutex::default(), requests: Mutex::default(), down: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            options,
+            faults: Mutex::default(),
+            requests: Mutex::default(),
+            elsewhere: Mutex::default(),
+            down: AtomicBool::new(false),
+        });
         let (stop, stopped) = watch::channel(false);
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -134,6 +150,12 @@ impl Double {
 
     pub fn create_bucket(&self, name: &str) {
         self.state.lock().buckets.insert(name.to_owned(), model::Bucket::new());
+    }
+
+    /// A bucket in another region than the others.
+    pub fn create_bucket_in(&self, region: &str, name: &str) {
+        self.shared.elsewhere.lock().insert(name.to_owned(), region.to_owned());
+        self.create_bucket(name);
     }
 
     pub fn buckets(&self) -> Vec<String> {

@@ -9,8 +9,8 @@ use super::request::Asked;
 pub struct Entry {
     pub operation: &'static str,
     pub key: String,
-    /// HTTP status; 0 when the answer was kept back by a fault.
-    pub status: u16,
+    /// `x-amz-*` of the request.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Requests since the start or the last reset.
@@ -24,8 +24,8 @@ pub struct Requests {
 }
 
 impl Requests {
-    pub(super) fn add(&mut self, asked: Asked, status: u16) {
-        self.log.push(Entry { operation: asked.operation, key: asked.key, status });
+    pub(super) fn add(&mut self, asked: Asked) {
+        self.log.push(Entry { operation: asked.operation, key: asked.key, headers: asked.headers });
     }
 
     /// How many of one operation, by S3's name.

@@ -1,5 +1,7 @@
 //! Which S3 operation an HTTP request is: for counting and for faults, before s3s sees it.
 
+use std::collections::BTreeMap;
+
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri};
 use percent_encoding::percent_decode_str;
@@ -10,6 +12,21 @@ pub struct Asked {
     pub operation: &'static str,
     pub bucket: String,
     pub key: String,
+    /// The `prefix` of a listing.
+    pub prefix: String,
+    /// `x-amz-*` of the request, without what a signature needs.
+    pub headers: BTreeMap<String, String>,
+}
+
+fn said(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let amz = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-"));
+    let told = amz.filter(|(name, _)| !matches!(name.as_str(), "x-amz-date" | "x-amz-content-sha256" | "x-amz-security-token"));
+    told.map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned())).collect()
+}
+
+fn prefix(query: &str) -> String {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("prefix=")).unwrap_or_default();
+    percent_decode_str(value).decode_utf8_lossy().into_owned()
 }
 
 /// By method, path, query and headers, as S3 routes.
@@ -44,7 +61,7 @@ pub fn classify(parts: &Parts, domain: Option<&str>) -> Asked {
         (&Method::POST, _, _) if has("uploadId") => "CompleteMultipartUpload",
         _ => "Other",
     };
-    Asked { operation, bucket, key }
+    Asked { operation, bucket, key, prefix: prefix(query), headers: said(&parts.headers) }
 }
 
 fn address(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> (String, String) {

@@ -76,12 +76,12 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
             Fault::ErrorIn200(code) => return Ok(instead(&shared, asked, 200, &error_xml(code))),
             Fault::Html => return Ok(portal(&shared, asked)),
             Fault::Refuse => {
-                shared.requests.lock().add(asked, 0);
+                shared.requests.lock().add(asked);
                 reset.store(true, Ordering::SeqCst);
                 return Err(Dropped);
             }
             Fault::Stall(time) => {
-                shared.requests.lock().add(asked, 0);
+                shared.requests.lock().add(asked);
                 tokio::time::sleep(time).await;
                 return Err(Dropped);
             }
@@ -93,10 +93,11 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
     }
-    if let Some(region) = signed_region(&parts)
-        && region != shared.options.region
+    let region = shared.region(&asked.bucket);
+    if let Some(told) = signed_region(&parts)
+        && told != region
     {
-        return Ok(wrong_region(&shared, asked, &region));
+        return Ok(wrong_region(&shared, asked, &told, &region));
     }
     let up = Arc::clone(&shared);
     let is_empty = hyper::body::Body::is_end_stream(&body);
@@ -108,8 +109,7 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
     let body = if is_empty { s3s::Body::empty() } else { s3s::Body::http_body_unsync(counted) };
     let request = Request::from_parts(parts, body);
     let Ok(response) = service.call(request).await else { return Err(Dropped) };
-    let status = if keep_back { 0 } else { response.status().as_u16() };
-    shared.requests.lock().add(asked, status);
+    shared.requests.lock().add(asked);
     if keep_back {
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
@@ -129,7 +129,7 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
 
 fn instead(shared: &Shared, asked: Asked, status: u16, body: &str) -> Answer {
     let head = asked.operation.starts_with("Head");
-    shared.requests.lock().add(asked, status);
+    shared.requests.lock().add(asked);
     let body = if head { String::new() } else { body.to_owned() };
     let body = Full::new(Bytes::from(body)).map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut answer = Response::new(body);
@@ -152,8 +152,7 @@ fn portal(shared: &Shared, asked: Asked) -> Answer {
     answer
 }
 
-fn wrong_region(shared: &Shared, asked: Asked, told: &str) -> Answer {
-    let region = &shared.options.region;
+fn wrong_region(shared: &Shared, asked: Asked, told: &str, region: &str) -> Answer {
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the region '{told}' is wrong; expecting '{region}'</Message><Region>{region}</Region></Error>"
     );

@@ -1,0 +1,92 @@
+//! What a mount tells of itself, and what one needs: semantics 6, 23, 24, and the memory of issue and design.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::double::{Fault, When};
+use crate::support::files::{self, noise, output};
+use crate::support::mount::{Mount, can_mount};
+use crate::support::stage::Stage;
+use crate::support::store::Store;
+
+/// A command of packmule about this mount; it must succeed.
+fn ask(mount: &Mount, arguments: &[&str]) -> String {
+    let said = output(mount.command().args(arguments).arg(mount.dir()));
+    assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
+/// "A file never closed before a crash is kept and listed by `packmule status` (not in its directory), and never published by itself."
+#[test]
+fn a_file_never_closed_is_kept_and_listed() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    let open = File::create(stage.path("unfinished")).unwrap();
+    open.write_all_at(b"never closed", 0).unwrap();
+    open.sync_all().unwrap();
+    stage.mount.crash();
+    drop(open);
+    stage.mount.again();
+    assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+    let status = ask(&stage.mount, &["status", "--json"]);
+    assert!(status.contains("unfinished"), "{status}");
+    // "what cannot be finished is said": nobody waits for it.
+    stage.mount.umount_leaving("unfinished");
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    assert!(holds(&stage.mount.home().join("state"), b"never closed"), "the bytes are in no file of the state directory");
+}
+
+/// True when a file below this folder begins with these bytes.
+fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found.starts_with(bytes)) })
+}
+
+/// "parked, named with its reason … or superseded by a new copy"; and one file's failure is no other's.
+#[test]
+fn a_refused_file_is_parked_and_superseded() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().fault(When::operation("PutObject").key("bad"), Fault::Error(403, "AccessDenied"));
+    assert!(files::write(&stage.path("bad"), b"refused").is_err());
+    files::write(&stage.path("good"), b"taken").unwrap();
+    assert_eq!(stage.store.keys(), ["good"]);
+    let status = ask(&stage.mount, &["status"]);
+    assert!(status.contains("bad") && status.contains("AccessDenied"), "{status}");
+    stage.double().clear_faults();
+    files::write(&stage.path("bad"), b"copied again").unwrap();
+    assert_eq!(stage.store.bytes("bad"), "copied again");
+    let status = ask(&stage.mount, &["status"]);
+    assert!(!status.contains("AccessDenied"), "{status}");
+}
+
+/// "memory is bounded by `memory_limit` whatever the file size": 150 MiB, for files of more.
+#[test]
+fn memory_stays_bounded() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["memory_limit=64M"]);
+    let piece = noise(1, 16 << 20);
+    let file = File::create(stage.path("big")).unwrap();
+    for turn in 0..16 {
+        file.write_all_at(&piece, turn * (16 << 20)).unwrap();
+    }
+    files::close(file).unwrap();
+    let other = Mount::start(crate::support::mount::Setup::of(&stage.store).option("memory_limit=64M"));
+    let mut read = File::open(other.path("big")).unwrap();
+    let copied = std::io::copy(&mut read, &mut std::io::sink()).unwrap();
+    assert_eq!(copied, 256 << 20);
+    for mount in [&stage.mount, &other] {
+        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(kib < 150 << 10, "{peak}");
+    }
+}
