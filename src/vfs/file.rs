@@ -206,14 +206,18 @@ impl Vfs {
         }
         let target = staged.target();
         let _guard = self.guards.key(target.store.bucket(), &target.key).await;
+        let whole = staged.is_whole();
         match staged.publish().await {
             Ok(Some(published)) => {
+                if whole {
+                    self.writeback.supersede(&published.bucket, &published.key).await;
+                }
                 self.published(ino, published);
                 Ok(())
             }
             Ok(None) => {
                 if !staged.is_held() {
-                    self.follow(ino, &staged);
+                    self.follow_up(ino, &staged);
                 }
                 Ok(())
             }
@@ -221,7 +225,7 @@ impl Vfs {
             Err(writeback::Error::TimedOut) if queues => {
                 tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
                 self.writeback.retry(staged.id());
-                self.follow(ino, &staged);
+                self.follow_up(ino, &staged);
                 Ok(())
             }
             Err(error) => {

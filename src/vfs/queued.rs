@@ -17,16 +17,18 @@ use crate::writeback::Staged;
 /// How long the end of the mount waits to hear of the last publications.
 const LAST_NEWS: Duration = Duration::from_secs(1);
 
+type ByDirectory = HashMap<(String, String), Vec<Arc<Staged>>>;
+
 /// What an earlier run left, by bucket and directory prefix, until somebody looks into that directory.
 #[derive(Default)]
 pub struct Recovered {
-    waiting: Mutex<HashMap<(String, String), Vec<Arc<Staged>>>>,
+    waiting: Mutex<ByDirectory>,
 }
 
 impl Recovered {
     /// Junk ended with the mount that it was made on, so a crash has left it.
     pub async fn new(found: Vec<Arc<Staged>>) -> Self {
-        let mut waiting: HashMap<(String, String), Vec<Arc<Staged>>> = HashMap::new();
+        let mut waiting = ByDirectory::new();
         for staged in found {
             let target = staged.target();
             let (prefix, segment) = split(&target.key);
@@ -79,12 +81,12 @@ impl Vfs {
         node.file.recovered = true;
         let ino = self.table.lock().insert(node);
         if !staged.is_held() {
-            self.follow(ino, &staged);
+            self.follow_up(ino, &staged);
         }
     }
 
     /// Takes the object in once a queued file has become one.
-    pub(super) fn follow(&self, ino: Ino, staged: &Arc<Staged>) {
+    pub(super) fn follow_up(&self, ino: Ino, staged: &Arc<Staged>) {
         {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino).filter(|node| !node.file.followed) else { return };

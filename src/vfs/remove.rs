@@ -60,10 +60,10 @@ impl Vfs {
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
         let mut held = false;
+        if let Some(object) = object.as_ref().filter(|_| open) {
+            self.keep_readable(&place, object).await;
+        }
         if let Some(object) = &object {
-            if open {
-                self.keep_readable(&place, object).await;
-            }
             held = self.is_about_to_be_replaced(parent, &place.key);
             if held {
                 self.hold_delete(&place, object).await?;

@@ -137,6 +137,7 @@ impl Vfs {
         staged.set_held(temporary.is_some(), guess);
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
+        let replaces_unlinked = unlinked.is_some();
         if let Some(unlinked) = unlinked {
             unlinked.forget().await;
         }
@@ -144,7 +145,9 @@ impl Vfs {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
             node.file.temporary = temporary.is_some();
-            (node.file.writers == 0, std::mem::take(&mut node.file.recovered) && !held)
+            // Until ours is published the store holds what was unlinked under this name.
+            let left = std::mem::replace(&mut node.file.recovered, replaces_unlinked);
+            (node.file.writers == 0, left && !held)
         };
         if left {
             // What an earlier run queued may be a new version of an object that lies under the old name.
@@ -306,7 +309,7 @@ impl Vfs {
         for (ino, staged) in queued {
             staged.set_held(false, None);
             match staged.publish_later(self.config.write_back).await {
-                Ok(()) => self.follow(ino, &staged),
+                Ok(()) => self.follow_up(ino, &staged),
                 Err(error) => tracing::warn!("{}: {error}", staged.target().key),
             }
         }

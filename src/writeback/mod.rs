@@ -331,6 +331,14 @@ impl Writeback {
         found
     }
 
+    /// A whole new content was published under the key: what was parked for it before is wanted no more (semantics 24).
+    pub async fn supersede(&self, bucket: &str, key: &str) {
+        let about = |status: &EntryStatus| status.phase == Phase::Parked && status.bucket == bucket && status.key == key;
+        for parked in self.status().into_iter().filter(about) {
+            self.discard(parked.id).await;
+        }
+    }
+
     /// Throws a parked or unfinished entry away. False where there is no such entry.
     pub async fn discard(&self, id: u64) -> bool {
         match self.shared.entry(id) {

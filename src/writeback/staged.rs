@@ -41,6 +41,11 @@ impl Staged {
         self.entry.content.lock().size
     }
 
+    /// True when it is a whole new content: no object's bytes are part of it.
+    pub fn is_whole(&self) -> bool {
+        self.entry.content.lock().base_size.is_none()
+    }
+
     /// True when no object holds its content. Attributes that were set after its upload began do not count: see
     /// [`super::Writeback::update_metadata`].
     pub fn is_dirty(&self) -> bool {

@@ -82,7 +82,7 @@ fn copy(stage: &Stage, program: &str, script: &str, bytes: &[u8], to: &str) {
 fn run_as(home: &Path, program: &str, script: &str, args: &[&Path]) -> std::process::Output {
     let path = home.join(program);
     if !path.exists() {
-        let python = files::sh(home, "readlink -f \"$(command -v python3)\"");
+        let python = files::run(home, "python3", &["-c", "import os, sys; print(os.path.realpath(sys.executable))"]);
         std::os::unix::fs::symlink(python.trim(), &path).unwrap();
     }
     output(Command::new(&path).arg("-c").arg(script).args(args))
@@ -90,10 +90,10 @@ fn run_as(home: &Path, program: &str, script: &str, args: &[&Path]) -> std::proc
 
 /// Looks at the store all the time that `work` takes: the object is never gone, and never half of one.
 fn always_there(store: &Store, key: &str, versions: &[&[u8]], work: impl FnOnce() + Send) {
-    let done = AtomicBool::new(false);
+    let (done, until) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(60));
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) && Instant::now() < until {
                 let seen = store.get(key).map(|seen| seen.bytes);
                 assert!(
                     seen.as_ref().is_some_and(|seen| versions.iter().any(|version| seen == version)),
