@@ -36,7 +36,6 @@ pub enum Fault {
 pub struct When {
     operation: Option<&'static str>,
     key: Option<String>,
-    prefix: Option<String>,
     outside: Option<String>,
     bucket: Option<String>,
     skip: u64,
@@ -65,12 +64,6 @@ impl When {
         self
     }
 
-    /// Only for keys that begin so.
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        self.prefix = Some(prefix.to_owned());
-        self
-    }
-
     /// Only for keys and listings that lie outside of a prefix. DeleteObjects names its keys where nobody looks: never that.
     pub fn outside(mut self, prefix: &str) -> Self {
         self.outside = Some(prefix.to_owned());
@@ -93,7 +86,6 @@ impl When {
         self.operation.is_none_or(|operation| operation == asked.operation)
             && self.bucket.as_ref().is_none_or(|bucket| *bucket == asked.bucket)
             && self.key.as_ref().is_none_or(|key| *key == asked.key)
-            && self.prefix.as_ref().is_none_or(|prefix| asked.key.starts_with(prefix))
             && self.outside.as_ref().is_none_or(|prefix| {
                 let inside = asked.key.starts_with(prefix) || asked.prefix.starts_with(prefix);
                 !inside && asked.operation != "DeleteObjects"

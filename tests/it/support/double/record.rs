@@ -38,11 +38,6 @@ impl Requests {
         operations.iter().map(|operation| self.of(operation)).sum()
     }
 
-    /// How many for one key.
-    pub fn about(&self, key: &str) -> usize {
-        self.log.iter().filter(|entry| entry.key == key).count()
-    }
-
     /// All of them.
     pub fn total(&self) -> usize {
         self.log.len()
