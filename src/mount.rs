@@ -76,6 +76,9 @@ impl Mount {
     /// # Errors
     /// One line that names what is wrong and the remedy; nothing is mounted then.
     pub async fn start(config: &Config) -> anyhow::Result<Mount> {
+        for word in without_effect(config) {
+            tracing::warn!("{word}= is understood, and this version does nothing with it yet");
+        }
         let for_point = config.clone();
         let mountpoint = tokio::task::spawn_blocking(move || point::prepare(&for_point)).await??;
         let hooks = Arc::new(hooks::Publication::new(config)?);
@@ -294,6 +297,19 @@ fn vfs_config(config: &Config) -> VfsConfig {
         max_connections: config.max_connections,
         state_dir: config.state_dir.clone(),
     }
+}
+
+/// Words that were given and that nothing in this version acts on: who relies on one must hear it.
+fn without_effect(config: &Config) -> Vec<&'static str> {
+    let given = [
+        ("cloudfront", matches!(config.cloudfront, config::CloudFront::Ids(_))),
+        ("url_host", config.url_host.is_some()),
+        ("key_pair_id", config.key_pair_id.is_some()),
+        ("private_key", config.private_key.is_some()),
+        ("metrics_addr", config.metrics_addr.is_some()),
+        ("show_versions", config.show_versions),
+    ];
+    given.into_iter().filter(|(_, given)| *given).map(|(word, _)| word).collect()
 }
 
 fn fuse_options(config: &Config) -> Options {
