@@ -22,6 +22,9 @@ use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, Spoo
 use crate::s3::Part;
 use crate::s3::multipart::PartPlan;
 
+/// How long a published file may take to leave the spool before a writer who waits for its space is refused.
+const HANDING_OVER: Duration = Duration::from_secs(2);
+
 /// A temporary name that was left for so long shows as not uploaded (semantics 10).
 const LEFT: Duration = Duration::from_secs(60);
 
@@ -122,14 +125,25 @@ impl Shared {
 
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
     pub async fn reserve(&self, entry: &Entry, bytes: u64) -> Result<(), Error> {
+        let mut handing_over = None;
         loop {
             let changed = self.changed.notified();
             if self.fits(bytes) {
                 return Ok(());
             }
-            let frees = self.entries().iter().any(|other| other.id != entry.id && other.intent.lock().phase.frees());
+            let others = || self.entries().into_iter().filter(|other| other.id != entry.id);
             let since = self.meter.progress();
-            if !frees || tokio::time::timeout(self.config.close_timeout, changed).await.is_err() && self.meter.progress() <= since {
+            if others().any(|other| other.intent.lock().phase.frees()) {
+                handing_over = None;
+                if tokio::time::timeout(self.config.close_timeout, changed).await.is_err() && self.meter.progress() <= since {
+                    return Err(Error::NoSpace);
+                }
+                continue;
+            }
+            // Published a moment ago: its spool file is about to leave, unless somebody keeps it open for writing.
+            let published = others().any(|other| other.intent.lock().published.is_some());
+            let until = *handing_over.get_or_insert_with(|| tokio::time::Instant::now() + HANDING_OVER);
+            if !published || tokio::time::timeout_at(until, changed).await.is_err() {
                 return Err(Error::NoSpace);
             }
         }
