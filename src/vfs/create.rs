@@ -57,6 +57,10 @@ impl Vfs {
             return Err(Error::Access);
         }
         let Meaning::Segment(segment) = meaning_of(name)? else { return Err(Error::Invalid) };
+        // A file of no name at all would have the key of the directory's own marker.
+        if segment.is_empty() && !directory {
+            return Err(Error::Invalid);
+        }
         let place = self.place_below(parent, &segment, directory)?;
         if place.key.len() > KEY_MAX {
             return Err(Error::NameTooLong);

@@ -85,7 +85,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
     };
     drop(writer);
     let ours = Ours { size, etag: Some(hex(&md5)), checksum, options: &options };
-    match judge(entry, snapshot, &ours, doubt).await? {
+    match judge(entry, snapshot, &ours, doubt, &error).await? {
         Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, size, &attributes, as_outcome(*head)))),
         Judged::Theirs(verdict) => Ok(verdict),
     }
@@ -134,8 +134,11 @@ pub(crate) async fn complete(
             Err(error) => Err(Trouble::S3(error)),
         },
         // After a race S3 wants every part again under a new upload.
-        ErrorKind::Conflict => Ok(Verdict::Restart),
-        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt).await? {
+        ErrorKind::Conflict => {
+            once_more(entry, &error).await?;
+            Ok(Verdict::Restart)
+        }
+        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt, &error).await? {
             Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(*head)))),
             Judged::Theirs(verdict) => Ok(verdict),
         },
@@ -152,13 +155,26 @@ fn otherwise(entry: &Entry, options: &PutOptions, error: S3Error) -> Result<Verd
     Err(Trouble::S3(error))
 }
 
+/// A store may go on refusing what nothing stands in the way of (a file whose name is a real directory by now): a few times
+/// it is asked again, slower each time, and then its word is the publication's result.
+async fn once_more(entry: &Entry, refusal: &S3Error) -> Result<(), Trouble> {
+    const MOST: u32 = 6;
+    let asked = entry.refusals.fetch_add(1, Relaxed);
+    if asked >= MOST {
+        entry.refusals.store(0, Relaxed);
+        return Err(Trouble::S3(refusal.clone()));
+    }
+    tokio::time::sleep(Duration::from_millis(100 << asked)).await;
+    Ok(())
+}
+
 enum Judged {
     Ours(Box<ObjectHead>),
     Theirs(Verdict),
 }
 
 /// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (semantics 12)?
-async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool) -> Result<Judged, Trouble> {
+async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
         Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
@@ -174,7 +190,10 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool)
         // Theirs deleted: ours is created, where it is a whole.
         (None, _) if snapshot.whole && matches!(snapshot.expect, Expect::Version(_)) => expect(Expect::NewFile),
         // A key that came and went: the same again.
-        (None, _) if snapshot.whole => Verdict::Retry,
+        (None, _) if snapshot.whole => {
+            once_more(entry, refusal).await?;
+            Verdict::Retry
+        }
         (None, _) => Verdict::Refused(Error::Stale),
         (Some(_), _) if snapshot.expect == Expect::Absent => Verdict::Refused(Error::Exists),
         (Some(_), OnConflict::Overwrite) => expect(Expect::Anything),

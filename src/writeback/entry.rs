@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -262,6 +262,8 @@ pub(crate) struct Entry {
     pub grid: PartPlan,
     /// Somebody has seen to it that there is a record.
     pub begun: AtomicBool,
+    /// How often the store refused this publication though no object stood in its way.
+    pub refusals: AtomicU32,
     /// One record is written at a time; true once there is one.
     pub recorded: tokio::sync::Mutex<bool>,
     /// Bytes of this entry counted in [`Shared::used`].
@@ -324,6 +326,7 @@ impl Entry {
             content: Mutex::new(content),
             grid,
             begun: AtomicBool::new(recovered),
+            refusals: AtomicU32::new(0),
             recorded: tokio::sync::Mutex::new(recovered),
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),

@@ -120,7 +120,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.reason = match (&record.reason, intent.phase) {
         (Some(reason), _) => Some(reason.clone()),
         (None, Phase::Writing) if !record.held => {
-            Some("it was not closed before the program ended: `packmule retry` publishes it, `packmule discard` removes it".into())
+            Some("it was not closed before the program ended: its bytes are kept in the spool and are not published by themselves".into())
         }
         (None, _) => None,
     };

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use sha2::{Digest as _, Sha256};
 
-use crate::support::double::{Object, md5};
+use crate::support::double::{Fault, Object, When, md5};
 use crate::support::files::{self, errno};
 use crate::support::mount::can_mount;
 use crate::support::stage::Stage;
@@ -196,4 +196,22 @@ fn pages_with_strange_keys() {
     expected.sort();
     let stage = Stage::new(store);
     assert_eq!(files::names(&stage.path("d")), expected);
+}
+
+/// The name of a file that would have its directory's own key is refused, and what was to be moved there stays.
+#[test]
+fn a_file_without_a_name_is_refused() {
+    let Some(stage) = bucket_of(&["d/f"]) else { return };
+    assert_eq!(errno(fs::rename(stage.path("d/f"), stage.path("d/%s3:"))), Errno::EINVAL);
+    assert_eq!(errno(File::create(stage.path("d/%s3:"))), Errno::EINVAL);
+    assert_eq!(stage.store.bytes("d/f"), "d/f");
+}
+
+/// A store that refuses without an object in the way (its real directory of that name) is not asked for ever.
+#[test]
+fn a_refusal_without_a_reason_ends() {
+    let Some(stage) = bucket_of(&[]) else { return };
+    stage.double().fault(When::operation("PutObject").key("f"), Fault::Error(412, "PreconditionFailed"));
+    assert!(files::write(&stage.path("f"), b"mine").is_err());
+    assert!(stage.double().requests().of("PutObject") < 20, "{:?}", stage.double().requests().summary());
 }
