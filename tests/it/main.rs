@@ -18,6 +18,7 @@ mod options;
 mod posix;
 mod programs;
 mod read;
+mod signatures;
 mod start;
 mod status;
 mod support;
