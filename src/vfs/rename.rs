@@ -192,6 +192,7 @@ impl Vfs {
         let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
         let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
         self.writeback.cancel_metadata(destination.store.bucket(), &destination.key).await;
+        self.require_unchanged(step).await?;
         // A copy that was still running has given the object another ETag.
         let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
         let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
@@ -217,6 +218,27 @@ impl Vfs {
             self.cache.rekey(&from, &to).await;
         }
         Ok(())
+    }
+
+    /// EBUSY where somebody else has changed what the rename would replace since it was seen here (semantics 12): theirs stays,
+    /// and ours under its old name. Not ESTALE: the kernel would look again and rename over theirs by itself. Asked for, because
+    /// not every store honours a condition on CopyObject.
+    async fn require_unchanged(&self, step: &Move) -> Result<()> {
+        let Some(over) = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone())) else {
+            return Ok(());
+        };
+        match step.target.store.head(&step.target.key).await {
+            Ok(head) if head.etag != over.etag => {
+                tracing::warn!("{}: not renamed: {} was changed by somebody else meanwhile", step.source.key, step.target.key);
+                self.table.lock().unlink(step.to.0, &step.to.1);
+                if let Some(dir) = self.table.lock().dir_mut(step.to.0) {
+                    dir.listing = None;
+                }
+                Err(Error::Busy)
+            }
+            Err(error) if error.kind != ErrorKind::NoSuchKey => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// The node is the copy from now on.

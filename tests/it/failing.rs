@@ -376,3 +376,21 @@ fn a_stalled_body_is_resumed() {
     stage.double().fault(When::operation("GetObject").times(1), Fault::StallBody(70_000, Duration::from_secs(60)));
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
+
+/// "for a rename, since we saw its target": somebody else's new version is not replaced, and ours stays where it was.
+#[test]
+fn a_rename_over_a_changed_target_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    files::write(&stage.path("ours"), b"ours").unwrap();
+    files::write(&stage.path("target"), b"base").unwrap();
+    stage.double().put_object(BUCKET, "target", Object::new("theirs"));
+    assert_eq!(errno(fs::rename(stage.path("ours"), stage.path("target"))), Errno::EBUSY);
+    assert_eq!(stage.store.bytes("target"), "theirs");
+    assert_eq!(fs::read(stage.path("ours")).unwrap(), b"ours");
+    assert_eq!(fs::read(stage.path("target")).unwrap(), b"theirs");
+    fs::rename(stage.path("ours"), stage.path("target")).unwrap();
+    assert_eq!(stage.store.bytes("target"), "ours");
+}
