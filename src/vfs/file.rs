@@ -166,18 +166,7 @@ impl Vfs {
             Attributes { metadata: head.metadata.clone(), headers: head.headers.clone(), storage_class: head.storage_class.clone(), tags };
         let object = Object { attributes: Some(attributes), ..object_of(head) };
         let mut table = self.table.lock();
-        let node = table.get_mut(ino).ok_or(Error::Stale)?;
-        let same = node.object.as_ref().is_some_and(|known| known.etag == object.etag);
-        if !same {
-            node.file.epoch += 1;
-            node.size = object.size;
-            (node.mtime, node.atime, node.ctime) = (object.last_modified, object.last_modified, object.last_modified);
-        }
-        if !same || !node.object.as_ref().is_some_and(|known| known.decoded) {
-            node.apply(&decoded);
-        }
-        node.object = Some(object.clone());
-        node.checked = Some(Instant::now());
+        table.get_mut(ino).ok_or(Error::Stale)?.observe(object.clone(), &decoded);
         Ok(object)
     }
 

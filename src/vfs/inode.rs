@@ -468,6 +468,22 @@ impl Node {
         self.file.staged.is_some() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
     }
 
+    /// A HEAD (or a GET's head) tells what the object is now. What was set here of a version that is known already stays.
+    pub fn observe(&mut self, object: Object, decoded: &super::attr::Decoded) {
+        let known = self.object.as_ref().filter(|known| known.etag == object.etag);
+        let (same, decoded_before) = (known.is_some(), known.is_some_and(|known| known.decoded));
+        if !same {
+            self.file.epoch += 1;
+            self.size = object.size;
+            (self.mtime, self.atime, self.ctime) = (object.last_modified, object.last_modified, object.last_modified);
+        }
+        if !decoded_before {
+            self.apply(decoded);
+        }
+        self.object = Some(object);
+        self.checked = Some(Instant::now());
+    }
+
     /// Takes over what an answer of the store or our memory says of owner, mode and times.
     pub fn apply(&mut self, decoded: &super::attr::Decoded) {
         self.stored = decoded.stored;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -133,40 +132,20 @@ impl Vfs {
             },
         };
         if attr::decode(&head.metadata).symlink && self.config.symlinks && head.size <= super::lookup::LINK_MAX {
-            let (parent, name) = self.name_of(ino)?;
-            self.table.lock().unlink(parent, &name);
-            let segment = crate::vfs::path::meaning_of(&name).map_or_else(
-                |_| String::new(),
-                |meaning| match meaning {
-                    super::path::Meaning::Segment(segment) | super::path::Meaning::Hidden(segment) => segment,
-                    super::path::Meaning::Shortened { prefix } => prefix,
-                },
-            );
+            let (parent, name, segment) = {
+                let mut table = self.table.lock();
+                let node = table.get(ino).ok_or(Error::Stale)?;
+                let named = (node.parent, node.name.clone(), node.segment.clone());
+                table.unlink(named.0, &named.1);
+                named
+            };
             self.adopt_head(parent, name, &segment, &place, head)?;
             return Err(Error::Stale);
         }
         let mut table = self.table.lock();
-        let node = table.get_mut(ino).ok_or(Error::Stale)?;
-        let same = node.object.as_ref().is_some_and(|known| known.etag == head.etag);
         let decoded = attr::decode(&head.metadata);
-        if !same {
-            node.size = head.size;
-            node.file.epoch += 1;
-            (node.mtime, node.atime, node.ctime) = (head.last_modified, head.last_modified, head.last_modified);
-        }
-        let known = node.object.as_ref().is_some_and(|object| object.decoded);
-        if !same || !known {
-            node.apply(&decoded);
-        }
-        node.object = Some(object_of(head));
-        node.checked = Some(Instant::now());
+        table.get_mut(ino).ok_or(Error::Stale)?.observe(object_of(head), &decoded);
         Ok(())
-    }
-
-    fn name_of(&self, ino: Ino) -> Result<(Ino, std::ffi::OsString)> {
-        let table = self.table.lock();
-        let node = table.get(ino).ok_or(Error::Stale)?;
-        Ok((node.parent, node.name.clone()))
     }
 
     /// The name means something else by now: ESTALE makes the kernel look it up again.
