@@ -257,8 +257,9 @@ impl fuser::Filesystem for Fuse {
         self.spawn(async move |vfs| reply_empty(reply, vfs.fsync(fh.0, datasync).await));
     }
 
-    fn fallocate(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        self.spawn(async move |vfs| reply_empty(reply, vfs.fallocate(fh.0, offset, length, mode).await));
+    fn fallocate(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let caller = caller(req);
+        self.spawn(async move |vfs| reply_empty(reply, vfs.fallocate(caller, fh.0, offset, length, mode).await));
     }
 
     fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -270,7 +271,7 @@ impl fuser::Filesystem for Fuse {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -281,7 +282,8 @@ impl fuser::Filesystem for Fuse {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.spawn(async move |vfs| match vfs.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)).await {
+        let caller = caller(req);
+        self.spawn(async move |vfs| match vfs.copy_file_range(caller, fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)).await {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(error)),
         });

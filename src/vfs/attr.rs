@@ -194,6 +194,13 @@ fn own_mode(config: &VfsConfig, kind: Kind) -> u32 {
     }
 }
 
+/// What is left of a mode when the content or the owner changed: no set-user-ID, and no set-group-ID on what the group may
+/// execute (without that it is mandatory locking, which stays).
+pub fn without_privileges(mode: u32) -> u32 {
+    let sgid = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
+    mode & !(libc::S_ISUID | sgid)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Open files and directories.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,7 +16,7 @@ use crate::cache::Reader;
 pub struct FileHandle {
     /// Its inode.
     pub ino: Ino,
-    /// Thread group that opened it: only its FLUSH is a close (semantics 4).
+    /// Thread group that opened it for writing: only its FLUSH is a close (semantics 4). 0 where it only reads.
     pub opener: u32,
     /// Open for reading.
     pub readable: bool,
@@ -40,13 +41,21 @@ enum Handle {
 /// All handles.
 #[derive(Default)]
 pub struct Handles {
-    open: Mutex<HashMap<Fh, Handle>>,
+    open: Mutex<Open>,
     last: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    handles: HashMap<Fh, Handle>,
+    /// How many of them are on a file, by its inode.
+    files: HashMap<Ino, usize>,
 }
 
 impl Handles {
     /// Adds an open file.
     pub fn add_file(&self, handle: FileHandle) -> Fh {
+        *self.open.lock().files.entry(handle.ino).or_default() += 1;
         self.add(Handle::File(Arc::new(handle)))
     }
 
@@ -57,13 +66,13 @@ impl Handles {
 
     fn add(&self, handle: Handle) -> Fh {
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.lock().insert(fh, handle);
+        self.open.lock().handles.insert(fh, handle);
         fh
     }
 
     /// The open file of this number; EBADF if there is none.
     pub fn file(&self, fh: Fh) -> Result<Arc<FileHandle>> {
-        match self.open.lock().get(&fh) {
+        match self.open.lock().handles.get(&fh) {
             Some(Handle::File(handle)) => Ok(handle.clone()),
             _ => Err(Error::BadHandle),
         }
@@ -71,7 +80,7 @@ impl Handles {
 
     /// The open directory of this number.
     pub fn directory(&self, fh: Fh) -> Result<Arc<DirHandle>> {
-        match self.open.lock().get(&fh) {
+        match self.open.lock().handles.get(&fh) {
             Some(Handle::Directory(handle)) => Ok(handle.clone()),
             _ => Err(Error::BadHandle),
         }
@@ -80,19 +89,27 @@ impl Handles {
     /// Closes a file.
     pub fn remove_file(&self, fh: Fh) -> Result<Arc<FileHandle>> {
         let handle = self.file(fh)?;
-        self.open.lock().remove(&fh);
+        let mut open = self.open.lock();
+        if open.handles.remove(&fh).is_some()
+            && let Entry::Occupied(mut count) = open.files.entry(handle.ino)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         Ok(handle)
     }
 
     /// Closes a directory.
     pub fn remove_directory(&self, fh: Fh) -> Result<Arc<DirHandle>> {
         let handle = self.directory(fh)?;
-        self.open.lock().remove(&fh);
+        self.open.lock().handles.remove(&fh);
         Ok(handle)
     }
 
     /// True while a handle is open on the inode.
     pub fn is_open(&self, ino: Ino) -> bool {
-        self.open.lock().values().any(|handle| matches!(handle, Handle::File(file) if file.ino == ino))
+        self.open.lock().files.contains_key(&ino)
     }
 }

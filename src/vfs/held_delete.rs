@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::error::Result;
 use super::inode::{Object, Place};
-use super::{Ino, Root, Vfs};
+use super::{Ino, Vfs};
 use crate::s3::{ErrorKind, Store};
 use crate::writeback::{Deletion, Journalled};
 
@@ -22,11 +22,11 @@ const HIDE: Duration = Duration::from_secs(2);
 /// DELETEs that are held, by bucket and key.
 #[derive(Default)]
 pub struct HeldDeletes {
-    held: Mutex<HashMap<(String, String), Journalled>>,
+    held: Mutex<HashMap<(String, String), Journalled<Deletion>>>,
 }
 
 impl HeldDeletes {
-    fn take(&self, place: &Place) -> Option<Journalled> {
+    fn take(&self, place: &Place) -> Option<Journalled<Deletion>> {
         self.held.lock().remove(&(place.store.bucket().to_owned(), place.key.clone()))
     }
 }
@@ -69,13 +69,13 @@ impl Vfs {
     pub(super) async fn settle_delete(&self, place: &Place) -> Result<()> {
         let Some(journalled) = self.held_deletes.take(place) else { return Ok(()) };
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        delete_version(place.store.as_ref(), &journalled.deletion).await?;
+        delete_version(place.store.as_ref(), &journalled.what).await?;
         journalled.forget().await;
         Ok(())
     }
 
     /// What takes the name over replaces the version that was unlinked.
-    pub(super) fn take_held_delete(&self, place: &Place) -> Option<Journalled> {
+    pub(super) fn take_held_delete(&self, place: &Place) -> Option<Journalled<Deletion>> {
         self.held_deletes.take(place)
     }
 
@@ -84,18 +84,14 @@ impl Vfs {
         for journalled in self.writeback.put_off() {
             let this = self.clone();
             self.spawn(async move {
-                let store = match &this.root {
-                    Root::Bucket { store, .. } if store.bucket() == journalled.deletion.bucket => Ok(store.clone()),
-                    Root::Bucket { .. } => return,
-                    Root::Account(account) => account.bucket(&journalled.deletion.bucket).await,
-                };
-                let deleted = match store {
-                    Ok(store) => delete_version(store.as_ref(), &journalled.deletion).await,
-                    Err(error) => Err(error.into()),
+                let deleted = match this.store_of(&journalled.what.bucket).await {
+                    Ok(Some(store)) => delete_version(store.as_ref(), &journalled.what).await,
+                    Ok(None) => return,
+                    Err(error) => Err(error),
                 };
                 match deleted {
                     Ok(()) => journalled.forget().await,
-                    Err(error) => tracing::warn!("{}: unlinked before, not deleted yet: {error:?}", journalled.deletion.key),
+                    Err(error) => tracing::warn!("{}: unlinked before, not deleted yet: {error:?}", journalled.what.key),
                 }
             });
         }

@@ -237,15 +237,7 @@ impl Vfs {
 
     /// What a HEAD said, kept for the listings to come.
     fn remember_object(&self, place: &Place, head: &ObjectHead, decoded: &Decoded) {
-        let row = Row {
-            etag: head.etag.clone(),
-            stored: decoded.stored,
-            mtime: decoded.mtime,
-            atime: decoded.atime,
-            ctime: decoded.ctime,
-            target: None,
-            written: head.last_modified,
-        };
+        let row = Row::of(head.etag.clone(), decoded, head.last_modified);
         self.memory.put(place.store.bucket(), &place.key, row);
     }
 

@@ -1,14 +1,16 @@
 //! Attributes after the data: kept with the object by one coalesced copy in the background (semantics 13).
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::attr::{self, Kind};
 use super::error::{Error, Result};
-use super::file::{row_of, target};
-use super::inode::{Node, Place};
+use super::file::row_of;
+use super::inode::{Node, Object, Place};
+use super::remember::{Row, SLACK};
 use super::{Ino, MtimeSource, Vfs};
 use crate::s3::{ETag, PutOutcome, S3Error};
-use crate::writeback::Attributes;
+use crate::writeback::{Attributes, MetadataChange};
 
 impl Vfs {
     /// Owner, mode or mtime of the inode changed: they travel with the content while it is unsent, else follow in the background.
@@ -28,7 +30,7 @@ impl Vfs {
             return;
         }
         if let Some(staged) = staged {
-            staged.set_attributes(|attributes| self.encode(attributes, kind, stored, mtime));
+            staged.set_attributes(|attributes| self.encode(attributes, kind, stored, mtime)).await;
             if staged.is_dirty() {
                 return;
             }
@@ -41,7 +43,8 @@ impl Vfs {
             }
         }
         if let Some(attributes) = object.attributes {
-            return self.send_attributes(ino, &place, &attributes);
+            self.send_attributes(ino, &place, &attributes);
+            return self.writeback.metadata_recorded(place.store.bucket(), &place.key).await;
         }
         let Some(this) = self.shared() else { return };
         self.spawn(async move {
@@ -74,17 +77,18 @@ impl Vfs {
 
     /// Queues a metadata copy if the object's attributes are not the inode's.
     fn send_attributes(&self, ino: Ino, place: &Place, current: &Attributes) {
-        let (wanted, etag, size) = {
+        let (wanted, object) = {
             let table = self.table.lock();
             let Some(node) = table.get(ino).filter(|node| node.linked) else { return };
             let Some(object) = &node.object else { return };
-            (self.wanted(node, current), object.etag.clone(), object.size)
+            (self.wanted(node, current), object.clone())
         };
         if wanted.metadata == current.metadata && wanted.headers == current.headers {
             return;
         }
         let this = self.this.clone();
-        let (bucket, key, sent, old) = (place.store.bucket().to_owned(), place.key.clone(), wanted.clone(), etag.clone());
+        let change = change_of(place, &object, wanted);
+        let MetadataChange { bucket, key, etag: old, attributes: sent, .. } = change.clone();
         let done = move |result: std::result::Result<PutOutcome, S3Error>| {
             let Some(this) = this.upgrade() else { return };
             match result {
@@ -92,7 +96,7 @@ impl Vfs {
                 Err(error) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
             }
         };
-        self.writeback.update_metadata(target(place), etag, size, wanted, Box::new(done));
+        self.writeback.update_metadata(place.store.clone(), change, Box::new(done));
     }
 
     /// What the object should carry: an mtime that only write() made is not worth a copy.
@@ -144,7 +148,7 @@ impl Vfs {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
         if let Some(staged) = self.staged_now(ino)?.filter(|staged| staged.is_dirty()) {
-            staged.set_attributes(change);
+            staged.set_attributes(change).await;
             return Ok(());
         }
         let place = self.place(ino)?;
@@ -152,17 +156,74 @@ impl Vfs {
         let mut wanted = object.attributes.clone().unwrap_or_default();
         change(&mut wanted);
         let this = self.this.clone();
-        let (sent, old) = (wanted.clone(), object.etag.clone());
         if let Some(known) = self.table.lock().get_mut(ino).and_then(|node| node.object.as_mut()) {
             known.attributes = Some(wanted.clone());
         }
-        let (bucket, key) = (place.store.bucket().to_owned(), place.key.clone());
+        let change = change_of(&place, &object, wanted);
+        let MetadataChange { bucket, key, etag: old, attributes: sent, .. } = change.clone();
         let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
             (Some(this), Ok(outcome)) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
             (_, Err(error)) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
             (None, Ok(_)) => {}
         };
-        self.writeback.update_metadata(target(&place), object.etag, object.size, wanted, Box::new(done));
+        self.writeback.update_metadata(place.store.clone(), change, Box::new(done));
+        self.writeback.metadata_recorded(place.store.bucket(), &place.key).await;
         Ok(())
+    }
+
+    /// Metadata that an earlier run was told and did not come to send: true here at once, and sent where the object is what it was.
+    pub(super) async fn send_what_was_put_off(self: &Arc<Self>) {
+        for journalled in self.writeback.unsent_metadata().await {
+            let change = journalled.what.clone();
+            self.remember_sent(&change, &change.etag, change.last_modified);
+            let this = self.clone();
+            self.spawn(async move {
+                match this.send_again(&change).await {
+                    Ok(()) => journalled.forget().await,
+                    Err(error) => tracing::warn!("{}: attributes of an earlier run are not in S3 yet: {error:?}", change.key),
+                }
+            });
+        }
+    }
+
+    async fn send_again(self: &Arc<Self>, change: &MetadataChange) -> Result<()> {
+        let Some(store) = self.store_of(&change.bucket).await? else { return Ok(()) };
+        match self.within(async { Ok(store.head(&change.key).await?) }).await {
+            Ok(head) if head.etag == change.etag && head.last_modified <= change.last_modified + SLACK => {}
+            // Somebody has written it since.
+            Ok(_) | Err(Error::NoEntry) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let (this, sent) = (Arc::downgrade(self), change.clone());
+        let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
+            (Some(this), Ok(outcome)) => {
+                this.remember_sent(&sent, &outcome.etag, outcome.last_modified.unwrap_or_else(SystemTime::now));
+            }
+            (_, Err(error)) => tracing::warn!("{}: attributes were not kept with the object: {error}", sent.key),
+            (None, Ok(_)) => {}
+        };
+        self.writeback.update_metadata(store, change.clone(), Box::new(done));
+        self.writeback.metadata_recorded(&change.bucket, &change.key).await;
+        Ok(())
+    }
+
+    fn remember_sent(&self, change: &MetadataChange, etag: &ETag, written: SystemTime) {
+        let decoded = attr::decode(&change.attributes.metadata);
+        // Where a link points is in its body.
+        if !decoded.symlink {
+            self.memory.put(&change.bucket, &change.key, Row::of(etag.clone(), &decoded, written));
+        }
+    }
+}
+
+/// What the object is to carry, for the version that it is.
+fn change_of(place: &Place, object: &Object, attributes: Attributes) -> MetadataChange {
+    MetadataChange {
+        bucket: place.store.bucket().to_owned(),
+        key: place.key.clone(),
+        etag: object.etag.clone(),
+        size: object.size,
+        last_modified: object.last_modified,
+        attributes,
     }
 }

@@ -301,7 +301,10 @@ impl Vfs {
             cache,
             writeback,
         });
-        vfs.delete_what_was_put_off();
+        if !vfs.config.read_only {
+            vfs.delete_what_was_put_off();
+            vfs.send_what_was_put_off().await;
+        }
         Ok(vfs)
     }
 
@@ -348,6 +351,14 @@ impl Vfs {
             bsize: BLOCK,
             namelen: 255,
             frsize: BLOCK,
+        })
+    }
+
+    /// The bucket of this name; none where something else is mounted.
+    async fn store_of(&self, bucket: &str) -> Result<Option<Arc<dyn Store>>> {
+        Ok(match &self.root {
+            Root::Bucket { store, .. } => Some(store.clone()).filter(|store| store.bucket() == bucket),
+            Root::Account(account) => Some(account.bucket(bucket).await?),
         })
     }
 

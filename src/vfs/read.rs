@@ -32,7 +32,7 @@ impl Vfs {
             }
         }
         let fh = self.add_handle(caller, ino, flags);
-        if truncate && let Err(error) = self.truncate_open(fh).await {
+        if truncate && let Err(error) = self.truncate_open(caller, fh).await {
             self.release(fh).await;
             return Err(error);
         }
@@ -52,7 +52,7 @@ impl Vfs {
         }
         self.handles.add_file(FileHandle {
             ino,
-            opener: process::thread_group(caller.pid),
+            opener: if writable { process::thread_group(caller.pid) } else { 0 },
             readable: access != libc::O_WRONLY,
             writable,
             append: flags & libc::O_APPEND != 0,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::mpsc;
 
-use super::attr::Stored;
+use super::attr::{Decoded, Stored};
 use crate::s3::ETag;
 
 /// Rows kept; the oldest go first. About 200 bytes each on disk.
@@ -20,7 +20,7 @@ const MOST_ROWS: i64 = 500_000;
 /// How long changes are gathered before they are written in one transaction.
 const GATHER: Duration = Duration::from_millis(200);
 /// LastModified is in whole seconds in some answers and milliseconds in others: an object is newer than a row only beyond this.
-const SLACK: Duration = Duration::from_secs(2);
+pub(super) const SLACK: Duration = Duration::from_secs(2);
 
 /// What is remembered of one object.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,14 @@ pub struct Row {
     pub target: Option<Vec<u8>>,
     /// The store's time of our last write (or of the answer that told us).
     pub written: SystemTime,
+}
+
+impl Row {
+    /// What an object's metadata says, written at `written` by the store's clock.
+    pub fn of(etag: ETag, decoded: &Decoded, written: SystemTime) -> Self {
+        let Decoded { stored, mtime, atime, ctime, .. } = *decoded;
+        Self { etag, stored, mtime, atime, ctime, target: None, written }
+    }
 }
 
 type Key = (String, String);

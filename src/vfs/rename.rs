@@ -118,7 +118,7 @@ impl Vfs {
         };
         let expect = match (&over, &unlinked) {
             (Some(over), _) => Expect::Version(over.etag.clone()),
-            (None, Some(unlinked)) => Expect::Version(unlinked.deletion.etag.clone()),
+            (None, Some(unlinked)) => Expect::Version(unlinked.what.etag.clone()),
             (None, None) if step.exclusive => Expect::Absent,
             (None, None) => Expect::NewFile,
         };

@@ -8,7 +8,7 @@ use super::{Caller, Fh, Ino, SetAttr, SetTime, Vfs};
 
 impl Vfs {
     /// Changes attributes: true here at once; what is kept with the object follows in the background.
-    pub async fn setattr(&self, _caller: Caller, ino: Ino, fh: Option<Fh>, set: SetAttr) -> Result<(Attr, Duration)> {
+    pub async fn setattr(&self, caller: Caller, ino: Ino, fh: Option<Fh>, set: SetAttr) -> Result<(Attr, Duration)> {
         self.check_writable()?;
         if let Some(size) = set.size {
             match self.kind(ino)? {
@@ -17,7 +17,7 @@ impl Vfs {
                 Kind::File => {}
             }
             // Times that come with a truncation are the kernel's own "now".
-            self.truncate(ino, fh, size).await?;
+            self.truncate(caller, ino, fh, size).await?;
         }
         if self.apply(ino, set)? {
             self.keep_attributes(ino).await;
@@ -38,7 +38,7 @@ impl Vfs {
             gid: Some(set.gid.unwrap_or(gid)),
         };
         if set.mode.is_none() && (set.uid.is_some() || set.gid.is_some()) && node.kind == Kind::File {
-            wanted.mode = wanted.mode.map(without_privileges);
+            wanted.mode = wanted.mode.map(attr::without_privileges);
         }
         node.stored = attr::worth_keeping(&self.config, node.kind, wanted);
         let time = |time: SetTime| match time {
@@ -56,10 +56,4 @@ impl Vfs {
         node.ctime = now;
         Ok((node.stored, node.mtime) != before)
     }
-}
-
-/// chown(2) takes set-user-ID away, and set-group-ID from what the group may execute.
-fn without_privileges(mode: u32) -> u32 {
-    let sgid = if mode & 0o010 == 0 { 0 } else { 0o2000 };
-    mode & !(0o4000 | sgid)
 }

@@ -8,15 +8,13 @@ use bytes::Bytes;
 
 use super::error::{Error, Result};
 use super::handle::FileHandle;
-use super::{Caller, Fh, Ino, Vfs, process};
+use super::{Caller, Fh, Ino, Vfs, attr, process};
 use crate::writeback::Staged;
 
 /// Largest piece of a copy_file_range that is held in memory.
 const COPY_PIECE: usize = 1 << 20;
 /// A reply's length is 32 bits in FUSE; the kernel calls again for the rest.
 const COPY_MOST: u64 = 1 << 30;
-/// S_ISUID and S_ISGID, which a write by others than root takes away.
-const SUID_SGID: u32 = 0o6000;
 
 impl Vfs {
     /// write(2). With O_APPEND the bytes go to the end as it is now, not to the kernel's offset.
@@ -55,26 +53,24 @@ impl Vfs {
         node.size = staged.size();
         (node.mtime, node.ctime, node.mtime_set) = (now, now, false);
         node.file.kernel_pages = None;
-        if kill_suidgid && let Some(mode) = node.stored.mode.as_mut().filter(|mode| **mode & SUID_SGID != 0) {
-            // Set-group-ID without group execute is mandatory locking, which stays.
-            let sgid = if *mode & 0o010 == 0 { 0 } else { 0o2000 };
-            *mode &= !(0o4000 | sgid);
+        if kill_suidgid {
+            node.stored.mode = node.stored.mode.map(attr::without_privileges);
         }
     }
 
     /// O_TRUNC of an open: the old object stays until the new content is published.
-    pub(super) async fn truncate_open(&self, fh: Fh) -> Result<()> {
+    pub(super) async fn truncate_open(&self, caller: Caller, fh: Fh) -> Result<()> {
         let handle = self.handles.file(fh)?;
         let order = self.order(handle.ino)?;
         let _turn = order.lock().await;
         let staged = self.within(self.stage_anew(handle.ino)).await?;
         handle.wrote.store(true, Ordering::Relaxed);
-        self.changed(handle.ino, &staged, true);
+        self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())
     }
 
     /// ftruncate(2) when `fh` is given; truncate(2) otherwise, which publishes before it returns (semantics 4).
-    pub(super) async fn truncate(&self, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
+    pub(super) async fn truncate(&self, caller: Caller, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
         self.check_writable()?;
         {
             // In turn, so that a file that was just closed is not handed to the cache meanwhile.
@@ -87,7 +83,7 @@ impl Vfs {
                 staged.truncate(size).await?;
                 staged
             };
-            self.changed(ino, &staged, true);
+            self.changed(ino, &staged, kills_privileges(caller));
         }
         match fh.and_then(|fh| self.handles.file(fh).ok()) {
             Some(handle) => {
@@ -211,7 +207,7 @@ impl Vfs {
     }
 
     /// fallocate(2): reserves, extends, punches holes, zeroes.
-    pub async fn fallocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub async fn fallocate(&self, caller: Caller, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
         const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
         let handle = self.writable(fh)?;
         if length == 0 {
@@ -235,12 +231,12 @@ impl Vfs {
         } else {
             staged.allocate(offset, length, keep_size).await?;
         }
-        self.changed(handle.ino, &staged, true);
+        self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())
     }
 
     /// copy_file_range(2) between two files of the mount.
-    pub async fn copy_file_range(&self, fh_in: Fh, offset_in: u64, fh_out: Fh, offset_out: u64, len: u64) -> Result<u64> {
+    pub async fn copy_file_range(&self, caller: Caller, fh_in: Fh, offset_in: u64, fh_out: Fh, offset_out: u64, len: u64) -> Result<u64> {
         let target = self.writable(fh_out)?;
         let source = self.handles.file(fh_in)?;
         let size = self.attr(source.ino)?.0.size;
@@ -255,8 +251,14 @@ impl Vfs {
             if data.is_empty() {
                 break;
             }
-            copied += u64::from(self.write(fh_out, offset_out + copied, data, true).await?);
+            copied += u64::from(self.write(fh_out, offset_out + copied, data, kills_privileges(caller)).await?);
         }
         Ok(copied)
     }
+}
+
+/// A change of the content ends set-user-ID and set-group-ID unless root makes it. The kernel says so of a write
+/// (FUSE_WRITE_KILL_SUIDGID); of the rest fuser does not pass it on, and who has CAP_FSETID is root.
+fn kills_privileges(caller: Caller) -> bool {
+    caller.uid != 0
 }

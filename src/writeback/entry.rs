@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
-use super::journal::{self, Journalled};
+use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
 use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
 use super::metacopy::Copies;
 use super::pace::Meter;
@@ -57,13 +57,15 @@ pub(crate) struct Shared {
     /// What an earlier run left and that belongs into its directory, until it is asked for.
     pub recovered: Mutex<Vec<Arc<Entry>>>,
     /// Deletions that an earlier run put off, until they are asked for.
-    pub deletions: Mutex<Vec<Journalled>>,
+    pub deletions: Mutex<Vec<Journalled<Deletion>>>,
+    /// Metadata that an earlier run did not come to send, until it is asked for.
+    pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
 }
 
 impl Shared {
     pub fn new(config: SpoolConfig, spool: Spool, hooks: Arc<dyn Hooks>) -> (Arc<Shared>, mpsc::UnboundedReceiver<Message>) {
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let deletions = spool.deletions();
+        let (deletions, metadata) = (spool.put_off(), spool.put_off());
         let shared = Shared {
             config,
             hooks,
@@ -83,13 +85,14 @@ impl Shared {
             chores: AtomicUsize::new(0),
             recovered: Mutex::default(),
             deletions: Mutex::new(deletions),
+            metadata: Mutex::new(metadata),
         };
         (Arc::new(shared), receiver)
     }
 
     /// A new file for [`Journalled`].
-    pub fn journal_path(&self) -> PathBuf {
-        self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(journal::EXTENSION)
+    pub fn journal_path<T: PutOff>(&self) -> PathBuf {
+        self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(T::EXTENSION)
     }
 
     /// Tells the uploader. It lives as long as the runtime; after that nothing is left to be told.

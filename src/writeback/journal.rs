@@ -1,18 +1,26 @@
-//! Deletions that were promised and put off: one small file each in the mount's spool directory, so that a crash forgets none.
+//! What was promised and put off: one small file each in the mount's spool directory, so that a crash forgets none.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use super::Error;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
 use super::spool::blocking;
+use super::{Attributes, Error};
 use crate::s3::ETag;
 
-/// Ends the name of every such file.
-pub(crate) const EXTENSION: &str = "delete";
+/// Something that can be put off.
+pub trait PutOff: Serialize + DeserializeOwned + Clone + Send + 'static {
+    /// Ends the name of every such file.
+    const EXTENSION: &'static str;
+    /// It survives a power cut, not only a crash of the process.
+    const DURABLE: bool;
+}
 
 /// An object that is to be deleted, if it still is this version.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
     /// Its bucket.
     pub bucket: String,
@@ -22,34 +30,62 @@ pub struct Deletion {
     pub etag: ETag,
 }
 
-/// A deletion on disk, until [`Journalled::forget`].
+impl PutOff for Deletion {
+    const EXTENSION: &'static str = "delete";
+    const DURABLE: bool = true;
+}
+
+/// Metadata that an object is to carry, if it still is this version (semantics 13).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataChange {
+    /// Its bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// The version that carries older metadata.
+    pub etag: ETag,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its LastModified: a copy onto itself may leave the ETag as it is, so that only this tells whether there was one since.
+    pub last_modified: SystemTime,
+    /// All that is to be stored with it.
+    pub attributes: Attributes,
+}
+
+impl PutOff for MetadataChange {
+    const EXTENSION: &'static str = "metadata";
+    // An fsync a chmod would cost more than what it saves: the data is in S3.
+    const DURABLE: bool = false;
+}
+
+/// What is put off, on disk until [`Journalled::forget`].
 #[derive(Debug)]
-pub struct Journalled {
-    /// What is to be deleted.
-    pub deletion: Deletion,
+pub struct Journalled<T> {
+    /// What it is.
+    pub what: T,
     path: PathBuf,
 }
 
-impl Journalled {
-    pub(crate) async fn write(path: PathBuf, deletion: Deletion) -> Result<Self, Error> {
-        let text = serde_json::to_vec(&deletion).map_err(|error| Error::from(std::io::Error::other(error)))?;
+impl<T: PutOff> Journalled<T> {
+    pub(crate) async fn write(path: PathBuf, what: T) -> Result<Self, Error> {
+        let text = serde_json::to_vec(&what).map_err(|error| Error::from(std::io::Error::other(error)))?;
         let to = path.clone();
         blocking(move || {
             let mut file = File::create(&to)?;
             file.write_all(&text)?;
-            file.sync_data()
+            if T::DURABLE { file.sync_data() } else { Ok(()) }
         })
         .await?;
-        Ok(Self { deletion, path })
+        Ok(Self { what, path })
     }
 
-    /// `None` where it was cut short: its unlink had not returned.
+    /// `None` where it was cut short: the call that put it off had not returned.
     pub(crate) fn read(path: &Path) -> Option<Self> {
-        let deletion = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        Some(Self { deletion, path: path.to_owned() })
+        let what = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        Some(Self { what, path: path.to_owned() })
     }
 
-    /// It was done, or a new version has taken the object's place.
+    /// It was done, or is wanted no more.
     pub async fn forget(self) {
         let path = self.path.clone();
         if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
@@ -69,8 +105,8 @@ mod tests {
         let path = dir.path().join("1.delete");
         let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: ETag::new("e") };
         let written = Journalled::write(path.clone(), deletion.clone()).await.unwrap();
-        assert_eq!(Journalled::read(&path).unwrap().deletion, deletion);
+        assert_eq!(Journalled::<Deletion>::read(&path).unwrap().what, deletion);
         written.forget().await;
-        assert!(Journalled::read(&path).is_none());
+        assert!(Journalled::<Deletion>::read(&path).is_none());
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 use super::entry::Shared;
-use super::{Attributes, Expect, Target, publish};
-use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, PutOptions, PutOutcome, S3Error};
+use super::journal::{Journalled, MetadataChange};
+use super::{Attributes, Expect, publish};
+use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, PutOptions, PutOutcome, S3Error, Store};
 
 /// File managers set mode and mtime within 15 ms of each other, after RELEASE; scripts within a second.
 const DELAY: Duration = Duration::from_secs(1);
@@ -22,16 +23,33 @@ type OnDone = Box<dyn FnOnce(Result<PutOutcome, S3Error>) + Send>;
 
 /// What is to be copied.
 struct Request {
-    target: Target,
-    etag: ETag,
-    size: u64,
-    attributes: Attributes,
+    store: Arc<dyn Store>,
+    change: MetadataChange,
 }
 
 /// A copy that waits.
 struct Job {
     request: Request,
     on_done: OnDone,
+    record: Recorded,
+}
+
+/// Whether a crash forgets it.
+enum Recorded {
+    NotYet,
+    /// The spool could not take it: it is sent all the same.
+    Never,
+    Yes(Journalled<MetadataChange>),
+}
+
+impl Job {
+    /// Its record, which stays on disk until it is forgotten.
+    fn take_record(&mut self) -> Option<Journalled<MetadataChange>> {
+        match std::mem::replace(&mut self.record, Recorded::NotYet) {
+            Recorded::Yes(journalled) => Some(journalled),
+            Recorded::NotYet | Recorded::Never => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -39,6 +57,16 @@ struct Slot {
     next: Option<Job>,
     due: Option<Instant>,
     running: bool,
+    /// Records of what `next` replaces: they go when it has its own.
+    outdated: Vec<Journalled<MetadataChange>>,
+}
+
+impl Slot {
+    fn take(&mut self) -> Option<Job> {
+        let mut job = self.next.take()?;
+        self.outdated.extend(job.take_record());
+        Some(job)
+    }
 }
 
 /// The copies that wait or run, by bucket and key.
@@ -62,9 +90,9 @@ impl Copies {
 
     /// Takes what waits for the key; what runs already runs on.
     pub fn cancel(&self, bucket: &str, key: &str) -> Option<Attributes> {
-        let job = self.slots.lock().slots.get_mut(&(bucket.to_owned(), key.to_owned())).and_then(|slot| slot.next.take());
+        let job = self.slots.lock().slots.get_mut(&(bucket.to_owned(), key.to_owned())).and_then(Slot::take);
         self.changed.notify_waiters();
-        job.map(|job| job.request.attributes)
+        job.map(|job| job.request.change.attributes)
     }
 
     /// Cancels what waits for the key, gives it, and waits for what runs: a copy that ended after a publication, a DELETE or a
@@ -73,6 +101,13 @@ impl Copies {
         let waited = self.cancel(bucket, key);
         self.until(|slots| !slots.iter().any(|((b, k), slot)| b == bucket && k == key && slot.running)).await;
         waited
+    }
+
+    /// Waits until nothing of the key waits that a crash would forget.
+    pub async fn recorded(&self, bucket: &str, key: &str) {
+        let name = (bucket.to_owned(), key.to_owned());
+        let lost = |slot: &Slot| matches!(slot.next, Some(Job { record: Recorded::NotYet, .. }));
+        self.until(|slots| !slots.get(&name).is_some_and(lost)).await;
     }
 
     /// Starts what waits below a prefix and waits until all of it is done.
@@ -110,18 +145,21 @@ impl Copies {
 }
 
 /// Queues a copy; the newest call for a key wins.
-pub(crate) fn schedule(shared: &Arc<Shared>, target: Target, etag: ETag, size: u64, attributes: Attributes, on_done: OnDone) {
-    let name = (target.store.bucket().to_owned(), target.key.clone());
+pub(crate) fn schedule(shared: &Arc<Shared>, store: Arc<dyn Store>, change: MetadataChange, on_done: OnDone) {
+    let name = (change.bucket.clone(), change.key.clone());
     let fresh = {
         let mut inner = shared.copies.slots.lock();
         let fresh = !inner.slots.contains_key(&name);
         let slot = inner.slots.entry(name.clone()).or_default();
-        slot.next = Some(Job { request: Request { target, etag, size, attributes }, on_done });
+        slot.take();
+        slot.next = Some(Job { request: Request { store, change }, on_done, record: Recorded::NotYet });
         slot.due = Some(Instant::now() + DELAY);
         fresh
     };
     if fresh {
         tokio::spawn(work(shared.clone(), name));
+    } else {
+        shared.copies.changed.notify_waiters();
     }
 }
 
@@ -132,14 +170,17 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
         let changed = copies.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
+        record(&shared, &name).await;
         let wait = {
             let mut inner = copies.slots.lock();
             let hurry = inner.hurry;
             match inner.slots.get(&name) {
+                Some(Slot { next: Some(Job { record: Recorded::NotYet, .. }), .. }) => continue,
                 Some(slot) if slot.next.is_some() => {
                     let due = slot.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()));
                     if hurry { Duration::ZERO } else { due }
                 }
+                Some(slot) if !slot.outdated.is_empty() => continue,
                 _ => {
                     inner.slots.remove(&name);
                     drop(inner);
@@ -162,7 +203,7 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
             let mut inner = copies.slots.lock();
             let Some(slot) = inner.slots.get_mut(&name) else { return };
             // The new object will carry what was set before; a copy in between would only make its condition fail.
-            let job = slot.next.take().filter(|_| !publishing);
+            let job = if publishing { slot.take().and(None) } else { slot.next.take() };
             slot.running = job.is_some();
             job
         };
@@ -176,42 +217,89 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
     }
 }
 
-async fn run(shared: &Arc<Shared>, name: &(String, String), Job { request: job, on_done }: Job) {
-    let largest = job.target.store.capabilities().max_single_copy;
-    let outcome = if job.size > largest { tag(&job).await } else { copy(shared, &job).await };
+/// Sees to it that what waits is on disk, and that nothing older is.
+async fn record(shared: &Arc<Shared>, name: &(String, String)) {
+    let copies = &shared.copies;
+    let change = copies.slots.lock().slots.get(name).and_then(|slot| match &slot.next {
+        Some(Job { request, record: Recorded::NotYet, .. }) => Some(request.change.clone()),
+        _ => None,
+    });
+    if let Some(change) = change {
+        let written = Journalled::write(shared.journal_path::<MetadataChange>(), change.clone()).await;
+        let record = written.map_or_else(
+            |error| {
+                tracing::warn!("metadata of s3://{}/{} is not recorded before it is sent: {error}", name.0, name.1);
+                Recorded::Never
+            },
+            Recorded::Yes,
+        );
+        let mut inner = copies.slots.lock();
+        if let Some(slot) = inner.slots.get_mut(name) {
+            match &mut slot.next {
+                Some(job) if job.request.change == change => job.record = record,
+                _ => slot.outdated.extend(Some(record).and_then(|record| if let Recorded::Yes(it) = record { Some(it) } else { None })),
+            }
+        }
+        drop(inner);
+        copies.changed.notify_waiters();
+    }
+    let outdated = {
+        let mut inner = copies.slots.lock();
+        let slot = inner.slots.get_mut(name).filter(|slot| !matches!(slot.next, Some(Job { record: Recorded::NotYet, .. })));
+        slot.map(|slot| std::mem::take(&mut slot.outdated)).unwrap_or_default()
+    };
+    for journalled in outdated {
+        journalled.forget().await;
+    }
+}
+
+async fn run(shared: &Arc<Shared>, name: &(String, String), mut whole: Job) {
+    let recorded = whole.take_record();
+    let Job { request: job, on_done, .. } = whole;
+    let largest = job.store.capabilities().max_single_copy;
+    let outcome = if job.change.size > largest { tag(&job).await } else { copy(shared, &job).await };
     match &outcome {
-        Ok(put) if put.etag != job.etag => follow(shared, name, &job.etag, put),
+        Ok(put) if put.etag != job.change.etag => follow(shared, name, &job.change.etag, put),
         Ok(_) => {}
         Err(error) => tracing::warn!("metadata of s3://{}/{} stays on this machine only: {error}", name.0, name.1),
     }
+    // An outage does not end it: the next mount tries again.
+    let lasting = outcome
+        .as_ref()
+        .err()
+        .is_some_and(|error| matches!(error.kind, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled));
     on_done(outcome);
+    if let Some(journalled) = recorded.filter(|_| !lasting) {
+        journalled.forget().await;
+    }
 }
 
 async fn copy(shared: &Arc<Shared>, job: &Request) -> Result<PutOutcome, S3Error> {
-    let Target { store, key } = &job.target;
-    let source = CopySource { bucket: store.bucket().to_owned(), key: key.clone(), if_match: Some(job.etag.clone()), version_id: None };
+    let MetadataChange { bucket, key, etag, attributes, .. } = &job.change;
+    let source = CopySource { bucket: bucket.clone(), key: key.clone(), if_match: Some(etag.clone()), version_id: None };
     let options = PutOptions {
-        headers: publish::headers(shared, store.bucket(), key, &job.attributes),
-        metadata: job.attributes.metadata.clone(),
-        storage_class: job.attributes.storage_class.clone(),
+        headers: publish::headers(shared, bucket, key, attributes),
+        metadata: attributes.metadata.clone(),
+        storage_class: attributes.storage_class.clone(),
         ..PutOptions::default()
     };
-    store.copy(key, source, CopyMetadata::Replace(Box::new(options)), None).await
+    job.store.copy(key, source, CopyMetadata::Replace(Box::new(options)), None).await
 }
 
 /// Over 5 GB a copy would be a multipart one, through every byte: tags carry the attributes instead.
 async fn tag(job: &Request) -> Result<PutOutcome, S3Error> {
-    let Target { store, key } = &job.target;
+    let MetadataChange { bucket, key, etag, attributes, .. } = &job.change;
+    let store = &job.store;
     let head = store.head(key).await?;
-    if head.etag != job.etag {
-        let resource = format!("s3://{}/{key}", store.bucket());
+    if head.etag != *etag {
+        let resource = format!("s3://{bucket}/{key}");
         return Err(S3Error::local(ErrorKind::PreconditionFailed, "PutObjectTagging", resource, "the object was replaced meanwhile"));
     }
     let mut tags = if head.tag_count > 0 { store.get_tags(key).await? } else { Vec::new() };
     for name in TAGGED {
         let tag = format!("packmule-{name}");
         tags.retain(|(existing, _)| *existing != tag);
-        if let Some(value) = job.attributes.metadata.get(name) {
+        if let Some(value) = attributes.metadata.get(name) {
             tags.push((tag, value.clone()));
         }
     }
@@ -221,10 +309,12 @@ async fn tag(job: &Request) -> Result<PutOutcome, S3Error> {
 
 /// The copy is the same version of the file under a new ETag: bases and expectations follow it, and so does the next copy.
 fn follow(shared: &Arc<Shared>, name: &(String, String), old: &ETag, put: &PutOutcome) {
-    if let Some(next) = shared.copies.slots.lock().slots.get_mut(name).and_then(|slot| slot.next.as_mut())
-        && next.request.etag == *old
+    if let Some(slot) = shared.copies.slots.lock().slots.get_mut(name)
+        && let Some(next) = slot.next.as_mut().filter(|next| next.request.change.etag == *old)
     {
-        next.request.etag = put.etag.clone();
+        next.request.change.etag = put.etag.clone();
+        next.request.change.last_modified = put.last_modified.unwrap_or_else(SystemTime::now);
+        slot.outdated.extend(next.take_record());
     }
     for entry in shared.entries() {
         let mut intent = entry.intent.lock();

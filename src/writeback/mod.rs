@@ -40,7 +40,7 @@ mod tests;
 #[cfg(test)]
 mod tests_durable;
 
-pub use journal::{Deletion, Journalled};
+pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
 pub use staged::Staged;
 
@@ -297,13 +297,26 @@ impl Writeback {
     }
 
     /// Makes sure that a deletion which is put off is not forgotten by a crash.
-    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled, Error> {
-        Journalled::write(self.shared.journal_path(), deletion).await
+    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled<Deletion>, Error> {
+        Journalled::write(self.shared.journal_path::<Deletion>(), deletion).await
     }
 
     /// Deletions that an earlier run put off and did not come to. Given once.
-    pub fn put_off(&self) -> Vec<Journalled> {
+    pub fn put_off(&self) -> Vec<Journalled<Deletion>> {
         std::mem::take(&mut *self.shared.deletions.lock())
+    }
+
+    /// Metadata that an earlier run put off and did not come to send: the newest of each object. Given once.
+    pub async fn unsent_metadata(&self) -> Vec<Journalled<MetadataChange>> {
+        let found = std::mem::take(&mut *self.shared.metadata.lock());
+        let mut newest = std::collections::HashMap::new();
+        for journalled in found {
+            let object = (journalled.what.bucket.clone(), journalled.what.key.clone());
+            if let Some(older) = newest.insert(object, journalled) {
+                older.forget().await;
+            }
+        }
+        newest.into_values().collect()
     }
 
     /// Headers that a new object gets by its key alone.
@@ -352,16 +365,20 @@ impl Writeback {
 
     /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the
     /// last call, conditional on `etag`; a failure is only logged. `on_done` gets the copy's outcome. Newer calls for
-    /// the same key replace older ones, whose `on_done` is dropped; a publication of the key cancels it.
+    /// the same key replace older ones, whose `on_done` is dropped; a publication of the key cancels it. A crash before
+    /// does not lose it once [`Writeback::metadata_recorded`] has returned: see [`Writeback::unsent_metadata`].
     pub fn update_metadata(
         &self,
-        target: Target,
-        etag: ETag,
-        size: u64,
-        attributes: Attributes,
+        store: Arc<dyn Store>,
+        change: MetadataChange,
         on_done: Box<dyn FnOnce(Result<PutOutcome, S3Error>) + Send>,
     ) {
-        metacopy::schedule(&self.shared, target, etag, size, attributes, on_done);
+        metacopy::schedule(&self.shared, store, change, on_done);
+    }
+
+    /// Waits until what [`Writeback::update_metadata`] queued for the key is in the spool (or sent, or wanted no more).
+    pub async fn metadata_recorded(&self, bucket: &str, key: &str) {
+        self.shared.copies.recorded(bucket, key).await;
     }
 
     /// Cancels what [`Writeback::update_metadata`] queued for the key, and waits for a copy that runs already; gives the

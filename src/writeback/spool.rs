@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::journal::{EXTENSION, Journalled};
+use super::journal::{Journalled, PutOff};
 use super::manifest::Record;
 
 /// Runs file work on the blocking pool.
@@ -86,12 +86,13 @@ impl Spool {
         Err(io::Error::other(format!("no sub-directory could be made in {}", parent.display())))
     }
 
-    /// Deletions that earlier runs put off.
-    pub fn deletions(&self) -> Vec<Journalled> {
+    /// What earlier runs put off, the oldest first.
+    pub fn put_off<T: PutOff>(&self) -> Vec<Journalled<T>> {
         let dirs = self.adopted.iter().chain([&self.own]);
         let files = dirs.filter_map(|locked| fs::read_dir(&locked.dir).ok()).flatten().flatten().map(|entry| entry.path());
-        let journalled = files.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
-        journalled.filter_map(|path| Journalled::read(&path)).collect()
+        let mut journalled: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == T::EXTENSION)).collect();
+        journalled.sort_by_key(|path| path.file_stem().and_then(|number| number.to_str()?.parse::<u64>().ok()));
+        journalled.into_iter().filter_map(|path| Journalled::read(&path)).collect()
     }
 
     /// Path of an entry's bytes.

@@ -275,9 +275,14 @@ impl Staged {
     }
 
     /// Changes what travels with the content. After the upload began it makes the entry dirty; [`Staged::publish`] then
-    /// queues a metadata copy.
-    pub fn set_attributes(&self, change: impl FnOnce(&mut Attributes)) {
+    /// queues a metadata copy. A crash does not lose them where it does not lose the content.
+    pub async fn set_attributes(&self, change: impl FnOnce(&mut Attributes)) {
         change(&mut self.entry.intent.lock().attributes);
+        if self.is_dirty()
+            && let Err(error) = self.record_again().await
+        {
+            tracing::warn!("{}: {error}", self.entry.record.display());
+        }
     }
 
     /// What travels with the content, as it is now.

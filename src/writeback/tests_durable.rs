@@ -170,6 +170,41 @@ async fn an_empty_file_is_published_later_unless_it_changes() {
     assert_eq!(world.bytes("filled"), "x");
 }
 
+/// Metadata for a key that holds what was published.
+fn change(key: &str, published: &Published, attributes: Attributes) -> MetadataChange {
+    let Published { bucket, etag, size, last_modified, .. } = published.clone();
+    MetadataChange { bucket, key: key.into(), etag, size, last_modified, attributes }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_waits_outlives_the_process() {
+    let world = World::new();
+    let first = world.open().await;
+    let staged = world.new_file(&first, "a").await;
+    staged.write(0, Bytes::from_static(b"x")).await.unwrap();
+    let published = staged.publish().await.unwrap().unwrap();
+    let mut attributes = Attributes::default();
+    for mtime in ["1", "2"] {
+        attributes.metadata.insert("mtime".into(), mtime.into());
+        first.update_metadata(world.target("a").store, change("a", &published, attributes.clone()), Box::new(|_| {}));
+        first.metadata_recorded("bucket", "a").await;
+    }
+    // What is on disk now is what a killed process leaves: as another mount finds it.
+    let left = tempfile::tempdir().unwrap();
+    let own = std::fs::read_dir(world.config().dir).unwrap().flatten().next().unwrap().path();
+    let files = || std::fs::read_dir(&own).unwrap().flatten().map(|file| file.path());
+    std::fs::create_dir(left.path().join("own")).unwrap();
+    for file in files() {
+        // What is being forgotten at this moment may go meanwhile.
+        let _ = std::fs::copy(&file, left.path().join("own").join(file.file_name().unwrap()));
+    }
+    let second = world.open_with(|config| config.dir = left.path().into()).await;
+    let found = second.unsent_metadata().await;
+    assert_eq!(found.iter().map(|journalled| &journalled.what).collect::<Vec<_>>(), [&change("a", &published, attributes)]);
+    first.drain(Duration::from_secs(5)).await;
+    assert!(files().all(|file| file.extension().is_none_or(|extension| extension != "metadata")), "what was sent is forgotten");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_is_copied_once_and_the_file_follows() {
     let world = World::new();
@@ -186,10 +221,10 @@ async fn metadata_is_copied_once_and_the_file_follows() {
             assert!(outcome.is_ok());
             done.fetch_add(1, Relaxed);
         });
-        writeback.update_metadata(world.target("a"), published.etag.clone(), 1, attributes, on_done);
+        writeback.update_metadata(world.target("a").store, change("a", &published, attributes), on_done);
     }
     // Before the drain: what is queued after one hurries, and may be on its way already.
-    writeback.update_metadata(world.target("b"), published.etag.clone(), 1, Attributes::default(), Box::new(|_| {}));
+    writeback.update_metadata(world.target("b").store, change("b", &published, Attributes::default()), Box::new(|_| {}));
     assert_eq!(writeback.cancel_metadata("bucket", "b").await, Some(Attributes::default()));
     writeback.drain(Duration::from_secs(5)).await;
     assert_eq!((done.load(Relaxed), world.store.count("Copy")), (1, 1));
