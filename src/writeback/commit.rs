@@ -187,14 +187,13 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool,
         Verdict::Retry
     };
     Ok(Judged::Theirs(match (theirs, entry.shared.config.on_conflict) {
-        // Theirs deleted: ours is created, where it is a whole.
-        (None, _) if snapshot.whole && matches!(snapshot.expect, Expect::Version(_)) => expect(Expect::NewFile),
+        // Theirs deleted: ours is created. What it kept of theirs has been copied or fetched by now.
+        (None, _) if matches!(snapshot.expect, Expect::Version(_)) => expect(Expect::NewFile),
         // A key that came and went: the same again.
-        (None, _) if snapshot.whole => {
+        (None, _) => {
             once_more(entry, refusal).await?;
             Verdict::Retry
         }
-        (None, _) => Verdict::Refused(Error::Stale),
         (Some(_), _) if snapshot.expect == Expect::Absent => Verdict::Refused(Error::Exists),
         (Some(_), OnConflict::Overwrite) => expect(Expect::Anything),
         (Some(_), OnConflict::Keep) if snapshot.whole => Verdict::Elsewhere(conflict_key(key, &host(), SystemTime::now())),

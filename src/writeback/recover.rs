@@ -1,6 +1,7 @@
 //! What an earlier run left in the spool: resumed where it was promised, kept where it was not.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +24,7 @@ const SKEW: Duration = Duration::from_secs(300);
 /// Takes every entry in; what was promised goes on in the background.
 pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dyn Account) {
     let mut stores: BTreeMap<String, Result<Arc<dyn Store>, S3Error>> = BTreeMap::new();
-    for Found { data, record_path, record } in found {
+    for Found { data, record_path, mut record } in found {
         if !stores.contains_key(&record.bucket) {
             stores.insert(record.bucket.clone(), account.bucket(&record.bucket).await);
         }
@@ -40,7 +41,6 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             }
             None => continue,
         };
-        let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
         let base_store = match &record.base {
             Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
             _ => Some(store.clone()),
@@ -53,6 +53,8 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
                 continue;
             }
         };
+        catch_up(&mut record, &file, &shared.boot);
+        let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
         let promised = promised(&record, &shared.boot);
         let intent = intent(&record, store, base_store, promised);
         let content = Content::restored(
@@ -69,7 +71,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
         }
         let shared = shared.clone();
         tokio::spawn(async move {
-            if worthless {
+            if worthless || !promised && is_published(&entry, &record).await {
                 clean_up(&entry, &record).await;
                 publish::discard(&entry).await;
             } else if promised {
@@ -90,6 +92,36 @@ fn promised(record: &Record, boot: &str) -> bool {
 
 fn intact(record: &Record, boot: &str) -> bool {
     record.durable || !boot.is_empty() && record.boot == boot
+}
+
+/// The record of a file that is being written is as old as its first write, or its last fsync. Under the same kernel all of a
+/// new file is there; where it changes an object, only the record tells its bytes from the object's.
+fn catch_up(record: &mut Record, file: &File, boot: &str) {
+    let same_kernel = !boot.is_empty() && record.boot == boot;
+    if record.phase != Phase::Writing || record.base.is_some() || !same_kernel {
+        return;
+    }
+    if let Ok(size) = file.metadata().map(|metadata| metadata.len()) {
+        record.size = size;
+        (record.local, record.dirty) = (std::iter::once(0..size).collect(), std::iter::once(0..size).collect());
+    }
+}
+
+/// S3 holds these very bytes under this name: its PUT was answered, and the process was killed before close() returned.
+async fn is_published(entry: &Arc<Entry>, record: &Record) -> bool {
+    if record.phase != Phase::Writing || record.held || record.poisoned || !record.local.covers(0..record.size) {
+        return false;
+    }
+    let store = entry.intent.lock().target.store.clone();
+    let Ok(head) = store.head(&record.key).await else { return false };
+    if head.size != record.size {
+        return false;
+    }
+    let range = 0..record.size;
+    let kind = store.capabilities().upload_checksum;
+    let same_checksum =
+        head.checksum.is_some() && transfer::checksum(&entry.file, range.clone(), kind).await.is_ok_and(|ours| ours == head.checksum);
+    same_checksum || commit::part_etag(entry, range).await.is_ok_and(|ours| ours.as_ref() == Some(&head.etag))
 }
 
 fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Store>>, promised: bool) -> Intent {

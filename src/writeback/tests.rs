@@ -68,17 +68,16 @@ impl World {
 
     /// Opens an object that is there, without O_TRUNC.
     pub async fn existing(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
+        let etag = self.store.object(key).unwrap().etag;
+        let reader = StoreReader { store: self.store.clone(), key: key.into(), etag: etag.clone() };
+        let base = self.base(key, Arc::new(reader));
+        writeback.stage(self.target(key), Expect::Version(etag), Some(base), Attributes::default()).await.unwrap()
+    }
+
+    /// The object as a base whose bytes come from `reader`.
+    pub fn base(&self, key: &str, reader: Arc<dyn BaseReader>) -> Base {
         let object = self.store.object(key).unwrap();
-        let reader = Arc::new(StoreReader { store: self.store.clone(), key: key.into(), etag: object.etag.clone() });
-        let base = Base {
-            bucket: "bucket".into(),
-            key: key.into(),
-            etag: object.etag.clone(),
-            size: object.bytes.len() as u64,
-            version_id: None,
-            reader,
-        };
-        writeback.stage(self.target(key), Expect::Version(object.etag), Some(base), Attributes::default()).await.unwrap()
+        Base { bucket: "bucket".into(), key: key.into(), etag: object.etag, size: object.bytes.len() as u64, version_id: None, reader }
     }
 
     pub fn bytes(&self, key: &str) -> Bytes {

@@ -176,33 +176,90 @@ fn change(key: &str, published: &Published, attributes: Attributes) -> MetadataC
     MetadataChange { bucket, key: key.into(), etag, size, last_modified, attributes }
 }
 
+#[test]
+fn metadata_that_waits_outlives_the_process() {
+    let world = crash(World::new(), |world| async move {
+        let first = world.open().await;
+        let staged = world.new_file(&first, "a").await;
+        staged.write(0, Bytes::from_static(b"x")).await.unwrap();
+        let published = staged.publish().await.unwrap().unwrap();
+        let mut attributes = Attributes::default();
+        for mtime in ["1", "2"] {
+            attributes.metadata.insert("mtime".into(), mtime.into());
+            first.update_metadata(world.target("a").store, change("a", &published, attributes.clone()), Box::new(|_| {}));
+            first.metadata_recorded("bucket", "a").await;
+        }
+        // The runtime ends before the copy is due.
+    });
+    run(async {
+        let writeback = world.open().await;
+        let mut found = writeback.unsent_metadata().await;
+        assert_eq!((found.len(), found[0].what.attributes.metadata["mtime"].as_str()), (1, "2"));
+        let change = found[0].what.clone();
+        writeback.update_metadata(world.target("a").store, change, Box::new(|_| {}));
+        writeback.metadata_recorded("bucket", "a").await;
+        found.remove(0).forget().await;
+        writeback.drain(Duration::from_secs(5)).await;
+        assert_eq!(world.store.object("a").unwrap().metadata["mtime"], "2");
+        assert!(world.files().iter().all(|file| !file.ends_with("metadata")), "what was sent is forgotten");
+    });
+}
+
+#[test]
+fn a_published_file_whose_process_died_before_close_returned_is_not_left_over() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        for (key, theirs) in [("same", "0123456789"), ("other", "012345678X"), ("none", "")] {
+            let staged = world.new_file(&writeback, key).await;
+            staged.write(0, Bytes::from_static(b"01234")).await.unwrap();
+            staged.write(5, Bytes::from_static(b"56789")).await.unwrap();
+            if !theirs.is_empty() {
+                world.store.put_bytes(key, theirs);
+            }
+        }
+    });
+    run(async {
+        let writeback = world.open().await;
+        until(|| writeback.status().len() == 2).await;
+        let status = writeback.status();
+        assert!(status.iter().all(|entry| entry.key != "same" && entry.size == 10 && entry.phase == Phase::Writing), "{status:?}");
+        assert_eq!((world.bytes("same"), world.bytes("other")), (Bytes::from("0123456789"), Bytes::from("012345678X")));
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn metadata_that_waits_outlives_the_process() {
-    let world = World::new();
-    let first = world.open().await;
-    let staged = world.new_file(&first, "a").await;
-    staged.write(0, Bytes::from_static(b"x")).await.unwrap();
-    let published = staged.publish().await.unwrap().unwrap();
-    let mut attributes = Attributes::default();
-    for mtime in ["1", "2"] {
-        attributes.metadata.insert("mtime".into(), mtime.into());
-        first.update_metadata(world.target("a").store, change("a", &published, attributes.clone()), Box::new(|_| {}));
-        first.metadata_recorded("bucket", "a").await;
+async fn what_a_deleted_object_was_changed_into_is_created() {
+    for (len, cached) in [(5, true), (20 * MIB, true), (20 * MIB, false)] {
+        let world = World::new();
+        let writeback = world.open().await;
+        world.store.put_bytes("o", pattern(len, 0));
+        let staged = world.existing(&writeback, "o").await;
+        if cached {
+            // As the cache has them: without asking the store.
+            staged.rebase(&world.store.object("o").unwrap().etag, world.base("o", Arc::new(InMemory(pattern(len, 0)))));
+        }
+        staged.write(1, Bytes::from_static(b"x")).await.unwrap();
+        world.store.inner.lock().objects.remove("o");
+        let result = staged.publish().await;
+        let mut expected = pattern(len, 0).to_vec();
+        expected[1] = b'x';
+        match cached {
+            true => assert!(result.unwrap().is_some() && world.bytes("o") == expected),
+            // Bytes that nobody has any more are not made up.
+            false => assert!(matches!(result, Err(Error::Stale)) && world.store.object("o").is_none()),
+        }
+        until(|| world.nothing_pending()).await;
     }
-    // What is on disk now is what a killed process leaves: as another mount finds it.
-    let left = tempfile::tempdir().unwrap();
-    let own = std::fs::read_dir(world.config().dir).unwrap().flatten().next().unwrap().path();
-    let files = || std::fs::read_dir(&own).unwrap().flatten().map(|file| file.path());
-    std::fs::create_dir(left.path().join("own")).unwrap();
-    for file in files() {
-        // What is being forgotten at this moment may go meanwhile.
-        let _ = std::fs::copy(&file, left.path().join("own").join(file.file_name().unwrap()));
+}
+
+/// Base bytes that are at hand.
+struct InMemory(Bytes);
+
+#[async_trait]
+impl BaseReader for InMemory {
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError> {
+        Ok(self.0.slice(offset as usize..(offset as usize + len).min(self.0.len())))
     }
-    let second = world.open_with(|config| config.dir = left.path().into()).await;
-    let found = second.unsent_metadata().await;
-    assert_eq!(found.iter().map(|journalled| &journalled.what).collect::<Vec<_>>(), [&change("a", &published, attributes)]);
-    first.drain(Duration::from_secs(5)).await;
-    assert!(files().all(|file| file.extension().is_none_or(|extension| extension != "metadata")), "what was sent is forgotten");
 }
 
 #[tokio::test(flavor = "multi_thread")]

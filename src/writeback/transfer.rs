@@ -29,8 +29,10 @@ const FETCH: u64 = 1 << 20;
 pub(crate) enum Trouble {
     /// The store's answer, or none.
     S3(S3Error),
-    /// The base is another version now, or gone.
+    /// The base is another version now, or its bytes cannot be had any more.
     Stale,
+    /// The base was deleted, and cannot be copied from inside the store.
+    Gone,
     /// The spool failed.
     Local(Error),
 }
@@ -50,7 +52,7 @@ impl From<Trouble> for Error {
         match trouble {
             Trouble::S3(error) if error.kind == ErrorKind::TooLarge => Error::TooLarge,
             Trouble::S3(error) => Error::S3(error),
-            Trouble::Stale => Error::Stale,
+            Trouble::Stale | Trouble::Gone => Error::Stale,
             Trouble::Local(error) => error,
         }
     }
@@ -302,11 +304,14 @@ pub(crate) async fn part(
             if_match: Some(base.etag.clone()),
             version_id: base.version_id.clone(),
         };
-        let part =
-            store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await.map_err(|error| match error.kind {
-                ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => Trouble::Stale,
-                _ => Trouble::S3(error),
-            })?;
+        let part = match store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await {
+            Ok(part) => part,
+            Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => {
+                let gone = store.head(&base.key).await.is_err_and(|error| error.kind == ErrorKind::NoSuchKey);
+                return Err(if gone { Trouble::Gone } else { Trouble::Stale });
+            }
+            Err(error) => return Err(Trouble::S3(error)),
+        };
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
         return Ok(SentPart { etag: part.etag, checksum: None });
