@@ -13,6 +13,7 @@ use super::client::Core;
 use super::endpoint::BucketName;
 use super::operation::Operation;
 use super::request::{Call, Place};
+use super::upload::Marker;
 use super::{
     Capabilities, Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ListPage,
     ListRequest, ObjectHead, Part, PendingUpload, PutOptions, PutOutcome, Result, S3Error, Source, Store,
@@ -32,7 +33,7 @@ pub struct Bucket {
     /// The bucket has ACLs off (or blocks public ones): said once, none sent again.
     pub(super) acl_off: AtomicBool,
     /// A directory marker that exists, for the probe of conditional writes.
-    pub(super) marker: parking_lot::Mutex<Option<String>>,
+    pub(super) marker: parking_lot::Mutex<Option<Marker>>,
     pub(super) probe: tokio::sync::Mutex<()>,
 }
 
@@ -180,10 +181,14 @@ impl Store for Bucket {
     }
 
     async fn delete(&self, key: &str, if_match: Option<ETag>) -> Result<()> {
+        self.spare_marker(key).await;
         self.delete_key(key, if_match).await
     }
 
     async fn delete_many(&self, keys: &[(String, Option<ETag>)]) -> Result<Vec<(String, S3Error)>> {
+        for (key, _) in keys {
+            self.spare_marker(key).await;
+        }
         self.delete_keys(keys).await
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +20,17 @@ use super::{
 };
 use crate::aws::encode;
 use crate::aws::retry::Class;
+
+/// What is in a marker that this client wrote so lately needs no HEAD.
+const JUST_WRITTEN: Duration = Duration::from_secs(5);
+
+/// A directory marker that exists.
+#[derive(Clone)]
+pub(super) struct Marker {
+    key: String,
+    /// What this client wrote it with, and when.
+    ours: Option<(PutOptions, Instant)>,
+}
 
 /// What a request carries that the store may refuse.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,7 +130,7 @@ impl Bucket {
         if self.capabilities.lock().conditional_writes.is_none()
             && let Some(marker) = page.entries.iter().find(|entry| entry.size == 0 && entry.key.ends_with('/'))
         {
-            self.marker.lock().get_or_insert_with(|| marker.key.clone());
+            self.marker.lock().get_or_insert_with(|| Marker { key: marker.key.clone(), ours: None });
         }
     }
 
@@ -131,18 +142,25 @@ impl Bucket {
         }
         let _one = self.probe.lock().await;
         let Some(marker) = self.marker.lock().clone() else { return };
-        let Ok(head) = self.head_object(&marker).await else {
-            *self.marker.lock() = None;
-            return;
+        let options = match marker.ours.filter(|(_, written)| written.elapsed() < JUST_WRITTEN) {
+            Some((options, _)) => options,
+            None => {
+                let Ok(head) = self.head_object(&marker.key).await else {
+                    *self.marker.lock() = None;
+                    return;
+                };
+                if head.size != 0 {
+                    return;
+                }
+                PutOptions { headers: head.headers, metadata: head.metadata, storage_class: head.storage_class, ..PutOptions::default() }
+            }
         };
-        if self.capabilities.lock().conditional_writes.is_some() || head.size != 0 {
+        if self.capabilities.lock().conditional_writes.is_some() {
             return;
         }
-        let options =
-            PutOptions { headers: head.headers, metadata: head.metadata, storage_class: head.storage_class, ..PutOptions::default() };
         let with = Extras { condition: true, ..Extras::default() };
         let empty: Arc<dyn Source> = Arc::new(Bytes::new());
-        let Ok(call) = self.put_call(&marker, &empty, &options, &with, Some(&Condition::Absent)) else { return };
+        let Ok(call) = self.put_call(&marker.key, &empty, &options, &with, Some(&Condition::Absent)) else { return };
         match self.core.whole(&self.place, &call).await {
             Ok(_) => self.conditions(false),
             Err(refusal) => match refusal.error.kind {
@@ -150,6 +168,14 @@ impl Bucket {
                 ErrorKind::NotImplemented | ErrorKind::InvalidRequest => self.conditions(false),
                 _ => {}
             },
+        }
+    }
+
+    /// Before a key is deleted: a probe must not bring a marker back.
+    pub(super) async fn spare_marker(&self, key: &str) {
+        if key.ends_with('/') {
+            let _probe = self.probe.lock().await;
+            self.marker.lock().take_if(|marker| marker.key == key);
         }
     }
 
@@ -228,7 +254,8 @@ impl Bucket {
                 Ok(answer) => {
                     self.settled(&with);
                     if body.is_empty() && key.ends_with('/') && self.capabilities.lock().conditional_writes.is_none() {
-                        self.marker.lock().get_or_insert_with(|| key.to_owned());
+                        let ours = PutOptions { condition: None, checksum: None, ..options.clone() };
+                        *self.marker.lock() = Some(Marker { key: key.to_owned(), ours: Some((ours, Instant::now())) });
                     }
                     let etag = self.etag(&call, &answer.headers)?;
                     self.agrees(&call, &answer.headers, &etag, options.checksum.as_ref())?;

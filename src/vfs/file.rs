@@ -160,6 +160,9 @@ impl Vfs {
 
     /// Takes a HEAD's news into the node.
     pub(super) async fn learn(&self, ino: Ino, place: &Place, head: ObjectHead) -> Result<Object> {
+        if self.is_link(&head) && self.kind(ino)? == Kind::File {
+            return Err(self.turn_into_link(ino, place, head));
+        }
         let tags = if head.tag_count > 0 { place.store.get_tags(&place.key).await? } else { Vec::new() };
         let decoded = attr::decode(&head.metadata);
         let attributes =

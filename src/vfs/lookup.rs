@@ -228,17 +228,12 @@ impl Vfs {
     /// The inode of an object whose HEAD was seen.
     pub(super) fn adopt_head(&self, parent: Ino, name: OsString, segment: &str, place: &Place, head: ObjectHead) -> Result<Ino> {
         let decoded = attr::decode(&head.metadata);
-        let kind = if decoded.symlink && self.config.symlinks && head.size <= LINK_MAX { Kind::Symlink } else { Kind::File };
-        if kind == Kind::File {
-            self.remember_object(place, &head, &decoded);
-        }
+        let kind = if self.is_link(&head) { Kind::Symlink } else { Kind::File };
+        let row = Row::of(head.etag.clone(), &decoded, head.last_modified);
+        // Where a link points is asked for when somebody wants to know.
+        let target = (kind == Kind::Symlink).then(Vec::new);
+        self.memory.put(place.store.bucket(), &place.key, Row { target, ..row });
         Ok(self.take_object(parent, name, segment, kind, object_of(head), Some(decoded), None, Instant::now()))
-    }
-
-    /// What a HEAD said, kept for the listings to come.
-    fn remember_object(&self, place: &Place, head: &ObjectHead, decoded: &Decoded) {
-        let row = Row::of(head.etag.clone(), decoded, head.last_modified);
-        self.memory.put(place.store.bucket(), &place.key, row);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -278,7 +273,7 @@ impl Vfs {
             let known = node.object.take().filter(|_| same);
             let attributes = object.attributes.clone().or(known.and_then(|known| known.attributes));
             node.object = Some(Object { attributes, ..object.clone() });
-            if let Some(target) = &target {
+            if let Some(target) = target.as_ref().filter(|target| !target.is_empty()) {
                 node.target = Some(target.as_slice().into());
             }
         })

@@ -131,16 +131,8 @@ impl Vfs {
                 Err(error) => return Err(error.into()),
             },
         };
-        if attr::decode(&head.metadata).symlink && self.config.symlinks && head.size <= super::lookup::LINK_MAX {
-            let (parent, name, segment) = {
-                let mut table = self.table.lock();
-                let node = table.get(ino).ok_or(Error::Stale)?;
-                let named = (node.parent, node.name.clone(), node.segment.clone());
-                table.unlink(named.0, &named.1);
-                named
-            };
-            self.adopt_head(parent, name, &segment, &place, head)?;
-            return Err(Error::Stale);
+        if self.is_link(&head) {
+            return Err(self.turn_into_link(ino, &place, head));
         }
         let mut table = self.table.lock();
         let decoded = attr::decode(&head.metadata);
@@ -198,6 +190,18 @@ impl Vfs {
 
     /// A GET told what no listing does: owner, mode and times of an object that others wrote.
     fn note(&self, ino: Ino, head: &ObjectHead) {
+        let news = {
+            let table = self.table.lock();
+            let object = table.get(ino).and_then(|node| node.object.as_ref());
+            object.is_some_and(|object| !object.decoded && object.etag == head.etag)
+        };
+        if news && self.is_link(head) {
+            // Who has it open reads on: the name is a link from now on.
+            if let Ok(place) = self.place(ino) {
+                self.turn_into_link(ino, &place, head.clone());
+            }
+            return;
+        }
         let row = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };

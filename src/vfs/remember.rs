@@ -35,7 +35,7 @@ pub struct Row {
     pub atime: Option<SystemTime>,
     /// Change.
     pub ctime: Option<SystemTime>,
-    /// A symbolic link and where it points.
+    /// A symbolic link and where it points; empty where nobody has asked yet.
     pub target: Option<Vec<u8>>,
     /// The store's time of our last write (or of the answer that told us).
     pub written: SystemTime,

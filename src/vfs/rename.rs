@@ -223,22 +223,28 @@ impl Vfs {
     /// EBUSY where somebody else has changed what the rename would replace since it was seen here (semantics 12): theirs stays,
     /// and ours under its old name. Not ESTALE: the kernel would look again and rename over theirs by itself. Asked for, because
     /// not every store honours a condition on CopyObject.
+    /// EEXIST of RENAME_NOREPLACE likewise is what the store says, not what was listed.
     async fn require_unchanged(&self, step: &Move) -> Result<()> {
-        let Some(over) = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone())) else {
+        let over = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone()));
+        if over.is_none() && !step.exclusive {
             return Ok(());
-        };
-        match step.target.store.head(&step.target.key).await {
-            Ok(head) if head.etag != over.etag => {
-                tracing::warn!("{}: not renamed: {} was changed by somebody else meanwhile", step.source.key, step.target.key);
-                self.table.lock().unlink(step.to.0, &step.to.1);
-                if let Some(dir) = self.table.lock().dir_mut(step.to.0) {
-                    dir.listing = None;
-                }
-                Err(Error::Busy)
-            }
-            Err(error) if error.kind != ErrorKind::NoSuchKey => Err(error.into()),
-            _ => Ok(()),
         }
+        let refusal = match (step.target.store.head(&step.target.key).await, over) {
+            (Ok(_), None) => Error::Exists,
+            (Ok(head), Some(over)) if head.etag != over.etag => Error::Busy,
+            (Err(error), _) if error.kind != ErrorKind::NoSuchKey => return Err(error.into()),
+            _ => return Ok(()),
+        };
+        tracing::warn!("{}: not renamed: {} was made or changed by somebody else meanwhile", step.source.key, step.target.key);
+        let mut table = self.table.lock();
+        if refusal == Error::Busy {
+            table.unlink(step.to.0, &step.to.1);
+        }
+        if let Some(dir) = table.dir_mut(step.to.0) {
+            dir.listing = None;
+            dir.absent.clear();
+        }
+        Err(refusal)
     }
 
     /// The node is the copy from now on.
@@ -343,6 +349,13 @@ impl Vfs {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        if step.exclusive {
+            let below = ListRequest { prefix: destination.key.clone(), max_keys: Some(1), ..ListRequest::default() };
+            let page = self.within(async { Ok(destination.store.list(below).await?) }).await?;
+            if !page.entries.is_empty() {
+                return Err(Error::Exists);
+            }
+        }
         self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let objects = self.list_tree(source).await?;
         let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
@@ -446,7 +459,7 @@ impl Vfs {
             }
         };
         let mut wanted = current.clone();
-        if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()) {
+        if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()).filter(|link| !link.is_empty()) {
             wanted.headers.website_redirect = self.redirect_of(&target.key, link);
         }
         let outcome = self.copy(&source, &target, &object, &current, &wanted).await?;

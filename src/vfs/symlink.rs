@@ -8,14 +8,14 @@ use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha1::{Digest, Sha1};
 
-use super::attr::Kind;
+use super::attr::{self, Kind};
 use super::create::owner_of;
 use super::error::{Error, Result};
 use super::file::row_of;
 use super::inode::{Node, Object, Place};
 use super::lookup::LINK_MAX;
 use super::{Caller, Entry, Ino, Vfs};
-use crate::s3::{Checksum, PutOptions};
+use crate::s3::{Checksum, ObjectHead, PutOptions};
 use crate::writeback::Attributes;
 
 /// RFC 3986's unreserved characters and the slash stay as they are in a redirect.
@@ -91,6 +91,30 @@ impl Vfs {
             }
         }
         Ok(target.to_vec())
+    }
+
+    /// Metadata says that the object is a link, and it can be one.
+    pub(super) fn is_link(&self, head: &ObjectHead) -> bool {
+        self.config.symlinks && head.size <= LINK_MAX && attr::decode(&head.metadata).symlink
+    }
+
+    /// What a listing showed as a file is a link: the name gets a new inode. ESTALE makes the kernel look it up again.
+    pub(super) fn turn_into_link(&self, ino: Ino, place: &Place, head: ObjectHead) -> Error {
+        let named = {
+            let mut table = self.table.lock();
+            let named = table.get(ino).filter(|node| node.linked).map(|node| (node.parent, node.name.clone(), node.segment.clone()));
+            if let Some((parent, name, _)) = &named {
+                table.unlink(*parent, name);
+            }
+            named
+        };
+        if let Some((parent, name, segment)) = named {
+            self.tell(|notify| notify.invalidate_entry(parent, &name));
+            if let Err(error) = self.adopt_head(parent, name, &segment, place, head) {
+                return error;
+            }
+        }
+        Error::Stale
     }
 
     /// Where a website endpoint is sent for a link, when its target lies in the same bucket: `/key`.

@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+
 use crate::support::double::Object;
-use crate::support::files::{self, sh};
+use crate::support::files::{self, errno, sh};
 use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
@@ -73,6 +75,30 @@ on_every_store! {
         assert!(!stage.path("dangling").exists());
     }
 
+    /// "Where a store does not list it, another machine sees a small text file until a HEAD or GET answer shows the mode; from then on a link."
+    fn links_that_no_listing_marks(store) {
+        store.put("target", "content");
+        for (link, to) in [("link", "target"), ("dangling", "nowhere"), ("looked-at", "target")] {
+            store.put_with(link, to, &[("mode", "41471")]);
+        }
+        let mut stage = Stage::new(store);
+        assert_eq!(files::names(stage.dir()), ["dangling", "link", "looked-at", "target"]);
+        let link = |name: &str| stage.path(name).symlink_metadata().unwrap().is_symlink();
+        // The first open is answered by what was listed a moment ago, and its GET tells.
+        assert_eq!(fs::read(stage.path("link")).unwrap(), b"target");
+        stage.store.eventually("it is a link from then on", |_| link("link"));
+        assert_eq!(fs::read(stage.path("link")).unwrap(), b"content");
+        std::thread::sleep(Duration::from_millis(1100));
+        // Any other open asks first.
+        assert_eq!(fs::read(stage.path("looked-at")).unwrap(), b"content");
+        assert_eq!(errno(fs::read(stage.path("dangling"))), Errno::ENOENT);
+        assert!(link("looked-at") && link("dangling"));
+        stage.mount.command().args(["refresh"]).arg(stage.dir()).status().unwrap();
+        assert!(link("looked-at") && link("dangling"), "after another listing");
+        stage.mount.remount();
+        assert!(["link", "dangling", "looked-at"].iter().all(|name| stage.path(name).symlink_metadata().unwrap().is_symlink()));
+    }
+
     /// "statfs says 1 PiB free"
     fn statfs_has_room(store) {
         let stage = Stage::new(store);
@@ -130,6 +156,15 @@ on_every_store! {
             fs::read(stage.path("f")).unwrap();
             sh(stage.dir(), "stat -c %a f").trim() == "755"
         });
+    }
+
+    /// What a truncation, a write and a preallocation leave of set-user-ID is what they leave of it on a local disk: root keeps it.
+    fn privileges_after_a_change(store) {
+        let stage = Stage::new(store);
+        let local = tempfile::tempdir().unwrap();
+        let script = "for how in 'truncate -s 1' 'fallocate -l 9' 'truncate -s 0' 'tee' 'chown $(id -u)'; do
+            printf content > f; chmod 6755 f; sh -c \"$how f\" < /dev/null; stat -c \"$how %a\" f; rm f; done";
+        assert_eq!(sh(stage.dir(), script), sh(local.path(), script));
     }
 
     /// The time of a file that others wrote is the store's.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags};
 
 use crate::support::double::{Fault, Object, When};
 use crate::support::files::{self, close, errno, noise};
@@ -393,4 +394,25 @@ fn a_rename_over_a_changed_target_is_refused() {
     assert_eq!(fs::read(stage.path("target")).unwrap(), b"theirs");
     fs::rename(stage.path("ours"), stage.path("target")).unwrap();
     assert_eq!(stage.store.bytes("target"), "ours");
+}
+
+/// renameat2(2), RENAME_NOREPLACE: what somebody else has made since the directory was listed is not replaced either.
+#[test]
+fn a_rename_without_replacing_asks_the_store() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    files::write(&stage.path("ours"), b"ours").unwrap();
+    std::fs::create_dir(stage.path("dir")).unwrap();
+    assert_eq!(files::names(stage.dir()), ["dir", "ours"]);
+    stage.double().put_object(BUCKET, "target", Object::new("theirs"));
+    stage.double().put_object(BUCKET, "there/x", Object::new("theirs"));
+    for (from, to) in [("ours", "target"), ("dir", "there")] {
+        let (from, to) = (stage.path(from), stage.path(to));
+        let renamed = nix::fcntl::renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE);
+        assert_eq!(renamed, Err(Errno::EEXIST), "{}", to.display());
+        assert!(from.exists());
+    }
+    assert_eq!((stage.store.bytes("ours"), stage.store.bytes("target")), ("ours".into(), "theirs".into()));
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::s3::multipart::copy_object;
-use crate::s3::{Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, Part, PutOptions};
+use crate::s3::{
+    Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, ListRequest, Metadata, ObjectHead, Part, PutOptions,
+};
 
 fn body() -> Arc<Bytes> {
     Arc::new(Bytes::from_static(b"hello"))
@@ -99,22 +101,49 @@ async fn a_refusal_after_a_lost_answer_may_be_our_own_success() {
 
 #[tokio::test]
 async fn conditions_are_probed_on_a_marker() {
-    let server = Server::start(|_, seen| {
-        if seen.line.starts_with("HEAD") {
-            return reply("200 OK", &[("etag", "e"), ("x-amz-meta-mode", "16877")], "");
+    let page = "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>d/</Key><Size>0</Size><ETag>e</ETag>\
+        <LastModified>2026-01-01T00:00:00Z</LastModified></Contents></ListBucketResult>";
+    let mode = [("etag", "e"), ("x-amz-meta-mode", "16877")];
+    // Of a marker that was listed a HEAD tells what is in it; of one that was just made, the maker knows.
+    for listed in [true, false] {
+        let server = Server::start(move |_, seen| match seen.line.split(' ').next() {
+            Some("HEAD") => reply("200 OK", &mode, ""),
+            Some("GET") => reply("200 OK", &[], page),
+            _ => reply("200 OK", &[("etag", "e")], ""),
+        })
+        .await;
+        let store = server.bucket(|_| {});
+        let metadata = Metadata::from([("mode".to_owned(), "16877".to_owned())]);
+        if listed {
+            store.list(ListRequest::default()).await.unwrap();
+        } else {
+            store.put("d/", Arc::new(Bytes::new()), PutOptions { metadata, ..Default::default() }).await.unwrap();
         }
-        reply("200 OK", &[("etag", "e")], "")
+        store.put("k", body(), PutOptions { condition: Some(Condition::Absent), ..Default::default() }).await.unwrap();
+        assert_eq!(store.capabilities().conditional_writes, Some(false));
+        let lines: Vec<String> = (1..server.count()).map(|index| server.request(index).line).collect();
+        let (probe, asked) =
+            if listed { (2, ["HEAD /b/d/", "PUT /b/d/", "PUT /b/k"].as_slice()) } else { (1, ["PUT /b/d/", "PUT /b/k"].as_slice()) };
+        assert_eq!(lines, asked);
+        assert_eq!(server.request(probe).header("if-none-match"), Some("*"));
+        assert_eq!(server.request(probe).header("x-amz-meta-mode"), Some("16877"));
+        assert_eq!(server.request(probe + 1).header("if-none-match"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_marker_is_not_probed_back() {
+    let server = Server::start(|_, seen| match seen.line.starts_with("DELETE") {
+        true => reply("204 No Content", &[], ""),
+        false => reply("200 OK", &[("etag", "e")], ""),
     })
     .await;
     let store = server.bucket(|_| {});
     store.put("d/", Arc::new(Bytes::new()), PutOptions::default()).await.unwrap();
+    store.delete("d/", None).await.unwrap();
     store.put("k", body(), PutOptions { condition: Some(Condition::Absent), ..Default::default() }).await.unwrap();
-    assert_eq!(store.capabilities().conditional_writes, Some(false));
     let lines: Vec<String> = (0..server.count()).map(|index| server.request(index).line).collect();
-    assert_eq!(lines, ["PUT /b/d/", "HEAD /b/d/", "PUT /b/d/", "PUT /b/k"]);
-    assert_eq!(server.request(2).header("if-none-match"), Some("*"));
-    assert_eq!(server.request(2).header("x-amz-meta-mode"), Some("16877"));
-    assert_eq!(server.request(3).header("if-none-match"), None);
+    assert_eq!(lines, ["PUT /b/d/", "DELETE /b/d/", "PUT /b/k"]);
 }
 
 #[tokio::test]
