@@ -51,6 +51,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod fuse;
+pub mod glob;
 pub mod mount;
 pub mod publish;
 pub mod ranges;

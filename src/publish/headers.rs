@@ -15,7 +15,8 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{content_type, glob};
+use super::content_type;
+use crate::glob;
 use crate::s3::ObjectHeaders;
 
 /// Why a rules file cannot be used: one line with file and line number.

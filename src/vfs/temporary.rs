@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Ino, process};
+use crate::glob::{self, matches_key};
 
 /// Names that desktops look for in every directory: absent without a request, unless a listing holds them (semantics 21).
 const PROBES: &[&str] =
@@ -64,15 +65,11 @@ impl Opens {
 
 /// The mount's list of temporary names.
 pub struct TemporaryNames {
-    patterns: Vec<Pattern>,
-}
-
-struct Pattern {
-    text: String,
+    patterns: Vec<String>,
 }
 
 impl TemporaryNames {
-    /// From the glob patterns of `ignore=`: `*` any run, `?` one character.
+    /// From the glob patterns of `ignore=`.
     pub fn new(patterns: &[String]) -> io::Result<Self> {
         let check = |pattern: &String| {
             if pattern.is_empty() || pattern.contains('/') {
@@ -81,7 +78,8 @@ impl TemporaryNames {
                     format!("ignore={pattern}: a pattern is matched against one name: not empty, no slash"),
                 ));
             }
-            Ok(Pattern { text: pattern.clone() })
+            let wrong = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("ignore={pattern}: {why}"));
+            glob::check(pattern).map(|()| pattern.clone()).map_err(wrong)
         };
         Ok(Self { patterns: patterns.iter().map(check).collect::<io::Result<_>>()? })
     }
@@ -90,8 +88,8 @@ impl TemporaryNames {
     pub fn classify(&self, name: &OsStr, pid: u32) -> Option<Temporary> {
         let name = name.to_str()?;
         let by = |programs: &[&str]| process::program(pid).iter().any(|program| programs.iter().any(|known| program.starts_with(known)));
-        let matching = self.patterns.iter().filter(|pattern| glob(pattern.text.as_bytes(), name.as_bytes()));
-        matching.map(|pattern| pattern.text.as_str()).find_map(|pattern| match pattern {
+        let mut matching = self.patterns.iter().filter(|pattern| matches_key(pattern, name));
+        matching.find_map(|pattern| match pattern.as_str() {
             RSYNC_NAMES => {
                 let leads_to = rsync_target(name).filter(|_| by(RSYNC))?;
                 Some(Temporary { eager: false, leads_to: Some(leads_to.to_owned()) })
@@ -117,22 +115,13 @@ impl TemporaryNames {
 
 /// A temporary name that ends with the mount.
 pub fn is_junk(name: &str) -> bool {
-    JUNK.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+    JUNK.iter().any(|pattern| matches_key(pattern, name))
 }
 
 /// `.NAME.XXXXXX`, as rsync writes it.
 fn rsync_target(name: &str) -> Option<&str> {
     let (target, random) = name.strip_prefix('.')?.rsplit_once('.')?;
     (!target.is_empty() && random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric())).then_some(target)
-}
-
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => text.is_empty(),
-        Some((b'*', rest)) => (0..=text.len()).any(|at| glob(rest, &text[at..])),
-        Some((b'?', rest)) => text.split_first().is_some_and(|(_, text)| glob(rest, text)),
-        Some((byte, rest)) => text.split_first().is_some_and(|(first, text)| first == byte && glob(rest, text)),
-    }
 }
 
 #[cfg(test)]
@@ -152,7 +141,7 @@ mod tests {
         assert_eq!(classify("setup.part"), None, "this program is no file manager");
         assert_eq!(classify(".setup.exe.aB3dE6"), None, "nor rsync");
         assert_eq!(rsync_target(".setup.exe.aB3dE6"), Some("setup.exe"));
-        assert!(TemporaryNames::new(&["a/b".into()]).is_err());
+        assert!(TemporaryNames::new(&["a/b".into()]).is_err() && TemporaryNames::new(&["[a".into()]).is_err());
         assert!(is_junk("._x") && is_junk(".~lock.a.odt#") && !is_junk(".goutputstream-AB12"));
     }
 

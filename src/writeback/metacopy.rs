@@ -39,14 +39,14 @@ enum Recorded {
     NotYet,
     /// The spool could not take it: it is sent all the same.
     Never,
-    Yes(Journalled<MetadataChange>),
+    Yes(Box<Journalled<MetadataChange>>),
 }
 
 impl Job {
     /// Its record, which stays on disk until it is forgotten.
     fn take_record(&mut self) -> Option<Journalled<MetadataChange>> {
         match std::mem::replace(&mut self.record, Recorded::NotYet) {
-            Recorded::Yes(journalled) => Some(journalled),
+            Recorded::Yes(journalled) => Some(*journalled),
             Recorded::NotYet | Recorded::Never => None,
         }
     }
@@ -231,13 +231,16 @@ async fn record(shared: &Arc<Shared>, name: &(String, String)) {
                 tracing::warn!("metadata of s3://{}/{} is not recorded before it is sent: {error}", name.0, name.1);
                 Recorded::Never
             },
-            Recorded::Yes,
+            |journalled| Recorded::Yes(Box::new(journalled)),
         );
         let mut inner = copies.slots.lock();
         if let Some(slot) = inner.slots.get_mut(name) {
             match &mut slot.next {
                 Some(job) if job.request.change == change => job.record = record,
-                _ => slot.outdated.extend(Some(record).and_then(|record| if let Recorded::Yes(it) = record { Some(it) } else { None })),
+                _ => slot.outdated.extend(match record {
+                    Recorded::Yes(journalled) => Some(*journalled),
+                    Recorded::NotYet | Recorded::Never => None,
+                }),
             }
         }
         drop(inner);

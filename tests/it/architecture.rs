@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 /// What each layer may import of its own crate; modules that are not named here stand above all of them.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ranges", &[]),
+    ("glob", &[]),
     ("aws", &[]),
     ("s3", &["aws"]),
     ("cache", &["s3", "ranges"]),
     ("writeback", &["s3", "ranges"]),
-    ("publish", &["aws", "s3", "writeback"]),
-    ("vfs", &["cache", "writeback", "s3", "ranges"]),
+    ("publish", &["aws", "s3", "writeback", "glob"]),
+    ("vfs", &["cache", "writeback", "s3", "ranges", "glob"]),
     ("fuse", &["vfs"]),
 ];
 

@@ -1,4 +1,4 @@
-//! File name patterns of header rules: `*` and `?` within a name, `**` across names, `[a-z]`, `[!a-z]`.
+//! File name patterns, of header rules and of temporary names: `*` and `?` within a name, `**` across names, `[a-z]`, `[!a-z]`.
 
 /// True when the whole text matches. A pattern without `/` is matched against the last component of a key.
 pub fn matches_key(pattern: &str, key: &str) -> bool {
