@@ -66,12 +66,17 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
         std::thread::sleep(Duration::from_millis(10));
     }
     // Whoever mounts again right away wants spool and cache unlocked: they are when the process has ended.
-    let process = Path::new("/proc").join(pid.to_string());
     let deadline = Instant::now() + PROCESS_ENDED;
-    while pid != std::process::id() && process.exists() && Instant::now() < deadline {
+    while pid != std::process::id() && runs(pid) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(left)
+}
+
+/// False once the process has ended, though nobody may have reaped it yet (proc_pid_stat(5): the state follows the name).
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Asks on one connection and watches on another.
@@ -111,4 +116,24 @@ fn watch(mountpoint: &Path, done: &AtomicBool) {
         std::thread::sleep(POLL);
     }
     bar.finish_and_clear();
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_nobody_reaped_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(runs(std::process::id()) && runs(child.id()));
+        child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs(child.id()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!runs(child.id()) && Path::new("/proc").join(child.id().to_string()).exists());
+        child.wait().unwrap();
+        assert!(!runs(child.id()));
+    }
 }
