@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use clap::ArgMatches;
 
 use super::commands;
 use crate::config::{Environment, Source, resolve, values};
 use crate::control::{self, Client, Request, Response};
 use crate::publish::links;
+use crate::s3::explain::explain;
 
 /// SigV4 signs for seven days at most.
 const LONGEST_SECONDS: u64 = 604_800;
@@ -46,7 +47,7 @@ fn of_object(rest: &str, expires_seconds: u64, matches: &ArgMatches) -> anyhow::
     let source = Source::parse(bucket)?;
     let client = resolve::client_of(&commands::arguments(matches), &source, &Environment::of_process())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(links::presign(client, bucket, key, expires_seconds))?)
+    runtime.block_on(links::presign(client, bucket, key, expires_seconds)).map_err(|error| anyhow!(explain(&error)))
 }
 
 #[cfg(test)]

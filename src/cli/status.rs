@@ -11,7 +11,7 @@ use clap::ArgMatches;
 
 use super::commands::path_of;
 use crate::control::{Client, Request, Response, Status, Upload};
-use crate::fuse::mountinfo::{FS_TYPE, mounts};
+use crate::fuse::mountinfo::mounts;
 
 /// `packmule status [DIRECTORY] [--json|--watch]`.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -55,13 +55,14 @@ struct Found {
     silent: Vec<String>,
 }
 
-/// The mount of a path, or all of them.
+/// The mount of a path, or all of this user's.
 fn ask(path: Option<&Path>) -> anyhow::Result<Found> {
     if path.is_some() {
         return Ok(Found { told: vec![ask_one(Client::connect_for(path)?)?], silent: Vec::new() });
     }
+    let me = nix::unistd::geteuid();
     let mut found = Found { told: Vec::new(), silent: Vec::new() };
-    for mount in mounts()?.into_iter().filter(|mount| mount.fs_type == FS_TYPE) {
+    for mount in mounts()?.into_iter().filter(|mount| mount.is_ours(me)) {
         match Client::connect(&mount.target).and_then(ask_one) {
             Ok(status) => found.told.push(status),
             Err(error) => found.silent.push(format!("{error:#}")),

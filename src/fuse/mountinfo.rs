@@ -20,6 +20,15 @@ pub struct MountEntry {
     pub fs_type: String,
     /// What is mounted, as `/proc/mounts` shows it.
     pub source: String,
+    /// User who mounted a FUSE filesystem (`user_id=`).
+    pub user: Option<u32>,
+}
+
+impl MountEntry {
+    /// A mount of packmule whose process answers this user: his own, to root everybody's.
+    pub fn is_ours(&self, user: nix::unistd::Uid) -> bool {
+        self.fs_type == FS_TYPE && (user.is_root() || self.user.is_none_or(|owner| owner == user.as_raw()))
+    }
 }
 
 /// All mounts of this process's namespace, a later one over an earlier one.
@@ -49,12 +58,15 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let target = fields.nth(1)?;
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let (fs_type, source) = (fields.next()?, fields.next()?);
+    let options = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+    let user = options.filter_map(|word| std::str::from_utf8(word).ok()?.strip_prefix("user_id=")?.parse().ok()).next();
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(MountEntry {
         device: text(device),
         target: PathBuf::from(OsString::from_vec(unescape(target))),
         fs_type: text(fs_type),
         source: text(source),
+        user,
     })
 }
 
@@ -85,9 +97,17 @@ mod tests {
     #[test]
     fn lines_and_escapes() {
         let table = b"36 35 0:41 / /mnt/my\\040bucket rw,nosuid shared:7 - fuse.packmule s3://b/a\\134c rw,user_id=0\ngarbage\n";
-        let expected =
-            MountEntry { device: "0:41".into(), target: "/mnt/my bucket".into(), fs_type: FS_TYPE.into(), source: "s3://b/a\\c".into() };
-        assert_eq!(parse(table), [expected]);
+        let expected = MountEntry {
+            device: "0:41".into(),
+            target: "/mnt/my bucket".into(),
+            fs_type: FS_TYPE.into(),
+            source: "s3://b/a\\c".into(),
+            user: Some(0),
+        };
+        assert_eq!(parse(table), std::slice::from_ref(&expected));
+        let theirs = MountEntry { user: Some(1000), ..expected };
+        let asked_by = |user: u32| theirs.is_ours(user.into());
+        assert!(asked_by(0) && asked_by(1000) && !asked_by(1001));
         assert_eq!(unescape(b"a\\04"), b"a\\04");
     }
 }
