@@ -167,7 +167,7 @@ impl Bucket {
                 let (Some(number), Some(size), Some(etag)) = (number, size, part.text_of("ETag")) else {
                     return Err(self.core.not_s3(&self.place, &call, "a part without number, size or ETag"));
                 };
-                parts.push(Part { number, etag: ETag::new(etag), size });
+                parts.push(Part { number, etag: ETag::new(etag), size, checksum: response::part_checksum(part) });
             }
             let next =
                 answer.body.text_of("NextPartNumberMarker").map(str::to_owned).or_else(|| parts.last().map(|part| part.number.to_string()));

@@ -84,7 +84,7 @@ impl fmt::Display for ETag {
 }
 
 /// A whole-object or part checksum, as `x-amz-checksum-*` carries it (big-endian bytes, base64 on the wire).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Checksum {
     /// CRC-64/NVME; on AWS always of the full object, whatever the number of parts.
     Crc64Nvme(u64),
@@ -316,6 +316,9 @@ pub struct Part {
     pub etag: ETag,
     /// Size in bytes.
     pub size: u64,
+    /// Its checksum, where it was sent with one or the store told it: some stores want each again at the end.
+    #[serde(default)]
+    pub checksum: Option<Checksum>,
 }
 
 /// An unfinished multipart upload.

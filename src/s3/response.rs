@@ -180,14 +180,23 @@ fn full_checksum(headers: &HeaderMap) -> Option<Checksum> {
     if text(headers, "x-amz-checksum-type").is_some_and(|kind| kind != "FULL_OBJECT") {
         return None;
     }
-    let bytes = |name: &str| text(headers, name).and_then(|value| STANDARD.decode(value.trim()).ok());
-    if let Some(found) = bytes("x-amz-checksum-crc64nvme").and_then(|b| <[u8; 8]>::try_from(b).ok()) {
-        return Some(Checksum::Crc64Nvme(u64::from_be_bytes(found)));
-    }
-    if let Some(found) = bytes("x-amz-checksum-crc32c").and_then(|b| <[u8; 4]>::try_from(b).ok()) {
-        return Some(Checksum::Crc32c(u32::from_be_bytes(found)));
-    }
-    bytes("x-amz-checksum-sha1").and_then(|b| <[u8; 20]>::try_from(b).ok()).map(Checksum::Sha1)
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let crc = crc_of(header("x-amz-checksum-crc64nvme"), header("x-amz-checksum-crc32c"));
+    crc.or_else(|| decoded(header("x-amz-checksum-sha1")).map(Checksum::Sha1))
+}
+
+/// The checksum that an answer gives of a part (`Part` of ListParts, CopyPartResult).
+pub fn part_checksum(part: &Element) -> Option<Checksum> {
+    crc_of(part.text_of("ChecksumCRC64NVME"), part.text_of("ChecksumCRC32C"))
+}
+
+fn crc_of(crc64nvme: Option<&str>, crc32c: Option<&str>) -> Option<Checksum> {
+    let crc64 = decoded(crc64nvme).map(|bytes| Checksum::Crc64Nvme(u64::from_be_bytes(bytes)));
+    crc64.or_else(|| decoded(crc32c).map(|bytes| Checksum::Crc32c(u32::from_be_bytes(bytes))))
+}
+
+fn decoded<const N: usize>(base64: Option<&str>) -> Option<[u8; N]> {
+    STANDARD.decode(base64?.trim()).ok()?.try_into().ok()
 }
 
 /// The head of an object of `size` bytes in all. `None` without an ETag: what answers is not S3.

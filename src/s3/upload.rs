@@ -225,6 +225,15 @@ impl Bucket {
         }
     }
 
+    /// A part's checksum in the list that completes an upload.
+    fn checksum_element(checksum: &Checksum) -> String {
+        match checksum {
+            Checksum::Crc64Nvme(sum) => format!("<ChecksumCRC64NVME>{}</ChecksumCRC64NVME>", STANDARD.encode(sum.to_be_bytes())),
+            Checksum::Crc32c(sum) => format!("<ChecksumCRC32C>{}</ChecksumCRC32C>", STANDARD.encode(sum.to_be_bytes())),
+            Checksum::Md5(_) | Checksum::Sha1(_) => String::new(),
+        }
+    }
+
     fn put_call(
         &self,
         key: &str,
@@ -377,7 +386,7 @@ impl Bucket {
                 Ok(answer) => {
                     let etag = self.etag(&call, &answer.headers)?;
                     self.agrees(&call, &answer.headers, &etag, checksum.as_ref())?;
-                    return Ok(Part { number, etag, size: body.len() });
+                    return Ok(Part { number, etag, size: body.len(), checksum: checksum.filter(|_| with.checksum) });
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
                 Err(refusal) => return Err(refusal.error),
@@ -395,7 +404,8 @@ impl Bucket {
         call.header("x-amz-copy-source-range", &format!("bytes={}-{}", range.start, range.end - 1))?;
         let answer = self.core.xml(&self.place, &call, "CopyPartResult").await?;
         let etag = answer.body.text_of("ETag").ok_or_else(|| self.core.not_s3(&self.place, &call, "a copied part without ETag"))?;
-        Ok(Part { number, etag: ETag::new(etag), size: range.end - range.start })
+        let checksum = response::part_checksum(&answer.body);
+        Ok(Part { number, etag: ETag::new(etag), size: range.end - range.start, checksum })
     }
 
     pub(super) async fn complete_upload(
@@ -412,7 +422,12 @@ impl Bucket {
         let list: String = parts
             .iter()
             .map(|part| {
-                format!("<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>", part.number, super::xml::escape(&part.etag.quoted()))
+                let sum = part.checksum.as_ref().map(Self::checksum_element).unwrap_or_default();
+                format!(
+                    "<Part>{sum}<PartNumber>{}</PartNumber><ETag>{}</ETag></Part>",
+                    part.number,
+                    super::xml::escape(&part.etag.quoted())
+                )
             })
             .collect();
         let body = Bytes::from(format!(
@@ -485,9 +500,9 @@ mod tests {
     #[test]
     fn etag_of_parts() {
         // Two parts of 5 MiB of zeros on AWS: each 5f363e0e58a95f06cbe9bbc662c5dfb6.
-        let part = |number| Part { number, etag: ETag::new("5f363e0e58a95f06cbe9bbc662c5dfb6"), size: 5 << 20 };
+        let part = |number| Part { number, etag: ETag::new("5f363e0e58a95f06cbe9bbc662c5dfb6"), size: 5 << 20, checksum: None };
         let whole = multipart_etag(&[part(1), part(2)]);
         assert!(whole.is_some_and(|etag| etag.as_str().ends_with("-2") && etag.as_str().len() == 34));
-        assert_eq!(multipart_etag(&[Part { number: 1, etag: ETag::new("not-md5"), size: 1 }]), None);
+        assert_eq!(multipart_etag(&[Part { number: 1, etag: ETag::new("not-md5"), size: 1, checksum: None }]), None);
     }
 }

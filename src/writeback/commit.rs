@@ -105,7 +105,7 @@ pub(crate) async fn complete(
     for slot in slots.values().filter(|slot| slot.wanted) {
         let Status::Sent(sent) = &slot.status else { return Ok(Verdict::Restart) };
         let size = slot.piece.range.end - slot.piece.range.start;
-        parts.push(Part { number: slot.piece.number, etag: sent.etag.clone(), size });
+        parts.push(Part { number: slot.piece.number, etag: sent.etag.clone(), size, checksum: sent.checksum });
         sums.push((sent.checksum, size));
     }
     let attributes = {

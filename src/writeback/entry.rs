@@ -114,9 +114,10 @@ impl Shared {
 
     /// Forgets an entry and gives its space back.
     pub fn remove(&self, entry: &Entry) {
-        self.entries.lock().remove(&entry.id);
+        // Space first: who finds the entry gone finds its space free.
         self.used.fetch_sub(entry.charged.swap(0, Relaxed), Relaxed);
         self.credit.store(0, Relaxed);
+        self.entries.lock().remove(&entry.id);
         self.changed.notify_waiters();
     }
 
@@ -134,17 +135,25 @@ impl Shared {
             if self.fits(bytes) {
                 return Ok(());
             }
-            let others = || self.entries().into_iter().filter(|other| other.id != entry.id);
+            let (mut frees, mut published) = (false, false);
+            for other in self.entries().into_iter().filter(|other| other.id != entry.id) {
+                let intent = other.intent.lock();
+                frees |= intent.phase.frees();
+                // Published a moment ago: its spool file is about to leave, unless somebody keeps it open for writing.
+                published |= intent.published.is_some();
+            }
+            // One that left since the first look is no longer among them.
+            if self.fits(bytes) {
+                return Ok(());
+            }
             let since = self.meter.progress();
-            if others().any(|other| other.intent.lock().phase.frees()) {
+            if frees {
                 handing_over = None;
                 if tokio::time::timeout(self.config.close_timeout, changed).await.is_err() && self.meter.progress() <= since {
                     return Err(Error::NoSpace);
                 }
                 continue;
             }
-            // Published a moment ago: its spool file is about to leave, unless somebody keeps it open for writing.
-            let published = others().any(|other| other.intent.lock().published.is_some());
             let until = *handing_over.get_or_insert_with(|| tokio::time::Instant::now() + HANDING_OVER);
             if !published || tokio::time::timeout_at(until, changed).await.is_err() {
                 return Err(Error::NoSpace);

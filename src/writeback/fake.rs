@@ -153,7 +153,7 @@ impl Fake {
         let mut inner = self.inner.lock();
         let pending = inner.uploads.get_mut(upload).ok_or_else(|| error(ErrorKind::NoSuchUpload, upload))?;
         pending.parts.insert(number, (bytes, etag.clone()));
-        Ok(Part { number, etag, size })
+        Ok(Part { number, etag, size, checksum: None })
     }
 }
 
@@ -311,7 +311,11 @@ impl Store for Fake {
         self.call("ListParts", key).await?;
         let inner = self.inner.lock();
         let pending = inner.uploads.get(upload_id).ok_or_else(|| error(ErrorKind::NoSuchUpload, key))?;
-        Ok(pending.parts.iter().map(|(&number, (bytes, etag))| Part { number, etag: etag.clone(), size: bytes.len() as u64 }).collect())
+        Ok(pending
+            .parts
+            .iter()
+            .map(|(&number, (bytes, etag))| Part { number, etag: etag.clone(), size: bytes.len() as u64, checksum: None })
+            .collect())
     }
 
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<PendingUpload>> {

@@ -47,7 +47,7 @@ pub(crate) enum Upload {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SentPart {
     pub etag: ETag,
-    /// As sent with it; `None` for copies and without checksums.
+    /// As sent with it, or as the store told it of a copy.
     pub checksum: Option<Checksum>,
 }
 

@@ -314,7 +314,7 @@ pub(crate) async fn part(
         };
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
-        return Ok(SentPart { etag: part.etag, checksum: None });
+        return Ok(SentPart { etag: part.etag, checksum: part.checksum });
     }
     let sent = upload_part(entry, target, upload, base, piece).await;
     if sent.is_err() {

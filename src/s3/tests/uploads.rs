@@ -156,11 +156,12 @@ async fn a_200_may_be_an_error() {
     })
     .await;
     let store = server.bucket(|_| {});
-    let parts = [Part { number: 1, etag: ETag::new("p"), size: 5 }];
+    let parts = [Part { number: 1, etag: ETag::new("p"), size: 5, checksum: Some(Checksum::Crc64Nvme(1)) }];
     let options = || PutOptions { checksum: Some(Checksum::Crc64Nvme(1)), ..Default::default() };
     assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap().etag.as_str(), "x-1");
     assert_eq!(server.request(1).header("x-amz-mp-object-size"), Some("5"));
     assert_eq!(server.request(1).header("x-amz-checksum-type"), Some("FULL_OBJECT"));
+    assert!(String::from_utf8_lossy(&server.request(1).body).contains("<ChecksumCRC64NVME>AAAAAAAAAAE=</ChecksumCRC64NVME>"));
     assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap_err().code.as_deref(), Some("InvalidPart"));
     assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap_err().kind, ErrorKind::Protocol);
 }
