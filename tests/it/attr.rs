@@ -1,4 +1,4 @@
-//! Attributes: semantics 13, 27, 28, 29, and the extended ones of the options.
+//! Attributes: promises 13, 27, 28, 29, and the extended ones of the options.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -16,7 +16,7 @@ fn metadata(store: &Store, key: &str, name: &str) -> Option<String> {
 }
 
 on_every_store! {
-    /// "mtime and mode known before the upload began travel with it"; later ones reach S3 in the background.
+    /// Promise 13: "true on this mount at once, are remembered by key and ETag over restarts … and reach S3 by one coalesced metadata copy"
     fn times_and_modes_reach_the_store(store) {
         let mut stage = Stage::new(store);
         files::write(&stage.path("f"), b"content").unwrap();
@@ -31,7 +31,7 @@ on_every_store! {
         assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f").trim(), "750 981173106", "after a remount");
     }
 
-    /// What another program wrote as s3fs and rclone write it is understood.
+    /// Promise 28: "Mode, owner and group are kept as s3fs keeps them": what another program wrote so is understood.
     fn metadata_of_other_programs(store) {
         store.put_with("f", "x", &[("mtime", "981173106.25"), ("mode", "33152"), ("uid", "12"), ("gid", "34")]);
         let stage = Stage::new(store);
@@ -43,7 +43,7 @@ on_every_store! {
         });
     }
 
-    /// "They never fail a copy."
+    /// Promise 13: "They never fail a copy."
     fn changing_owner_and_times_never_fails(store) {
         let stage = Stage::new(store);
         files::write(&stage.path("f"), b"x").unwrap();
@@ -55,7 +55,7 @@ on_every_store! {
         assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
     }
 
-    /// "A symbolic link is an object as s3fs writes one (S_IFLNK in `x-amz-meta-mode`, the target as body)"
+    /// Promise 29: "A symbolic link is an object as s3fs writes one (S_IFLNK in `x-amz-meta-mode`, the target as body)"
     fn symbolic_links(store) {
         let mut stage = Stage::new(store);
         files::write(&stage.path("target"), b"content").unwrap();
@@ -73,7 +73,7 @@ on_every_store! {
         assert!(!stage.path("dangling").exists());
     }
 
-    /// "statfs says 1 PiB free"
+    /// Promise 27: "statfs says 1 PiB free"
     fn statfs_has_room(store) {
         let stage = Stage::new(store);
         let stat = nix::sys::statvfs::statvfs(stage.dir()).unwrap();
@@ -102,7 +102,7 @@ on_every_store! {
         sh(stage.dir(), "setfattr -x user.comment page.html; ! getfattr -n user.comment page.html 2>/dev/null");
     }
 
-    /// "Where `uid=` or `gid=` is given every file shows it; where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
+    /// Promise 28: "Where `uid=` or `gid=` is given every file shows it; where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
     fn owner_and_mode_options(store) {
         store.put_with("f", "x", &[("mode", "33188"), ("uid", "5")]);
         store.put("d/g", "y");
@@ -122,7 +122,7 @@ on_every_store! {
         assert_eq!(sh(stage.dir(), "stat -c '%u %g %a' f d").trim(), format!("{uid} {gid} 644\n{uid} {gid} 755"));
     }
 
-    /// "Setuid, setgid and sticky bits that come from a bucket are masked."
+    /// Promise 28: "Setuid, setgid and sticky bits that come from a bucket are masked."
     fn no_setuid_from_a_bucket(store) {
         store.put_with("f", "#!/bin/sh", &[("mode", "36333")]);
         let stage = Stage::new(store);
@@ -142,7 +142,7 @@ on_every_store! {
     }
 }
 
-/// "with `x-amz-website-redirect-location` where the target lies in the same bucket", "written with checksum algorithm SHA1"
+/// Promise 29: "with `x-amz-website-redirect-location` where the target lies in the same bucket … written with checksum algorithm SHA1"
 #[test]
 fn links_carry_redirect_and_mark() {
     if !can_mount() {
@@ -161,7 +161,7 @@ fn links_carry_redirect_and_mark() {
     assert_eq!(object("link").checksum.algorithm.name(), "SHA1");
 }
 
-/// "so that another machine looks at just those": links made by another mount show as links.
+/// Promise 29: "so that another machine looks at just those": links made by another mount show as links.
 #[test]
 fn another_machine_sees_links() {
     if !can_mount() {
@@ -176,7 +176,7 @@ fn another_machine_sees_links() {
     assert!(listing.contains("link -> target"), "{listing}");
 }
 
-/// "Headers, tags, storage class … survive it, and renames"
+/// Promise 13: "Headers, tags, storage class and encryption survive it, and renames"
 #[test]
 fn metadata_copies_keep_everything_else() {
     if !can_mount() {

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::files::{self, noise, output};
-use crate::support::mount::Mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -123,13 +122,8 @@ fn mtime_of(store: &Store, key: &str) -> i64 {
     text.split('.').next().unwrap().parse().unwrap_or_default()
 }
 
-/// What `packmule status` says.
-fn status(mount: &Mount) -> String {
-    String::from_utf8(output(mount.command().arg("status").arg(mount.dir())).stdout).unwrap()
-}
-
 on_every_store! {
-    /// "the rename completes it": new files, of one PUT and of several parts
+    /// Promise 10: "the rename completes it": new files, of one PUT and of several parts
     fn dolphin_copies_new_files(store) {
         let mut stage = Stage::new(store);
         for (name, size) in [("empty.txt", 0), ("small.html", 1000), ("large.bin", 20 * MIB + 5)] {
@@ -150,7 +144,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "a rename onto NAME makes both one overwrite": at no moment is there no object
+    /// Promise 11: "a rename onto NAME makes both one overwrite": at no moment is there no object
     fn dolphin_replaces_files(store) {
         for (name, size) in [("small.html", 1000), ("large.bin", 12 * MIB)] {
             store.put(name, noise(2, size));
@@ -173,7 +167,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "GLib … set them after the data … reach S3 by one coalesced metadata copy"
+    /// Promise 13: "(GLib, Dolphin, `cp -a`, rsync set them after the data) are true on this mount at once … and reach S3"
     fn glib_copies_new_files(store) {
         let mut stage = Stage::new(store);
         for (name, size) in [("small.html", 1000), ("large.bin", 20 * MIB + 5)] {
@@ -188,7 +182,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "`.goutputstream-*` just after the same process opened NAME for writing"
+    /// Promise 10: "`.goutputstream-*` just after the same process opened NAME for writing"
     fn glib_replaces_files(store) {
         for (name, size) in [("small.html", 1000), ("large.bin", 12 * MIB)] {
             store.put(name, noise(5, size));
@@ -206,7 +200,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "other temporary names stay in the spool and are visible after a remount … the rename completes it"
+    /// Promise 10: "other temporary names stay in the spool and are visible after a remount"
     fn a_temporary_name_outlives_the_mount(store) {
         let mut stage = Stage::new(store);
         let bytes = noise(7, 9 * MIB);
@@ -220,17 +214,17 @@ on_every_store! {
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
         assert_eq!(files::names(&stage.path("dir")), ["setup.exe.crdownload"]);
         assert!(fs::read(stage.path("dir/setup.exe.crdownload")).unwrap() == bytes);
-        assert!(status(&stage.mount).contains("not uploaded"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("not uploaded"), "{}", stage.mount.status());
         assert!(fs::remove_dir(stage.path("dir")).is_err(), "it holds a file");
         stage.mount.crash();
         stage.mount.again();
         fs::rename(stage.path("dir/setup.exe.crdownload"), stage.path("dir/setup.exe")).unwrap();
         assert!(stage.store.bytes("dir/setup.exe") == bytes);
         assert_eq!(files::names(&stage.path("dir")), ["setup.exe"]);
-        assert!(status(&stage.mount).contains("everything is in S3"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
     }
 
-    /// "`packmule flush FILE --as-is` publishes it"
+    /// Promise 10: "`packmule flush FILE --as-is` publishes it."
     fn a_temporary_name_is_published_as_it_is(store) {
         let stage = Stage::new(store);
         files::write(&stage.path("film.mkv.crdownload"), b"half").unwrap();
@@ -243,7 +237,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
-    /// "Junk (`.DS_Store`, `Thumbs.db`, `._*`, lock files) lives until unmount"
+    /// Promise 10: "Junk (`.DS_Store`, `Thumbs.db`, `._*`, lock files) lives until unmount"
     fn junk_ends_with_the_mount(store) {
         let mut stage = Stage::new(store);
         let junk = [".DS_Store", "._letter.odt", ".~lock.letter.odt#", "Thumbs.db"];
@@ -252,7 +246,7 @@ on_every_store! {
             assert_eq!(fs::read(stage.path(name)).unwrap(), b"junk");
         }
         assert_eq!(files::names(stage.dir()), junk);
-        assert!(status(&stage.mount).contains("everything is in S3"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
         stage.mount.remount();
         assert_eq!(files::names(stage.dir()), Vec::<String>::new());
         files::write(&stage.path("Thumbs.db"), b"junk").unwrap();
@@ -262,7 +256,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
-    /// "journalled and held for 1 s": no rename comes, or the program dies before
+    /// Promise 11: "the DELETE of NAME journalled and held for 1 s": no rename comes, or the program dies before
     fn a_held_delete_is_not_forgotten(store) {
         store.put("a", "old");
         store.put("b", "old");
@@ -285,13 +279,13 @@ on_every_store! {
         assert_eq!(stage.store.bytes("b"), "new");
     }
 
-    /// "With `write_back` …": what became an object behind the scenes is a file like any other
+    /// Promise 2: "With `write_back` …": what became an object behind the scenes is a file like any other
     fn a_queued_file_becomes_an_object(store) {
         let stage = Stage::with(store, &["write_back=1s"]);
         files::write(&stage.path("f"), b"one").unwrap();
         files::write(&stage.path("g"), b"two").unwrap();
         stage.store.eventually("both are published", |store| store.keys() == ["f", "g"]);
-        stage.store.eventually("status knows", |_| status(&stage.mount).contains("everything is in S3"));
+        stage.store.eventually("status knows", |_| stage.mount.status().contains("everything is in S3"));
         assert_eq!(fs::read(stage.path("f")).unwrap(), b"one");
         fs::remove_file(stage.path("f")).unwrap();
         assert_eq!(stage.store.keys(), ["g"]);

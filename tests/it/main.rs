@@ -6,6 +6,7 @@ mod architecture;
 mod attr;
 mod client;
 mod client_faults;
+mod closing;
 mod cost;
 mod desktop;
 mod failing;
@@ -17,6 +18,7 @@ mod namespace;
 mod options;
 mod posix;
 mod programs;
+mod promises;
 mod read;
 mod signatures;
 mod start;
@@ -29,6 +31,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
+    ("closing", closing::COMMON),
     ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),

@@ -1,4 +1,4 @@
-//! Directories and renames: semantics 18 to 21.
+//! Directories and renames: promises 18 to 21.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use crate::support::files::{self, errno, noise, sh};
 use crate::support::stage::{Stage, on_every_store};
 
 on_every_store! {
-    /// "mkdir writes a marker … rmdir of a non-empty directory is ENOTEMPTY"
+    /// Promise 20: "mkdir writes a marker … rmdir of a non-empty directory is ENOTEMPTY"
     fn directories_have_markers(store) {
         let mut stage = Stage::new(store);
         fs::create_dir_all(stage.path("a/b")).unwrap();
@@ -39,7 +39,7 @@ on_every_store! {
         assert_eq!(errno(fs::read(stage.path("x/top/no"))), Errno::ENOTDIR);
     }
 
-    /// "A directory does not vanish because its last file went: an implied one gets its marker 2 s later"
+    /// Promise 20: "A directory does not vanish because its last file went: an implied one gets its marker 2 s later"
     fn an_emptied_directory_stays(store) {
         store.put("implied/only", "x");
         let mut stage = Stage::new(store);
@@ -179,7 +179,7 @@ on_every_store! {
         assert!(!stage.path("d").exists());
     }
 
-    /// "`.Trash`, `.Trash-UID` cannot be made (EACCES)"
+    /// Promise 21: "`.Trash`, `.Trash-UID` cannot be made (EACCES)"
     fn no_trash(store) {
         let stage = Stage::new(store);
         for name in [".Trash", ".Trash-0", ".Trash-1000"] {
@@ -188,7 +188,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
-    /// "Keys over 1024 bytes: ENAMETOOLONG at create", and names over 255 bytes.
+    /// Promise 19: "Keys over 1024 bytes: ENAMETOOLONG at create", and names over 255 bytes.
     fn long_names(store) {
         let stage = Stage::new(store);
         let longest = "n".repeat(255);
@@ -201,7 +201,7 @@ on_every_store! {
         files::write(&stage.path(&format!("{deep}/f")), b"x").unwrap();
     }
 
-    /// "Names are bytes as given (no silent NFC); `é` composed and decomposed are two files"
+    /// Promise 19: "Names are bytes as given (no silent NFC); `é` composed and decomposed are two files"
     fn no_normalisation(store) {
         let mut stage = Stage::new(store);
         files::write(&stage.path("caf\u{e9}"), b"composed").unwrap();

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::files::output;
 use super::leash::Leash;
 use super::store::Store;
 
@@ -202,6 +203,20 @@ impl Mount {
     /// A command of `packmule` that speaks to this mount.
     pub fn command(&self) -> Command {
         packmule(self.home.path(), &self.setup.env)
+    }
+
+    /// What a command of `packmule` about a path says; it must succeed.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str], about: &Path) -> String {
+        let said = output(self.command().args(arguments).arg(about));
+        assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    }
+
+    /// What `packmule status` says of it.
+    #[track_caller]
+    pub fn status(&self) -> String {
+        self.ask(&["status"], &self.dir)
     }
 
     /// Process id of the mount.
