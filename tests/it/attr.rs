@@ -1,11 +1,12 @@
 //! Attributes: promises 13, 27, 28, 29, and the extended ones of the options.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::{Duration, SystemTime};
 
-use crate::support::double::Object;
-use crate::support::files::{self, sh};
+use crate::support::double::{Fault, Object, When};
+use crate::support::files::{self, noise, sh};
 use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
@@ -29,6 +30,30 @@ on_every_store! {
         stage.mount.remount();
         let _ = fs::read(stage.path("f")).unwrap();
         assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f").trim(), "750 981173106", "after a remount");
+    }
+
+    /// Promise 13: "Such a copy is the same version of the file: readers, cache and the base for conflicts follow it, and it invalidates nothing."
+    fn readers_and_writers_follow_a_metadata_copy(store) {
+        let stage = Stage::new(store);
+        let bytes = noise(1, 20 << 20);
+        files::write(&stage.path("f"), &bytes).unwrap();
+        let (mut reader, writer) = (fs::File::open(stage.path("f")).unwrap(), files::open_existing(&stage.path("f")));
+        let mut seen = vec![0; 16 << 10];
+        reader.read_exact(&mut seen).unwrap();
+        if let Some(double) = stage.store.as_double() {
+            double.reset_requests();
+        }
+        sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f");
+        stage.store.eventually("the mtime is in the bucket", |store| metadata(store, "f", "mtime").is_some_and(|m| m.starts_with("981173106")));
+        reader.read_to_end(&mut seen).unwrap();
+        assert!(seen == bytes);
+        if let Some(double) = stage.store.as_double() {
+            assert_eq!(double.requests().of("GetObject"), 0, "{:?}", double.requests().summary());
+        }
+        writer.write_all_at(b"ours", 0).unwrap();
+        files::close(writer).unwrap();
+        assert!(stage.store.bytes("f") == [b"ours", &bytes[4..]].concat());
+        assert_eq!(stage.store.keys(), ["f"], "no conflict with ourselves");
     }
 
     /// Promise 28: "Mode, owner and group are kept as s3fs keeps them": what another program wrote so is understood.
@@ -142,6 +167,106 @@ on_every_store! {
     }
 }
 
+/// Promise 13: "mtime and mode known before the upload began travel with it (a single PUT: before close)."
+/// Promise 13: "An mtime that only write() made is never worth a copy"
+#[test]
+fn what_is_known_before_the_close_travels() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    let file = fs::File::create(stage.path("f")).unwrap();
+    file.write_all_at(b"content", 0).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(981_173_106)).unwrap();
+    files::close(file).unwrap();
+    assert!(metadata(&stage.store, "f", "mtime").is_some_and(|mtime| mtime.starts_with("981173106")));
+    assert_eq!(metadata(&stage.store, "f", "mode").as_deref(), Some("33184"));
+    let written = fs::File::create(stage.path("g")).unwrap();
+    for at in 0..20 {
+        written.write_all_at(&noise(1, 1 << 20), at << 20).unwrap();
+    }
+    files::close(written).unwrap();
+    let shown = fs::metadata(stage.path("g")).unwrap().mtime();
+    stage.mount.umount();
+    assert_eq!(stage.double().requests().of_any(&["CopyObject", "UploadPartCopy"]), 0, "{:?}", stage.double().requests().summary());
+    stage.mount.again();
+    assert_eq!(fs::metadata(stage.path("g")).unwrap().mtime(), shown);
+}
+
+/// Promise 13: "remembered by key and ETag over restarts (and forgotten when a listing or answer shows a LastModified later than our own last write of it)"
+#[test]
+fn times_are_remembered_and_forgotten() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    files::write(&stage.path("f"), b"content").unwrap();
+    sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f; chmod 600 f");
+    stage.mount.remount();
+    stage.double().reset_requests();
+    let shown = |stage: &Stage| sh(stage.dir(), "ls -l > /dev/null; stat -c '%a %Y' f").trim().to_owned();
+    assert_eq!(shown(&stage), "600 981173106");
+    let requests = stage.double().requests();
+    assert_eq!(requests.of_any(&["HeadObject", "GetObject"]), 0, "{:?}", requests.summary());
+    // The same bytes, and with them the same ETag: only the time tells that somebody else wrote them.
+    let later = Object {
+        last_modified: stage.double().object("releases", "f").unwrap().last_modified + Duration::from_secs(60),
+        ..Object::new("content")
+    };
+    stage.double().put_object("releases", "f", later.clone());
+    stage.mount.remount();
+    let modified = later.last_modified.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(shown(&stage), format!("644 {modified}"));
+}
+
+/// Promise 13: "They never fail a copy."
+#[test]
+fn a_store_that_refuses_metadata_fails_nobody() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().fault(When::operation("CopyObject"), Fault::Error(403, "AccessDenied"));
+    let source = stage.store.home().join("source");
+    fs::write(&source, "content").unwrap();
+    sh(
+        stage.dir(),
+        &format!(
+            "touch -d '2001-02-03 04:05:06 UTC' {0}; chmod 640 {0}; cp -p {0} f; chmod 600 f; touch f; touch -r {0} f",
+            source.display()
+        ),
+    );
+    stage.store.eventually("the copy is tried", |_| stage.double().requests().of("CopyObject") > 0);
+    assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f; cat f").trim(), "600 981173106\ncontent");
+    assert_eq!(stage.store.bytes("f"), "content");
+}
+
+/// Promise 28: "`default_permissions` makes the kernel check them (on with allow_other) … A stored mode is enforced once it was seen"
+#[test]
+fn modes_are_enforced() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put_with("closed", "closed", &[("mode", "32768")]);
+    store.put_with("open", "open", &[("mode", "33060")]);
+    // Root is never refused, so somebody else must look; anybody else may be refused what is his own.
+    let option = if nix::unistd::geteuid().is_root() { "allow_other" } else { "default_permissions" };
+    let stage = Stage::with(store, &[option]);
+    fs::set_permissions(stage.mount.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, mode) in [("open", 0o444), ("closed", 0)] {
+        assert_eq!(fs::read(stage.path(name)).unwrap(), name.as_bytes());
+        let shown = || fs::metadata(stage.path(name)).unwrap().permissions().mode() & 0o777;
+        stage.store.eventually("the stored mode shows", |_| shown() == mode);
+    }
+    let script = "import os, sys\nif os.geteuid() == 0: os.setuid(65534)\nfor name in sys.argv[1:]:\n    \
+                  try: print(open(name).read())\n    except OSError as error: print(error.errno)";
+    let paths = ["open", "closed"].map(|name| stage.path(name).to_str().unwrap().to_owned());
+    let seen = files::run(std::path::Path::new("/"), "python3", &["-c", script, &paths[0], &paths[1]]);
+    assert_eq!(seen, format!("open\n{}\n", nix::libc::EACCES));
+}
+
 /// Promise 29: "with `x-amz-website-redirect-location` where the target lies in the same bucket … written with checksum algorithm SHA1"
 #[test]
 fn links_carry_redirect_and_mark() {
@@ -204,7 +329,7 @@ fn metadata_copies_keep_everything_else() {
     fs::rename(stage.path("f"), stage.path("g")).unwrap();
     same("g");
     let file = files::open_existing(&stage.path("g"));
-    std::os::unix::fs::FileExt::write_all_at(&file, b"C", 0).unwrap();
+    file.write_all_at(b"C", 0).unwrap();
     files::close(file).unwrap();
     let now = stage.double().object("releases", "g").unwrap();
     assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()), "after a change of content");

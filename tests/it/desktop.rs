@@ -10,7 +10,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::double::{Fault, When};
 use crate::support::files::{self, noise, output};
+use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -134,6 +136,12 @@ on_every_store! {
             assert_eq!(fs::metadata(stage.path(name)).unwrap().mtime(), MTIME, "{name}");
         }
         stage.mount.remount();
+        if let Some(double) = stage.store.as_double() {
+            // The time of the large one came when its upload had begun.
+            let log = double.requests().log;
+            let copied: Vec<_> = log.iter().filter(|entry| entry.operation == "CopyObject").map(|entry| entry.key.as_str()).collect();
+            assert!(copied.iter().all(|key| *key == "large.bin"), "{copied:?}");
+        }
         assert_eq!(stage.store.keys(), ["empty.txt", "large.bin", "small.html"]);
         for key in stage.store.keys() {
             assert_eq!(mtime_of(&stage.store, &key), MTIME, "{key}");
@@ -198,6 +206,16 @@ on_every_store! {
         assert_eq!(stage.store.keys(), ["large.bin", "small.html"]);
         assert_eq!(mtime_of(&stage.store, "small.html"), MTIME);
         no_trace(&stage.store);
+    }
+
+    /// Promise 10: "a wrong guess is aborted and sent again from the spool"
+    fn a_part_file_that_becomes_another_name(store) {
+        let stage = Stage::new(store);
+        let elsewhere = DOLPHIN.replace("os.rename(part, target)", "os.rename(part, target + '.old')");
+        copy(&stage, "kioworker", &elsewhere, &noise(8, 1000), "small");
+        assert!(stage.store.bytes("small.old") == noise(8, 1000));
+        assert_eq!(stage.store.keys(), ["small.old"]);
+        stage.store.eventually("the wrong upload is aborted", |store| store.unfinished_uploads().is_empty());
     }
 
     /// Promise 10: "other temporary names stay in the spool and are visible after a remount"
@@ -292,4 +310,23 @@ on_every_store! {
         fs::rename(stage.path("g"), stage.path("h")).unwrap();
         stage.store.eventually("renamed", |store| store.keys() == ["h"]);
     }
+}
+
+/// Promise 10: "`NAME.part` sends its parts to an upload of that key before FLUSH answers, at any size (… a failure shows at FLUSH, which
+/// Dolphin reports"
+#[test]
+fn dolphin_hears_of_a_refusal_at_the_close() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.store.put("a", "old");
+    stage.double().fault(When::operation("CreateMultipartUpload"), Fault::Error(403, "AccessDenied"));
+    let source = stage.store.home().join("source");
+    fs::write(&source, "new").unwrap();
+    let told = "\ntry: os.close(fd)\nexcept PermissionError: sys.exit('refused at the close')\n";
+    let copied = run_as(stage.store.home(), "kioworker", &DOLPHIN.replace("\nos.close(fd)\n", told), &[&source, &stage.path("a")]);
+    assert_eq!(String::from_utf8_lossy(&copied.stderr), "refused at the close\n");
+    assert_eq!(stage.store.keys(), ["a"]);
+    assert_eq!(stage.store.bytes("a"), "old");
 }

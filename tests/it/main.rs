@@ -16,6 +16,7 @@ mod model;
 mod names;
 mod namespace;
 mod options;
+mod outages;
 mod posix;
 mod programs;
 mod promises;
@@ -24,6 +25,8 @@ mod signatures;
 mod start;
 mod status;
 mod support;
+mod temporary;
+mod versions;
 mod write;
 
 /// The suites that run on every store, by name.
@@ -35,8 +38,11 @@ const COMMON: &[(&str, &[&str])] = &[
     ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
+    ("outages", outages::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
+    ("temporary", temporary::COMMON),
+    ("versions", versions::COMMON),
     ("write", write::COMMON),
 ];
 

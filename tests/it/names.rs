@@ -178,6 +178,23 @@ fn names_that_are_not_utf8() {
     assert_eq!(listed, [files::name(b"caf\xe9 %")]);
 }
 
+/// Promise 18: "Control characters are ordinary bytes of a name (escaped in status and logs)."
+#[test]
+fn control_characters_do_not_reach_the_terminal() {
+    let Some(stage) = bucket_of(&[]) else { return };
+    let name = "line\nbreak\u{1b}[31mred\u{7}";
+    files::write(&stage.path(name), b"x").unwrap();
+    assert_eq!(stage.store.keys(), [name]);
+    stage.double().fault(When::operation("PutObject"), Fault::Error(403, "AccessDenied"));
+    assert!(files::write(&stage.path(name), b"y").is_err());
+    let (status, log) = (stage.mount.status(), stage.mount.log());
+    assert!(!status.contains("line\nbreak"), "status: {status:?}");
+    for (what, text) in [("status", status), ("log", log)] {
+        assert!(text.contains("[31mred"), "{what}: {text}");
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "{what}: {text:?}");
+    }
+}
+
 /// Strange directories are listed over several pages like any other.
 #[test]
 fn pages_with_strange_keys() {

@@ -50,6 +50,47 @@ on_every_store! {
         assert_eq!(files::names(stage.dir()), ["implied"]);
     }
 
+    /// Promise 20: "an implied one gets its marker 2 s later, unless it went too"
+    fn a_removed_directory_stays_away(store) {
+        store.put("implied/only", "x");
+        store.put("stays", "x");
+        let mut stage = Stage::new(store);
+        sh(stage.dir(), "rm -r implied");
+        assert!(!stage.path("implied").exists());
+        // Past the two seconds, and past an unmount that sends at once what waits.
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["stays"]);
+        assert_eq!(stage.store.keys(), ["stays"]);
+    }
+
+    /// Promise 20: "judged by a listing at most `metadata_ttl` old; a file added meanwhile survives, only the marker goes"
+    fn a_file_that_came_meanwhile_survives_rmdir(store) {
+        let stage = Stage::with(store, &["metadata_ttl=1h"]);
+        fs::create_dir(stage.path("d")).unwrap();
+        assert_eq!(files::names(&stage.path("d")), Vec::<String>::new());
+        stage.store.put("d/theirs", "theirs");
+        // Whether it is noticed is the store's matter; that it is there afterwards is not.
+        let _ = fs::remove_dir(stage.path("d"));
+        assert_eq!(stage.store.bytes("d/theirs"), "theirs");
+    }
+
+    /// Promise 21: "are absent without a request unless a listing holds them"
+    fn probed_names_that_exist(store) {
+        for name in [".hidden", "autorun.inf", "d/.directory"] {
+            store.put(name, name);
+        }
+        let stage = Stage::new(store);
+        assert_eq!(files::names(stage.dir()), [".hidden", "autorun.inf", "d"]);
+        assert_eq!(files::names(&stage.path("d")), [".directory"]);
+        for name in [".hidden", "autorun.inf", "d/.directory"] {
+            assert_eq!(fs::read(stage.path(name)).unwrap(), name.as_bytes());
+        }
+        files::write(&stage.path(".directory"), b"ours").unwrap();
+        assert_eq!(fs::read(stage.path(".directory")).unwrap(), b"ours");
+        assert_eq!(stage.store.bytes(".directory"), "ours");
+    }
+
     /// Files are renamed, over others too.
     fn renames_files(store) {
         store.put("a", "bytes of a");
