@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -339,20 +339,25 @@ fn every_call_ends_with_the_store_gone() {
         return;
     }
     let stage = Stage::with(Store::double(), &["metadata_ttl=0", "close_timeout=5s"]);
-    stage.double().put_object(BUCKET, "d/f", Object::new("x"));
-    assert_eq!(files::names(&stage.path("d")), ["f"]);
+    // A folder for each: the kernel lets no two of them change one at a time.
+    for dir in ["read", "remove", "list", "change"] {
+        stage.double().put_object(BUCKET, &format!("{dir}/f"), Object::new("x"));
+        assert_eq!(files::names(&stage.path(dir)), ["f"]);
+    }
     stage.double().set_down(true);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        scope.spawn(|| errno(fs::read(stage.path("d/f"))));
+        scope.spawn(|| errno(fs::read(stage.path("read/f"))));
         scope.spawn(|| errno(fs::metadata(stage.path("unknown"))));
         scope.spawn(|| errno(fs::create_dir(stage.path("new"))));
-        scope.spawn(|| errno(fs::remove_file(stage.path("d/f"))));
+        scope.spawn(|| errno(fs::remove_file(stage.path("remove/f"))));
+        scope.spawn(|| errno(fs::read_dir(stage.path("list")).and_then(|mut names| names.next().transpose())));
+        scope.spawn(|| errno(fs::set_permissions(stage.path("change/f"), fs::Permissions::from_mode(0o600))));
         scope.spawn(|| errno(files::write(&stage.path("w"), b"x")));
     });
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     stage.double().set_down(false);
-    assert_eq!(fs::read(stage.path("d/f")).unwrap(), b"x", "it works again when the store does");
+    assert_eq!(fs::read(stage.path("read/f")).unwrap(), b"x", "it works again when the store does");
 }
 
 /// A store that accepts and says nothing is given up like one that is gone.

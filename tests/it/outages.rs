@@ -149,6 +149,20 @@ fn the_error_that_helps() {
     assert_eq!(stage.store.keys(), Vec::<String>::new());
 }
 
+/// Promise 23: "ENOSPC for quota and full disks"
+/// Promise 27: "write() answers ENOSPC when that cannot fit"
+#[test]
+fn a_full_disk_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["min_free_space=1000T"]);
+    let file = File::create(stage.path("f")).unwrap();
+    assert_eq!(errno(file.write_all_at(b"x", 0)), Errno::ENOSPC);
+    assert_ne!(close(file), Err(Errno::ENOSPC));
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+}
+
 /// Promise 25: "what cannot be finished is said and resumed at the next mount"
 #[test]
 fn what_an_unmount_leaves_is_resumed() {

@@ -75,6 +75,38 @@ on_every_store! {
         assert_eq!(fs::read(stage.path("report.txt")).unwrap(), b"theirs");
     }
 
+    /// Promise 12: "(or, for a rename, since we saw its target) is not overwritten silently: `on_conflict=keep` publishes ours beside theirs"
+    fn a_download_ends_over_what_others_wrote(store) {
+        store.put("report.txt", "base");
+        let stage = Stage::new(store);
+        assert_eq!(fs::read(stage.path("report.txt")).unwrap(), b"base");
+        files::write(&stage.path("report.txt.crdownload"), b"ours").unwrap();
+        stage.store.put("report.txt", "theirs");
+        fs::rename(stage.path("report.txt.crdownload"), stage.path("report.txt")).unwrap();
+        assert_eq!(stage.store.bytes("report.txt"), "theirs");
+        let keys = stage.store.keys();
+        let beside = keys.iter().find(|key| key.starts_with("report (conflict of ") && key.ends_with(").txt"));
+        assert_eq!(stage.store.bytes(beside.unwrap_or_else(|| panic!("nothing beside theirs: {keys:?}"))), "ours");
+    }
+
+    /// Promise 12: "an O_APPEND handle appends again to theirs"
+    fn two_machines_append_to_one_file(store) {
+        store.put("log", "begin\n");
+        let one = Stage::new(store);
+        let two = Mount::start(Setup::of(&one.store));
+        let open = |dir: &Path| OpenOptions::new().append(true).open(dir.join("log")).unwrap();
+        for turn in 0..4 {
+            let (mut first, mut second) = (open(one.dir()), open(two.dir()));
+            writeln!(first, "one {turn}").unwrap();
+            writeln!(second, "two {turn}").unwrap();
+            close(first).unwrap();
+            close(second).unwrap();
+        }
+        let lines: String = (0..4).map(|turn| format!("one {turn}\ntwo {turn}\n")).collect();
+        assert_eq!(one.store.bytes("log"), format!("begin\n{lines}"));
+        assert_eq!(one.store.keys(), ["log"]);
+    }
+
     /// Promise 14: "O_APPEND writes at the size so learned, not at the kernel's offset."
     fn appends_behind_what_others_wrote(store) {
         store.put("log", "one\n");
