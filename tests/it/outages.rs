@@ -205,6 +205,8 @@ fn somebody_else_s_upload_is_left_alone() {
     let left = || stage.double().unfinished_uploads(BUCKET);
     stage.store.eventually("ours is aborted", |_| left().len() <= 1);
     assert_eq!(left(), [("f".to_owned(), theirs.to_string())]);
+    // A signal before the mount says that it is there would end it without a drain.
+    stage.store.eventually("the mount is there", |_| stage.mount.log().matches("INFO mounted").count() == 2);
     stage.mount.umount_leaving("f");
     assert_eq!(stage.double().unfinished_uploads(BUCKET), [("f".to_owned(), theirs.to_string())]);
 }

@@ -188,7 +188,8 @@ fn opening_costs_at_most_one_request() {
     stage.double().reset_requests();
     assert_eq!(fs::read(stage.path("d/f")).unwrap(), b"content");
     let requests = stage.double().requests();
-    assert_eq!((requests.of("HeadObject"), requests.total()), (1, 1), "{:?}", requests.summary());
+    // A kernel that forgot the name meanwhile asks for a listing, which tells as much as a HEAD.
+    assert_eq!((requests.of_any(&["HeadObject", "ListObjectsV2"]), requests.total()), (1, 1), "{:?}", requests.summary());
 }
 
 /// Promise 14: "A handle that changes an existing file asks one HEAD before or beside its first write … it brings size, ETag and the metadata to keep."
