@@ -20,12 +20,12 @@ const BUCKET: &str = "releases";
 on_every_store! {
     /// Promise 25: "`packmule umount` … wait for the work"
     fn the_command_waits(store) {
-        let stage = Stage::with(store, &["write_back=1h"]);
+        let mut stage = Stage::with(store, &["write_back=1h"]);
         for n in 0..4 {
             files::write(&stage.path(&format!("f{n}")), &noise(n, 5 * MIB)).unwrap();
         }
         assert_eq!(stage.store.keys(), Vec::<String>::new());
-        stage.mount.ask(&["umount"], stage.dir());
+        stage.mount.umount_by_command();
         assert!(!is_mounted(stage.dir()));
         assert_eq!(stage.store.keys(), ["f0", "f1", "f2", "f3"]);
         assert!((0..4).all(|n| stage.store.bytes(&format!("f{n}")) == noise(n, 5 * MIB)));

@@ -247,6 +247,18 @@ impl Mount {
         assert!(self.log().contains(key), "nothing is said of {key}: {}", self.log());
     }
 
+    /// Ends it by `packmule umount`, which must succeed.
+    pub fn umount_by_command(&mut self) {
+        let (mut child, _guards) = self.running.take().unwrap();
+        let mut asked = self.command().arg("umount").arg(&self.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The command waits for the process's end, and that is not there before somebody took note of it.
+        let ended = wait(&mut child, PATIENCE);
+        let status = wait(&mut asked, PATIENCE);
+        self.clear(&mut child);
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?} after packmule umount; it says: {}", self.log());
+        assert!(status.is_some_and(|status| status.success()), "packmule umount: {status:?}");
+    }
+
     fn end(&mut self) -> ExitStatus {
         let (mut child, _guards) = self.running.take().unwrap();
         signal(&child, Signal::SIGTERM);
