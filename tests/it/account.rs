@@ -38,7 +38,7 @@ on_every_store! {
         assert_eq!(fs::read(mount.path(&second).join("new/g")).unwrap(), b"bytes of g");
     }
 
-    /// "It never answers EXDEV": files, open ones and trees move from bucket to bucket.
+    /// Promise 9: "It never answers EXDEV": files, open ones and trees move from bucket to bucket.
     fn renames_between_buckets(store) {
         let second = store.second_bucket();
         store.put("a", noise(3, 6 << 20));

@@ -1,13 +1,14 @@
-//! Attributes: semantics 13, 27, 28, 29, and the extended ones of the options.
+//! Attributes: promises 13, 27, 28, 29, and the extended ones of the options.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
-use crate::support::double::Object;
-use crate::support::files::{self, errno, sh};
+use crate::support::double::{Fault, Object, When};
+use crate::support::files::{self, errno, noise, sh};
 use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
@@ -18,7 +19,7 @@ fn metadata(store: &Store, key: &str, name: &str) -> Option<String> {
 }
 
 on_every_store! {
-    /// "mtime and mode known before the upload began travel with it"; later ones reach S3 in the background.
+    /// Promise 13: "true on this mount at once, are remembered by key and ETag over restarts … and reach S3 by one coalesced metadata copy"
     fn times_and_modes_reach_the_store(store) {
         let mut stage = Stage::new(store);
         files::write(&stage.path("f"), b"content").unwrap();
@@ -33,7 +34,31 @@ on_every_store! {
         assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f").trim(), "750 981173106", "after a remount");
     }
 
-    /// What another program wrote as s3fs and rclone write it is understood.
+    /// Promise 13: "Such a copy is the same version of the file: readers, cache and the base for conflicts follow it, and it invalidates nothing."
+    fn readers_and_writers_follow_a_metadata_copy(store) {
+        let stage = Stage::new(store);
+        let bytes = noise(1, 20 << 20);
+        files::write(&stage.path("f"), &bytes).unwrap();
+        let (mut reader, writer) = (fs::File::open(stage.path("f")).unwrap(), files::open_existing(&stage.path("f")));
+        let mut seen = vec![0; 16 << 10];
+        reader.read_exact(&mut seen).unwrap();
+        if let Some(double) = stage.store.as_double() {
+            double.reset_requests();
+        }
+        sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f");
+        stage.store.eventually("the mtime is in the bucket", |store| metadata(store, "f", "mtime").is_some_and(|m| m.starts_with("981173106")));
+        reader.read_to_end(&mut seen).unwrap();
+        assert!(seen == bytes);
+        if let Some(double) = stage.store.as_double() {
+            assert_eq!(double.requests().of("GetObject"), 0, "{:?}", double.requests().summary());
+        }
+        writer.write_all_at(b"ours", 0).unwrap();
+        files::close(writer).unwrap();
+        assert!(stage.store.bytes("f") == [b"ours", &bytes[4..]].concat());
+        assert_eq!(stage.store.keys(), ["f"], "no conflict with ourselves");
+    }
+
+    /// Promise 28: "Mode, owner and group are kept as s3fs keeps them": what another program wrote so is understood.
     fn metadata_of_other_programs(store) {
         store.put_with("f", "x", &[("mtime", "981173106.25"), ("mode", "33152"), ("uid", "12"), ("gid", "34")]);
         let stage = Stage::new(store);
@@ -45,7 +70,7 @@ on_every_store! {
         });
     }
 
-    /// "They never fail a copy."
+    /// Promise 13: "They never fail a copy."
     fn changing_owner_and_times_never_fails(store) {
         let stage = Stage::new(store);
         files::write(&stage.path("f"), b"x").unwrap();
@@ -57,7 +82,7 @@ on_every_store! {
         assert_eq!(fs::read(stage.path("f")).unwrap(), b"x");
     }
 
-    /// "A symbolic link is an object as s3fs writes one (S_IFLNK in `x-amz-meta-mode`, the target as body)"
+    /// Promise 29: "A symbolic link is an object as s3fs writes one (S_IFLNK in `x-amz-meta-mode`, the target as body)"
     fn symbolic_links(store) {
         let mut stage = Stage::new(store);
         files::write(&stage.path("target"), b"content").unwrap();
@@ -75,7 +100,7 @@ on_every_store! {
         assert!(!stage.path("dangling").exists());
     }
 
-    /// "Where a store does not list it, another machine sees a small text file until a HEAD or GET answer shows the mode; from then on a link."
+    /// Promise 29: "Where a store does not list it, another machine sees a small text file until a HEAD or GET answer shows the mode; from then on a link."
     fn links_that_no_listing_marks(store) {
         store.put("target", "content");
         for (link, to) in [("link", "target"), ("dangling", "nowhere"), ("looked-at", "target")] {
@@ -99,7 +124,7 @@ on_every_store! {
         assert!(["link", "dangling", "looked-at"].iter().all(|name| stage.path(name).symlink_metadata().unwrap().is_symlink()));
     }
 
-    /// "statfs says 1 PiB free"
+    /// Promise 27: "statfs says 1 PiB free"
     fn statfs_has_room(store) {
         let stage = Stage::new(store);
         let stat = nix::sys::statvfs::statvfs(stage.dir()).unwrap();
@@ -128,7 +153,7 @@ on_every_store! {
         sh(stage.dir(), "setfattr -x user.comment page.html; ! getfattr -n user.comment page.html 2>/dev/null");
     }
 
-    /// "Where `uid=` or `gid=` is given every file shows it; where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
+    /// Promise 28: "Where `uid=` or `gid=` is given every file shows it; where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
     fn owner_and_mode_options(store) {
         store.put_with("f", "x", &[("mode", "33188"), ("uid", "5")]);
         store.put("d/g", "y");
@@ -148,7 +173,7 @@ on_every_store! {
         assert_eq!(sh(stage.dir(), "stat -c '%u %g %a' f d").trim(), format!("{uid} {gid} 644\n{uid} {gid} 755"));
     }
 
-    /// "Setuid, setgid and sticky bits that come from a bucket are masked."
+    /// Promise 28: "Setuid, setgid and sticky bits that come from a bucket are masked."
     fn no_setuid_from_a_bucket(store) {
         store.put_with("f", "#!/bin/sh", &[("mode", "36333")]);
         let stage = Stage::new(store);
@@ -177,7 +202,107 @@ on_every_store! {
     }
 }
 
-/// "with `x-amz-website-redirect-location` where the target lies in the same bucket", "written with checksum algorithm SHA1"
+/// Promise 13: "mtime and mode known before the upload began travel with it (a single PUT: before close)."
+/// Promise 13: "An mtime that only write() made is never worth a copy"
+#[test]
+fn what_is_known_before_the_close_travels() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    let file = fs::File::create(stage.path("f")).unwrap();
+    file.write_all_at(b"content", 0).unwrap();
+    file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(981_173_106)).unwrap();
+    files::close(file).unwrap();
+    assert!(metadata(&stage.store, "f", "mtime").is_some_and(|mtime| mtime.starts_with("981173106")));
+    assert_eq!(metadata(&stage.store, "f", "mode").as_deref(), Some("33184"));
+    let written = fs::File::create(stage.path("g")).unwrap();
+    for at in 0..20 {
+        written.write_all_at(&noise(1, 1 << 20), at << 20).unwrap();
+    }
+    files::close(written).unwrap();
+    let shown = fs::metadata(stage.path("g")).unwrap().mtime();
+    stage.mount.umount();
+    assert_eq!(stage.double().requests().of_any(&["CopyObject", "UploadPartCopy"]), 0, "{:?}", stage.double().requests().summary());
+    stage.mount.again();
+    assert_eq!(fs::metadata(stage.path("g")).unwrap().mtime(), shown);
+}
+
+/// Promise 13: "remembered by key and ETag over restarts (and forgotten when a listing or answer shows a LastModified later than our own last write of it)"
+#[test]
+fn times_are_remembered_and_forgotten() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    files::write(&stage.path("f"), b"content").unwrap();
+    sh(stage.dir(), "touch -d '2001-02-03 04:05:06 UTC' f; chmod 600 f");
+    stage.mount.remount();
+    stage.double().reset_requests();
+    let shown = |stage: &Stage| sh(stage.dir(), "ls -l > /dev/null; stat -c '%a %Y' f").trim().to_owned();
+    assert_eq!(shown(&stage), "600 981173106");
+    let requests = stage.double().requests();
+    assert_eq!(requests.of_any(&["HeadObject", "GetObject"]), 0, "{:?}", requests.summary());
+    // The same bytes, and with them the same ETag: only the time tells that somebody else wrote them.
+    let later = Object {
+        last_modified: stage.double().object("releases", "f").unwrap().last_modified + Duration::from_secs(60),
+        ..Object::new("content")
+    };
+    stage.double().put_object("releases", "f", later.clone());
+    stage.mount.remount();
+    let modified = later.last_modified.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(shown(&stage), format!("644 {modified}"));
+}
+
+/// Promise 13: "They never fail a copy."
+#[test]
+fn a_store_that_refuses_metadata_fails_nobody() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().fault(When::operation("CopyObject"), Fault::Error(403, "AccessDenied"));
+    let source = stage.store.home().join("source");
+    fs::write(&source, "content").unwrap();
+    sh(
+        stage.dir(),
+        &format!(
+            "touch -d '2001-02-03 04:05:06 UTC' {0}; chmod 640 {0}; cp -p {0} f; chmod 600 f; touch f; touch -r {0} f",
+            source.display()
+        ),
+    );
+    stage.store.eventually("the copy is tried", |_| stage.double().requests().of("CopyObject") > 0);
+    assert_eq!(sh(stage.dir(), "stat -c '%a %Y' f; cat f").trim(), "600 981173106\ncontent");
+    assert_eq!(stage.store.bytes("f"), "content");
+}
+
+/// Promise 28: "`default_permissions` makes the kernel check them (on with allow_other) … A stored mode is enforced once it was seen"
+#[test]
+fn modes_are_enforced() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put_with("closed", "closed", &[("mode", "32768")]);
+    store.put_with("open", "open", &[("mode", "33060")]);
+    // Root is never refused, so somebody else must look; anybody else may be refused what is his own.
+    let option = if nix::unistd::geteuid().is_root() { "allow_other" } else { "default_permissions" };
+    let stage = Stage::with(store, &[option]);
+    fs::set_permissions(stage.mount.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, mode) in [("open", 0o444), ("closed", 0)] {
+        assert_eq!(fs::read(stage.path(name)).unwrap(), name.as_bytes());
+        let shown = || fs::metadata(stage.path(name)).unwrap().permissions().mode() & 0o777;
+        stage.store.eventually("the stored mode shows", |_| shown() == mode);
+    }
+    let script = "import os, sys\nif os.geteuid() == 0: os.setuid(65534)\nfor name in sys.argv[1:]:\n    \
+                  try: print(open(name).read())\n    except OSError as error: print(error.errno)";
+    let paths = ["open", "closed"].map(|name| stage.path(name).to_str().unwrap().to_owned());
+    let seen = files::run(std::path::Path::new("/"), "python3", &["-c", script, &paths[0], &paths[1]]);
+    assert_eq!(seen, format!("open\n{}\n", nix::libc::EACCES));
+}
+
+/// Promise 29: "with `x-amz-website-redirect-location` where the target lies in the same bucket … written with checksum algorithm SHA1"
 #[test]
 fn links_carry_redirect_and_mark() {
     if !can_mount() {
@@ -196,7 +321,7 @@ fn links_carry_redirect_and_mark() {
     assert_eq!(object("link").checksum.algorithm.name(), "SHA1");
 }
 
-/// "so that another machine looks at just those": links made by another mount show as links.
+/// Promise 29: "so that another machine looks at just those": links made by another mount show as links.
 #[test]
 fn another_machine_sees_links() {
     if !can_mount() {
@@ -211,7 +336,7 @@ fn another_machine_sees_links() {
     assert!(listing.contains("link -> target"), "{listing}");
 }
 
-/// "Headers, tags, storage class … survive it, and renames"
+/// Promise 13: "Headers, tags, storage class and encryption survive it, and renames"
 #[test]
 fn metadata_copies_keep_everything_else() {
     if !can_mount() {
@@ -239,7 +364,7 @@ fn metadata_copies_keep_everything_else() {
     fs::rename(stage.path("f"), stage.path("g")).unwrap();
     same("g");
     let file = files::open_existing(&stage.path("g"));
-    std::os::unix::fs::FileExt::write_all_at(&file, b"C", 0).unwrap();
+    file.write_all_at(b"C", 0).unwrap();
     files::close(file).unwrap();
     let now = stage.double().object("releases", "g").unwrap();
     assert_eq!((now.headers, now.storage_class), (object.headers.clone(), object.storage_class.clone()), "after a change of content");

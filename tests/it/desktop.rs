@@ -10,8 +10,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::double::{Fault, When};
 use crate::support::files::{self, noise, output};
-use crate::support::mount::Mount;
+use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -123,13 +124,8 @@ fn mtime_of(store: &Store, key: &str) -> i64 {
     text.split('.').next().unwrap().parse().unwrap_or_default()
 }
 
-/// What `packmule status` says.
-fn status(mount: &Mount) -> String {
-    String::from_utf8(output(mount.command().arg("status").arg(mount.dir())).stdout).unwrap()
-}
-
 on_every_store! {
-    /// "the rename completes it": new files, of one PUT and of several parts
+    /// Promise 10: "the rename completes it": new files, of one PUT and of several parts
     fn dolphin_copies_new_files(store) {
         let mut stage = Stage::new(store);
         for (name, size) in [("empty.txt", 0), ("small.html", 1000), ("large.bin", 20 * MIB + 5)] {
@@ -140,6 +136,12 @@ on_every_store! {
             assert_eq!(fs::metadata(stage.path(name)).unwrap().mtime(), MTIME, "{name}");
         }
         stage.mount.remount();
+        if let Some(double) = stage.store.as_double() {
+            // The time of the large one came when its upload had begun.
+            let log = double.requests().log;
+            let copied: Vec<_> = log.iter().filter(|entry| entry.operation == "CopyObject").map(|entry| entry.key.as_str()).collect();
+            assert!(copied.iter().all(|key| *key == "large.bin"), "{copied:?}");
+        }
         assert_eq!(stage.store.keys(), ["empty.txt", "large.bin", "small.html"]);
         for key in stage.store.keys() {
             assert_eq!(mtime_of(&stage.store, &key), MTIME, "{key}");
@@ -150,7 +152,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "a rename onto NAME makes both one overwrite": at no moment is there no object
+    /// Promise 11: "a rename onto NAME makes both one overwrite": at no moment is there no object
     fn dolphin_replaces_files(store) {
         for (name, size) in [("small.html", 1000), ("large.bin", 12 * MIB)] {
             store.put(name, noise(2, size));
@@ -173,7 +175,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "GLib … set them after the data … reach S3 by one coalesced metadata copy"
+    /// Promise 13: "(GLib, Dolphin, `cp -a`, rsync set them after the data) are true on this mount at once … and reach S3"
     fn glib_copies_new_files(store) {
         let mut stage = Stage::new(store);
         for (name, size) in [("small.html", 1000), ("large.bin", 20 * MIB + 5)] {
@@ -188,7 +190,7 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "`.goutputstream-*` just after the same process opened NAME for writing"
+    /// Promise 10: "`.goutputstream-*` just after the same process opened NAME for writing"
     fn glib_replaces_files(store) {
         for (name, size) in [("small.html", 1000), ("large.bin", 12 * MIB)] {
             store.put(name, noise(5, size));
@@ -206,7 +208,17 @@ on_every_store! {
         no_trace(&stage.store);
     }
 
-    /// "other temporary names stay in the spool and are visible after a remount … the rename completes it"
+    /// Promise 10: "a wrong guess is aborted and sent again from the spool"
+    fn a_part_file_that_becomes_another_name(store) {
+        let stage = Stage::new(store);
+        let elsewhere = DOLPHIN.replace("os.rename(part, target)", "os.rename(part, target + '.old')");
+        copy(&stage, "kioworker", &elsewhere, &noise(8, 1000), "small");
+        assert!(stage.store.bytes("small.old") == noise(8, 1000));
+        assert_eq!(stage.store.keys(), ["small.old"]);
+        stage.store.eventually("the wrong upload is aborted", |store| store.unfinished_uploads().is_empty());
+    }
+
+    /// Promise 10: "other temporary names stay in the spool and are visible after a remount"
     fn a_temporary_name_outlives_the_mount(store) {
         let mut stage = Stage::new(store);
         let bytes = noise(7, 9 * MIB);
@@ -220,17 +232,17 @@ on_every_store! {
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
         assert_eq!(files::names(&stage.path("dir")), ["setup.exe.crdownload"]);
         assert!(fs::read(stage.path("dir/setup.exe.crdownload")).unwrap() == bytes);
-        assert!(status(&stage.mount).contains("not uploaded"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("not uploaded"), "{}", stage.mount.status());
         assert!(fs::remove_dir(stage.path("dir")).is_err(), "it holds a file");
         stage.mount.crash();
         stage.mount.again();
         fs::rename(stage.path("dir/setup.exe.crdownload"), stage.path("dir/setup.exe")).unwrap();
         assert!(stage.store.bytes("dir/setup.exe") == bytes);
         assert_eq!(files::names(&stage.path("dir")), ["setup.exe"]);
-        assert!(status(&stage.mount).contains("everything is in S3"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
     }
 
-    /// "`packmule flush FILE --as-is` publishes it"
+    /// Promise 10: "`packmule flush FILE --as-is` publishes it."
     fn a_temporary_name_is_published_as_it_is(store) {
         let stage = Stage::new(store);
         files::write(&stage.path("film.mkv.crdownload"), b"half").unwrap();
@@ -243,7 +255,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
-    /// "Junk (`.DS_Store`, `Thumbs.db`, `._*`, lock files) lives until unmount"
+    /// Promise 10: "Junk (`.DS_Store`, `Thumbs.db`, `._*`, lock files) lives until unmount"
     fn junk_ends_with_the_mount(store) {
         let mut stage = Stage::new(store);
         let junk = [".DS_Store", "._letter.odt", ".~lock.letter.odt#", "Thumbs.db"];
@@ -252,7 +264,7 @@ on_every_store! {
             assert_eq!(fs::read(stage.path(name)).unwrap(), b"junk");
         }
         assert_eq!(files::names(stage.dir()), junk);
-        assert!(status(&stage.mount).contains("everything is in S3"), "{}", status(&stage.mount));
+        assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
         stage.mount.remount();
         assert_eq!(files::names(stage.dir()), Vec::<String>::new());
         files::write(&stage.path("Thumbs.db"), b"junk").unwrap();
@@ -262,7 +274,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 
-    /// "journalled and held for 1 s": no rename comes, or the program dies before
+    /// Promise 11: "the DELETE of NAME journalled and held for 1 s": no rename comes, or the program dies before
     fn a_held_delete_is_not_forgotten(store) {
         store.put("a", "old");
         store.put("b", "old");
@@ -285,17 +297,36 @@ on_every_store! {
         assert_eq!(stage.store.bytes("b"), "new");
     }
 
-    /// "With `write_back` …": what became an object behind the scenes is a file like any other
+    /// Promise 2: "With `write_back` …": what became an object behind the scenes is a file like any other
     fn a_queued_file_becomes_an_object(store) {
         let stage = Stage::with(store, &["write_back=1s"]);
         files::write(&stage.path("f"), b"one").unwrap();
         files::write(&stage.path("g"), b"two").unwrap();
         stage.store.eventually("both are published", |store| store.keys() == ["f", "g"]);
-        stage.store.eventually("status knows", |_| status(&stage.mount).contains("everything is in S3"));
+        stage.store.eventually("status knows", |_| stage.mount.status().contains("everything is in S3"));
         assert_eq!(fs::read(stage.path("f")).unwrap(), b"one");
         fs::remove_file(stage.path("f")).unwrap();
         assert_eq!(stage.store.keys(), ["g"]);
         fs::rename(stage.path("g"), stage.path("h")).unwrap();
         stage.store.eventually("renamed", |store| store.keys() == ["h"]);
     }
+}
+
+/// Promise 10: "`NAME.part` sends its parts to an upload of that key before FLUSH answers, at any size (… a failure shows at FLUSH, which
+/// Dolphin reports"
+#[test]
+fn dolphin_hears_of_a_refusal_at_the_close() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.store.put("a", "old");
+    stage.double().fault(When::operation("CreateMultipartUpload"), Fault::Error(403, "AccessDenied"));
+    let source = stage.store.home().join("source");
+    fs::write(&source, "new").unwrap();
+    let told = "\ntry: os.close(fd)\nexcept PermissionError: sys.exit('refused at the close')\n";
+    let copied = run_as(stage.store.home(), "kioworker", &DOLPHIN.replace("\nos.close(fd)\n", told), &[&source, &stage.path("a")]);
+    assert_eq!(String::from_utf8_lossy(&copied.stderr), "refused at the close\n");
+    assert_eq!(stage.store.keys(), ["a"]);
+    assert_eq!(stage.store.bytes("a"), "old");
 }

@@ -1,8 +1,8 @@
-//! When the store or the way to it fails: semantics 2, 12, 15, 16, 22 to 24.
+//! When the store or the way to it fails: promises 2, 12, 15, 16, 22 to 24.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -41,6 +41,7 @@ fn internal_error_of_a_part() {
     arrives_in_spite_of(20 * MIB, When::operation("UploadPart").after(1).times(2), Fault::Error(500, "InternalError"));
 }
 
+/// Promise 2: "or the new one if only the store's answer was lost"
 #[test]
 fn lost_answer_of_a_put() {
     arrives_in_spite_of(1000, When::operation("PutObject").times(1), Fault::LostAnswer);
@@ -51,6 +52,7 @@ fn lost_answer_of_a_part() {
     arrives_in_spite_of(20 * MIB, When::operation("UploadPart").times(1), Fault::LostAnswer);
 }
 
+/// Promise 26: "an upload of that key without parts, begun after the intent, is the unrecorded one"
 #[test]
 fn lost_answer_of_create() {
     if !can_mount() {
@@ -93,7 +95,7 @@ fn a_captive_portal_is_no_success() {
     assert_eq!(stage.store.keys(), Vec::<String>::new());
 }
 
-/// "Outages of minutes are ridden out."
+/// Promise 24: "Outages of minutes are ridden out."
 #[test]
 fn an_outage_of_seconds() {
     if !can_mount() {
@@ -113,7 +115,9 @@ fn an_outage_of_seconds() {
     assert!(stage.store.bytes("f") == noise(1, 12 * MIB));
 }
 
-/// "otherwise an errno. What S3 holds is whole either way"; "EACCES for 403"
+/// Promise 2: "otherwise an errno. What S3 holds is whole either way: the old object"
+/// Promise 23: "EACCES for 403"
+/// Promise 24: "A parked file leaves the namespace: its name shows what S3 holds, so that a file manager's Retry works."
 #[test]
 fn a_refused_upload_is_close_s_error_and_leaves_the_old_object() {
     if !can_mount() {
@@ -135,7 +139,7 @@ fn a_refused_upload_is_close_s_error_and_leaves_the_old_object() {
     assert_eq!(stage.store.bytes("f"), "new");
 }
 
-/// "ENOSPC for quota"
+/// Promise 23: "ENOSPC for quota"
 #[test]
 fn a_full_account_says_so() {
     if !can_mount() {
@@ -146,7 +150,8 @@ fn a_full_account_says_so() {
     assert_eq!(errno(files::write(&stage.path("f"), b"x")), Errno::ENOSPC);
 }
 
-/// "O_EXCL creates only if the name is free in S3 too … close() fail with EEXIST … no request at create"
+/// Promise 12: "O_EXCL creates only if the name is free in S3 too … a name taken meanwhile makes close() fail with EEXIST and parks ours,
+/// whatever `on_conflict` says"
 #[test]
 fn exclusive_create_of_a_name_taken_meanwhile() {
     if !can_mount() {
@@ -161,7 +166,7 @@ fn exclusive_create_of_a_name_taken_meanwhile() {
     assert_eq!(stage.store.bytes("f"), "theirs");
 }
 
-/// "`on_conflict=keep` publishes ours beside theirs as `name (conflict of HOST DATE).ext`, close() returns 0"
+/// Promise 12: "`on_conflict=keep` publishes ours beside theirs as `name (conflict of HOST DATE).ext`, close() returns 0"
 #[test]
 fn a_whole_new_content_is_kept_beside_theirs() {
     if !can_mount() {
@@ -180,7 +185,7 @@ fn a_whole_new_content_is_kept_beside_theirs() {
     assert_eq!(stage.store.bytes(conflict), "ours");
 }
 
-/// "any other change of a part answers ESTALE"
+/// Promise 12: "any other change of a part answers ESTALE and is parked"
 #[test]
 fn a_changed_part_of_a_changed_file_is_stale() {
     if !can_mount() {
@@ -195,7 +200,7 @@ fn a_changed_part_of_a_changed_file_is_stale() {
     assert_eq!(stage.store.bytes("f"), "theirs is here");
 }
 
-/// "an O_APPEND handle appends again to theirs"
+/// Promise 12: "an O_APPEND handle appends again to theirs"
 #[test]
 fn an_append_is_done_again_on_theirs() {
     if !can_mount() {
@@ -210,7 +215,7 @@ fn an_append_is_done_again_on_theirs() {
     assert_eq!(stage.store.bytes("log"), "one\ntheirs\nours\n");
 }
 
-/// "`fail` answers ESTALE", "`overwrite` overwrites", "Theirs deleted → ours is created."
+/// Promise 12: "`fail` answers ESTALE and parks; `overwrite` overwrites. Theirs deleted → ours is created."
 #[test]
 fn the_other_words_of_on_conflict() {
     if !can_mount() {
@@ -249,7 +254,7 @@ fn reads_go_on_after_resets_and_short_bodies() {
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
 
-/// "A damaged byte is never delivered … for every object read whole that has a whole checksum"
+/// Promise 16: "A damaged byte is never delivered … for every object read whole that has a whole checksum"
 #[test]
 fn a_damaged_byte_is_never_delivered() {
     if !can_mount() {
@@ -270,7 +275,7 @@ fn a_damaged_byte_is_never_delivered() {
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
 
-/// "A reader sees one version from open to close … ESTALE. Never a mixture"
+/// Promise 15: "A reader sees one version from open to close. If it was replaced and cannot be had any more: ESTALE. Never a mixture"
 #[test]
 fn a_reader_never_sees_two_versions() {
     if !can_mount() {
@@ -311,7 +316,7 @@ fn an_archived_object_lists_and_does_not_open() {
     assert!(stage.mount.log().contains("restore"), "no remedy in the log: {}", stage.mount.log());
 }
 
-/// "EACCES for 403", and a listing's refusal is no empty directory.
+/// Promise 23: "EACCES for 403", and a listing's refusal is no empty directory.
 #[test]
 fn refusals_of_reading() {
     if !can_mount() {
@@ -328,27 +333,32 @@ fn refusals_of_reading() {
     assert_eq!(errno(fs::create_dir(stage.path("e"))), Errno::EACCES);
 }
 
-/// "With the store gone, reads, lookups, listings, unlink, mkdir, rmdir and attribute changes end within 90 s by an errno"
+/// Promise 22: "With the store gone, reads, lookups, listings, unlink, mkdir, rmdir and attribute changes end within 90 s by an errno"
 #[test]
 fn every_call_ends_with_the_store_gone() {
     if !can_mount() {
         return;
     }
     let stage = Stage::with(Store::double(), &["metadata_ttl=0", "close_timeout=5s"]);
-    stage.double().put_object(BUCKET, "d/f", Object::new("x"));
-    assert_eq!(files::names(&stage.path("d")), ["f"]);
+    // A folder for each: the kernel lets no two of them change one at a time.
+    for dir in ["read", "remove", "list", "change"] {
+        stage.double().put_object(BUCKET, &format!("{dir}/f"), Object::new("x"));
+        assert_eq!(files::names(&stage.path(dir)), ["f"]);
+    }
     stage.double().set_down(true);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        scope.spawn(|| errno(fs::read(stage.path("d/f"))));
+        scope.spawn(|| errno(fs::read(stage.path("read/f"))));
         scope.spawn(|| errno(fs::metadata(stage.path("unknown"))));
         scope.spawn(|| errno(fs::create_dir(stage.path("new"))));
-        scope.spawn(|| errno(fs::remove_file(stage.path("d/f"))));
+        scope.spawn(|| errno(fs::remove_file(stage.path("remove/f"))));
+        scope.spawn(|| errno(fs::read_dir(stage.path("list")).and_then(|mut names| names.next().transpose())));
+        scope.spawn(|| errno(fs::set_permissions(stage.path("change/f"), fs::Permissions::from_mode(0o600))));
         scope.spawn(|| errno(files::write(&stage.path("w"), b"x")));
     });
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     stage.double().set_down(false);
-    assert_eq!(fs::read(stage.path("d/f")).unwrap(), b"x", "it works again when the store does");
+    assert_eq!(fs::read(stage.path("read/f")).unwrap(), b"x", "it works again when the store does");
 }
 
 /// A store that accepts and says nothing is given up like one that is gone.
@@ -378,7 +388,7 @@ fn a_stalled_body_is_resumed() {
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
 
-/// "for a rename, since we saw its target": somebody else's new version is not replaced, and ours stays where it was.
+/// Promise 12: "Somebody else's change … (or, for a rename, since we saw its target) is not overwritten silently", and ours stays where it was.
 #[test]
 fn a_rename_over_a_changed_target_is_refused() {
     if !can_mount() {

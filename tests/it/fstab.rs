@@ -1,4 +1,4 @@
-//! mount(8) and umount(8): "Type `packmule` (`/sbin/mount.packmule`) and `fuse.packmule`", semantics 25. The helpers' links lie in a
+//! mount(8) and umount(8): "Type `packmule` (`/sbin/mount.packmule`) and `fuse.packmule`", promise 25. The helpers' links lie in a
 //! folder that only a mount namespace of the test's own shows as /sbin.
 
 use std::fs;
@@ -64,8 +64,8 @@ fn said(store: &Store, text: &str) -> Option<String> {
     Some(out)
 }
 
-/// mount(8) returns when the filesystem answers; "umount(8) (through `/sbin/umount.fuse.packmule`) … wait for the work", and no
-/// process stays.
+/// Promise 25: "umount(8) (through `/sbin/umount.fuse.packmule`) … wait for the work". mount(8) returns when the filesystem answers, and
+/// no process stays.
 #[test]
 fn mount_and_umount() {
     let store = Store::double();
@@ -123,11 +123,11 @@ fn a_failure_reaches_mount() {
     }
 }
 
-/// `umount -l` returns at once; what waits is uploaded all the same.
+/// Promise 25: "a bare umount(2) returns while the process drains on": `umount -l`, and what waits is uploaded all the same.
 #[test]
 fn lazy_umount_finishes_in_the_background() {
     let store = Store::double();
-    let text = "mount -t packmule \"$SPEC\" \"$M\" -o \"$OPTS\"; echo y > \"$M/g\"; umount -l \"$M\"; mountpoint -q \"$M\" || echo gone
+    let text = "mount -t packmule \"$SPEC\" \"$M\" -o \"$OPTS,write_back=1h\"; echo y > \"$M/g\"; umount -l \"$M\"; mountpoint -q \"$M\" || echo gone
         for second in $(seq 50); do [ \"$(served)\" = 0 ] && break; sleep 0.2; done; served";
     if let Some(out) = said(&store, text) {
         assert_eq!(out, "gone\n0\n");

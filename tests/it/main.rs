@@ -6,6 +6,7 @@ mod architecture;
 mod attr;
 mod client;
 mod client_faults;
+mod closing;
 mod cost;
 mod desktop;
 mod failing;
@@ -15,13 +16,17 @@ mod model;
 mod names;
 mod namespace;
 mod options;
+mod outages;
 mod posix;
 mod programs;
+mod promises;
 mod read;
 mod signatures;
 mod start;
 mod status;
 mod support;
+mod temporary;
+mod versions;
 mod write;
 
 /// The suites that run on every store, by name.
@@ -29,11 +34,15 @@ const COMMON: &[(&str, &[&str])] = &[
     ("account", account::COMMON),
     ("attr", attr::COMMON),
     ("client", client::COMMON),
+    ("closing", closing::COMMON),
     ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
+    ("outages", outages::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
+    ("temporary", temporary::COMMON),
+    ("versions", versions::COMMON),
     ("write", write::COMMON),
 ];
 

@@ -1,4 +1,4 @@
-//! Keys that are not file names, and file names that are not keys: semantics 18 and 19. SeaweedFS keeps keys as paths
+//! Keys that are not file names, and file names that are not keys: promises 18 and 19. SeaweedFS keeps keys as paths
 //! and cannot hold these; the double can.
 
 use std::fs::{self, File};
@@ -55,7 +55,7 @@ fn strange_keys() -> Vec<(String, String)> {
     all
 }
 
-/// "shown under a reversible escape; readable … A strange key never breaks, hides or empties the listing of the others."
+/// Promise 18: "shown under a reversible escape; readable … A strange key never breaks, hides or empties the listing of the others."
 #[test]
 fn every_key_shows_and_reads() {
     let keys = strange_keys();
@@ -95,7 +95,7 @@ fn every_listed_name_is_found() {
     assert_eq!(contents.len(), keys.len());
 }
 
-/// "deletable, and never touching a neighbour (`a/../b` is not `b`)"
+/// Promise 18: "deletable, and never touching a neighbour (`a/../b` is not `b`)"
 #[test]
 fn deleting_a_strange_key_deletes_it_alone() {
     let keys = strange_keys();
@@ -112,7 +112,7 @@ fn deleting_a_strange_key_deletes_it_alone() {
     }
 }
 
-/// "renamable": out to an ordinary name, and back under the escape.
+/// Promise 18: "renamable": out to an ordinary name, and back under the escape.
 #[test]
 fn strange_keys_are_renamed() {
     let keys = strange_keys();
@@ -140,7 +140,7 @@ fn strange_keys_are_written() {
     assert_eq!(stage.store.keys().iter().filter(|key| !key.ends_with('/')).count(), keys.len());
 }
 
-/// "`a` beside `a/x`: `a` is the directory, the object shows beside it"
+/// Promise 18: "`a` beside `a/x`: `a` is the directory, the object shows beside it"
 #[test]
 fn an_object_beside_a_directory_of_its_name() {
     let Some(stage) = bucket_of(&["a", "a/x"]) else { return };
@@ -162,7 +162,7 @@ fn a_marker_with_content_survives() {
     assert_eq!(stage.store.bytes("d/"), "d/");
 }
 
-/// "A local name that is not UTF-8 is escaped in its key and shown as given."
+/// Promise 18: "A local name that is not UTF-8 is escaped in its key and shown as given."
 #[test]
 fn names_that_are_not_utf8() {
     let Some(mut stage) = bucket_of(&[]) else { return };
@@ -176,6 +176,23 @@ fn names_that_are_not_utf8() {
     assert_eq!(text, "latin-1");
     let listed: Vec<_> = fs::read_dir(stage.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(listed, [files::name(b"caf\xe9 %")]);
+}
+
+/// Promise 18: "Control characters are ordinary bytes of a name (escaped in status and logs)."
+#[test]
+fn control_characters_do_not_reach_the_terminal() {
+    let Some(stage) = bucket_of(&[]) else { return };
+    let name = "line\nbreak\u{1b}[31mred\u{7}";
+    files::write(&stage.path(name), b"x").unwrap();
+    assert_eq!(stage.store.keys(), [name]);
+    stage.double().fault(When::operation("PutObject"), Fault::Error(403, "AccessDenied"));
+    assert!(files::write(&stage.path(name), b"y").is_err());
+    let (status, log) = (stage.mount.status(), stage.mount.log());
+    assert!(!status.contains("line\nbreak"), "status: {status:?}");
+    for (what, text) in [("status", status), ("log", log)] {
+        assert!(text.contains("[31mred"), "{what}: {text}");
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "{what}: {text:?}");
+    }
 }
 
 /// Strange directories are listed over several pages like any other.

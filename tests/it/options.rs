@@ -1,4 +1,4 @@
-//! Options that change what a mount shows, and what travels with a request: semantics 13, 28, 29 and options.md.
+//! Options that change what a mount shows, and what travels with a request: promises 13, 28 and 29.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -28,7 +28,7 @@ fn mode_of(store: &Store, key: &str) -> Option<String> {
 }
 
 on_every_store! {
-    /// "where `umask=` … is given, modes follow it"
+    /// Promise 28: "where `umask=`, `file_mode=` or `dir_mode=` is given, modes follow it"
     fn a_umask_alone(store) {
         let stage = with(store, &["umask=027", "uid=1234"]);
         let gid = nix::unistd::getgid();
@@ -39,7 +39,7 @@ on_every_store! {
         assert_eq!(mode_of(&stage.store, "new"), None);
     }
 
-    /// "changes are then taken and not kept, unless `ownership=store` is given too"
+    /// Promise 28: "changes are then taken and not kept, unless `ownership=store` is given too"
     fn ownership_in_the_store_with_an_owner_given(store) {
         let mut stage = with(store, &["uid=1234", "gid=5678", "file_mode=0640", "ownership=store"]);
         assert_eq!(shown(&stage), "1234 5678 640\n1234 5678 755");
@@ -49,7 +49,7 @@ on_every_store! {
         assert_eq!(shown(&stage), "1234 5678 600\n1234 5678 755");
     }
 
-    /// "`ownership=off` shows the mount's own values and takes changes without keeping them."
+    /// Promise 28: "`ownership=off` shows the mount's own values and takes changes without keeping them."
     fn ownership_off(store) {
         store.put_with("theirs", "x", &[("mode", "33216"), ("uid", "77")]);
         let stage = with(store, &["ownership=off"]);

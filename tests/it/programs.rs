@@ -67,7 +67,7 @@ fn served(bytes: &[u8]) -> Double {
 }
 
 on_every_store! {
-    /// cp -a
+    /// Promise 29: "They survive a remount, `cp -a`, `rsync -a`, `tar x`, `git clone`."
     fn cp_keeps_everything(store) {
         alike(store, true, "cp -a \"$S\" copy; cp -r \"$S/sub\" plain; touch -h -d @1557126489 plain plain/*; cp -a copy/private again");
     }

@@ -1,4 +1,4 @@
-//! Reading: semantics 14 to 17.
+//! Reading: promises 14 to 17.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -29,7 +29,7 @@ on_every_store! {
         assert_eq!(file.read_at(&mut past, 14 * MIB as u64).unwrap(), 0);
     }
 
-    /// "Read after write, and after close everywhere."
+    /// Promise 14: "Read after write, and after close everywhere."
     fn another_mount_reads_after_close(store) {
         let one = Stage::new(store);
         files::write(&one.path("f"), b"first").unwrap();
@@ -41,7 +41,7 @@ on_every_store! {
         assert_eq!(fs::read(two.path("f")).unwrap(), b"second, longer", "open() sees it at once");
     }
 
-    /// "Another client's change is seen within `metadata_ttl`, and at once by open()"
+    /// Promise 14: "Another client's change is seen within `metadata_ttl` (5 s), and at once by open()"
     fn another_client_s_change_is_seen(store) {
         store.put("f", "old");
         let stage = Stage::with(store, &["metadata_ttl=1s"]);
@@ -81,7 +81,7 @@ on_every_store! {
         assert_eq!(files::run(stage.dir(), "python3", &["-c", script]).trim(), crate::support::double::md5(&bytes));
     }
 
-    /// "untouched parts are copied server-side, missing ranges are fetched"
+    /// Promise 7: "Only changed parts travel; the rest is copied inside S3."
     fn changes_in_the_middle(store) {
         let mut bytes = noise(3, 20 * MIB);
         store.put("big", bytes.clone());

@@ -1,22 +1,18 @@
-//! What a mount tells of itself, and what one needs: semantics 6, 23, 24, and the memory of issue and design.
+//! What a mount tells of itself, and what one needs: promises 6, 23 and 24, and its memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
 use crate::support::double::{Fault, When};
-use crate::support::files::{self, noise, output};
+use crate::support::files::{self, noise};
 use crate::support::mount::{Mount, can_mount};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
-/// A command of packmule about this mount; it must succeed.
-fn ask(mount: &Mount, arguments: &[&str]) -> String {
-    let said = output(mount.command().args(arguments).arg(mount.dir()));
-    assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
-    String::from_utf8_lossy(&said.stdout).into_owned()
-}
-
-/// "A file never closed before a crash is kept and listed by `packmule status` (not in its directory), and never published by itself."
+/// Promise 6: "A file never closed before a crash is kept and listed by `packmule status` (not in its directory), and never published by
+/// itself."
+/// Promise 5: "fsync makes the bytes durable in the spool, listed and recoverable."
+/// Promise 26: "what fsync() promised is in the spool"
 #[test]
 fn a_file_never_closed_is_kept_and_listed() {
     if !can_mount() {
@@ -30,7 +26,7 @@ fn a_file_never_closed_is_kept_and_listed() {
     drop(open);
     stage.mount.again();
     assert_eq!(files::names(stage.dir()), Vec::<String>::new());
-    let status = ask(&stage.mount, &["status", "--json"]);
+    let status = stage.mount.ask(&["status", "--json"], stage.dir());
     assert!(status.contains("unfinished"), "{status}");
     // "what cannot be finished is said": nobody waits for it.
     stage.mount.umount_leaving("unfinished");
@@ -46,7 +42,7 @@ fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
         .any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found.starts_with(bytes)) })
 }
 
-/// "parked, named with its reason … or superseded by a new copy"; and one file's failure is no other's.
+/// Promise 24: "parked, named with its reason … or superseded by a new copy"; and one file's failure is no other's.
 #[test]
 fn a_refused_file_is_parked_and_superseded() {
     if !can_mount() {
@@ -57,12 +53,12 @@ fn a_refused_file_is_parked_and_superseded() {
     assert!(files::write(&stage.path("bad"), b"refused").is_err());
     files::write(&stage.path("good"), b"taken").unwrap();
     assert_eq!(stage.store.keys(), ["good"]);
-    let status = ask(&stage.mount, &["status"]);
+    let status = stage.mount.status();
     assert!(status.contains("bad") && status.contains("AccessDenied"), "{status}");
     stage.double().clear_faults();
     files::write(&stage.path("bad"), b"copied again").unwrap();
     assert_eq!(stage.store.bytes("bad"), "copied again");
-    let status = ask(&stage.mount, &["status"]);
+    let status = stage.mount.status();
     assert!(!status.contains("AccessDenied"), "{status}");
 }
 

@@ -1,4 +1,4 @@
-//! Writing: semantics 1 to 12.
+//! Writing: promises 1 to 12.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -12,7 +12,7 @@ use crate::support::stage::{Stage, on_every_store};
 const MIB: usize = 1 << 20;
 
 on_every_store! {
-    /// "close() returns 0 only when the object is in S3 under its name, byte for byte"
+    /// Promise 2: "close() returns 0 only when the object is in S3 under its name, byte for byte"
     fn close_publishes_byte_for_byte(store) {
         let stage = Stage::new(store);
         for (name, size) in [("one", 1), ("page", 4096), ("odd", MIB + 1), ("parts", 21 * MIB + 7)] {
@@ -25,7 +25,7 @@ on_every_store! {
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
     }
 
-    /// "No object exists, and none changes, before close."
+    /// Promise 1: "No object exists, and none changes, before close. Nobody can read part of a file in S3."
     fn nothing_shows_before_close(store) {
         store.put("old", "before");
         let stage = Stage::new(store);
@@ -62,7 +62,7 @@ on_every_store! {
         assert!(fs::read(stage.path("f")).unwrap() == expected);
     }
 
-    /// "A file being written or uploaded is read by everybody on the mount from the local copy"
+    /// Promise 8: "A file being written or uploaded is read by everybody on the mount from the local copy"
     fn others_read_what_is_written(store) {
         let stage = Stage::new(store);
         let file = File::create(stage.path("f")).unwrap();
@@ -80,7 +80,7 @@ on_every_store! {
         assert_eq!(stage.store.bytes("f"), "hello WORLD");
     }
 
-    /// "O_APPEND writes at the size so learned"
+    /// Promise 14: "O_APPEND writes at the size so learned"
     fn appends(store) {
         store.put("log", "one\n");
         let stage = Stage::new(store);
@@ -92,7 +92,7 @@ on_every_store! {
         assert_eq!(stage.store.bytes("new"), "first\nsecond\n");
     }
 
-    /// "truncate(path) publishes before it returns"
+    /// Promise 4: "O_TRUNC closed without data follows the same rule; truncate(path) publishes before it returns."
     fn truncates_both_ways(store) {
         store.put("f", "0123456789");
         let stage = Stage::new(store);
@@ -112,7 +112,7 @@ on_every_store! {
         stage.store.eventually("the emptied file is empty", |store| store.bytes("f").is_empty());
     }
 
-    /// "A new file closed empty … becomes an object if it is still empty 2 s later"
+    /// Promise 4: "A new file closed empty is recorded at once and becomes an object if it is still empty 2 s later"
     fn empty_files_become_objects(store) {
         let mut stage = Stage::new(store);
         sh(stage.dir(), "touch a; : > b");
@@ -124,7 +124,7 @@ on_every_store! {
         assert_eq!(stage.store.keys(), ["a", "b", "c"]);
     }
 
-    /// "A FLUSH by another process than the opener's publishes nothing: the opener's does"
+    /// Promise 4: "A FLUSH by another process than the opener's (`make > log`, `(a; b) > f`) publishes nothing: the opener's does"
     fn a_shell_group_publishes_once_and_whole(store) {
         let stage = Stage::new(store);
         sh(stage.dir(), "(echo a; /bin/echo b; /bin/echo c) > f");
@@ -197,7 +197,7 @@ on_every_store! {
         assert!(stage.store.bytes("b") == expected);
     }
 
-    /// "With `write_back` deletes are queued": what was published in the background is renamed, changed and removed like any file.
+    /// With `write_back`: what was published in the background is renamed, changed and removed like any file.
     fn names_follow_what_write_back_published(store) {
         let mut stage = Stage::with(store, &["write_back=1s"]);
         for name in ["gone", "moved", "changed"] {
@@ -240,7 +240,7 @@ print(held(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)), held(lambda: 
         assert_eq!(others(), "free free free");
     }
 
-    /// "Rename of an open, dirty file carries its data to the new name"
+    /// Promise 9: "Rename of an open, dirty file carries its data to the new name"
     fn renamed_while_open(store) {
         store.put("target", "old");
         let stage = Stage::new(store);
@@ -302,7 +302,7 @@ print(held(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)), held(lambda: 
         assert!(kind("c.json").starts_with("application/json"), "{}", kind("c.json"));
     }
 
-    /// "Temporary names … never become objects under that name … the rename completes it"
+    /// Promise 10: "Temporary names … never become objects under that name … the rename completes it"
     fn a_desktop_replaces_a_file(store) {
         store.put("letter.odt", "old");
         let stage = Stage::new(store);
@@ -320,7 +320,7 @@ print(held(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)), held(lambda: 
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
     }
 
-    /// "With `write_back` close() returns 0 when bytes and intent are durable in the spool"
+    /// Promise 2: "With `write_back` close() returns 0 when bytes and intent are durable in the spool"
     fn write_back_publishes_later_and_at_umount(store) {
         let mut stage = Stage::with(store, &["write_back=1h"]);
         files::write(&stage.path("f"), b"one").unwrap();
@@ -333,7 +333,7 @@ print(held(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)), held(lambda: 
         assert_eq!(stage.store.bytes("f"), "two");
     }
 
-    /// "kill -9 at any moment: what close() promised is published or queued after the next mount"
+    /// Promise 26: "kill -9 at any moment: what close() promised is published or queued after the next mount"
     fn a_crash_keeps_what_close_promised(store) {
         let mut stage = Stage::with(store, &["write_back=1h"]);
         files::write(&stage.path("promised"), &noise(5, 9 * MIB)).unwrap();

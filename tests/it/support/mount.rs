@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::files::output;
 use super::leash::Leash;
 use super::store::Store;
 
@@ -204,6 +205,20 @@ impl Mount {
         packmule(self.home.path(), &self.setup.env)
     }
 
+    /// What a command of `packmule` about a path says; it must succeed.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str], about: &Path) -> String {
+        let said = output(self.command().args(arguments).arg(about));
+        assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    }
+
+    /// What `packmule status` says of it.
+    #[track_caller]
+    pub fn status(&self) -> String {
+        self.ask(&["status"], &self.dir)
+    }
+
     /// Process id of the mount.
     pub fn pid(&self) -> u32 {
         self.running.as_ref().map(|(child, _)| child.id()).unwrap()
@@ -230,6 +245,18 @@ impl Mount {
         let status = self.end();
         assert!(matches!(status.code(), Some(0 | 1)), "{status} after SIGTERM; it says: {}", self.log());
         assert!(self.log().contains(key), "nothing is said of {key}: {}", self.log());
+    }
+
+    /// Ends it by `packmule umount`, which must succeed.
+    pub fn umount_by_command(&mut self) {
+        let (mut child, _guards) = self.running.take().unwrap();
+        let mut asked = self.command().arg("umount").arg(&self.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The command waits for the process's end, and that is not there before somebody took note of it.
+        let ended = wait(&mut child, PATIENCE);
+        let status = wait(&mut asked, PATIENCE);
+        self.clear(&mut child);
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?} after packmule umount; it says: {}", self.log());
+        assert!(status.is_some_and(|status| status.success()), "packmule umount: {status:?}");
     }
 
     fn end(&mut self) -> ExitStatus {

@@ -62,13 +62,13 @@ pub fn on_seaweed(module: &str, name: &str, body: fn(Store)) {
 
 /// One suite, two stores: each function becomes `double::NAME` and `seaweed::NAME`.
 macro_rules! on_every_store {
-    ($(#[doc = $promise:literal] fn $name:ident($store:ident) $body:block)*) => {
+    ($($(#[doc = $promise:literal])+ fn $name:ident($store:ident) $body:block)*) => {
         /// The tests that run on every store.
         pub const COMMON: &[&str] = &[$(stringify!($name)),*];
 
         mod common {
             use super::*;
-            $(#[doc = $promise] pub fn $name($store: crate::support::store::Store) $body)*
+            $($(#[doc = $promise])+ pub fn $name($store: crate::support::store::Store) $body)*
         }
 
         mod double {
