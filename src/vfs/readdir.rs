@@ -17,13 +17,15 @@ use super::error::{Error, Result};
 use super::inode::Place;
 use super::listing::{KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
-use super::{DirEntry, DirSink, Entry, Fh, Ino, Vfs};
+use super::{DirEntry, DirSink, Fh, Ino, Vfs};
 use crate::s3::ListRequest;
 
 /// Offsets 1 and 2 follow `.` and `..`; the listing's entries come from 2 on.
 const DOTS: u64 = 2;
 /// HEADs of possible links that go out together.
 const LINKS_AT_ONCE: usize = 32;
+/// How often a listed name gets an inode that is let go of before it could be offered.
+const OFFERS_MOST: u32 = 8;
 
 /// An open directory.
 pub struct DirHandle {
@@ -122,10 +124,9 @@ impl Vfs {
                 return Ok(());
             }
             // A page whose every entry is in doubt yields nothing yet: the next one follows at the same offset.
-            for (name, index, found) in self.prepare(handle.ino, stream, names, plus).await? {
+            for Prepared { name, index, found } in self.prepare(handle.ino, stream, names, plus).await? {
                 offset = DOTS + index + 1;
-                let Some((ino, kind)) = found else { continue };
-                if !self.offer(ino, kind, offset, &name, plus, sink) {
+                if !self.offer(handle.ino, stream, found, offset, &name, plus, sink)? {
                     return Ok(());
                 }
             }
@@ -136,19 +137,45 @@ impl Vfs {
         self.table.lock().get(ino).map_or(super::ROOT, |node| node.parent)
     }
 
-    /// Offers one entry; a lookup is counted first, and taken back when the buffer was full.
-    fn offer(&self, ino: Ino, kind: Kind, offset: u64, name: &OsStr, plus: bool, sink: DirSink<'_>) -> bool {
-        if !plus {
-            let taken = sink(DirEntry { ino, offset, kind, name, entry: None });
-            self.table.lock().release(ino);
-            return taken;
+    /// Offers one entry; a lookup is counted first, and taken back when the buffer was full. A node that nobody has looked up
+    /// yet may be let go of at any time (by the nodes made after it, too): what is listed gets another one, and is never left out.
+    #[allow(clippy::too_many_arguments)]
+    fn offer(&self, dir: Ino, stream: &Stream, found: Found, offset: u64, name: &OsStr, plus: bool, sink: DirSink<'_>) -> Result<bool> {
+        let mut granted = None;
+        for _ in 0..OFFERS_MOST {
+            let (ino, kind) = match &found {
+                Found::Elsewhere => return Ok(true),
+                Found::Node(ino, kind) => (*ino, *kind),
+                Found::Listed(listed, row) => self.take_offered(dir, stream, name, listed, row.as_deref().cloned()),
+            };
+            if !plus {
+                let taken = sink(DirEntry { ino, offset, kind, name, entry: None });
+                self.table.lock().release(ino);
+                return Ok(taken);
+            }
+            granted = self.grant(ino).ok().map(|entry| (ino, entry));
+            if granted.is_some() || matches!(found, Found::Node(..)) {
+                break;
+            }
         }
-        let Ok(entry): Result<Entry> = self.grant(ino) else { return true };
+        let Some((ino, entry)) = granted else {
+            // A name that is here alone has gone meanwhile; a listed one has not.
+            return if matches!(found, Found::Node(..)) { Ok(true) } else { Err(Error::Busy) };
+        };
         let taken = sink(DirEntry { ino, offset, kind: entry.attr.kind, name, entry: Some(&entry) });
         if !taken {
             self.forget(ino, 1);
         }
-        taken
+        Ok(taken)
+    }
+
+    /// The inode of a listed name.
+    fn take_offered(&self, dir: Ino, stream: &Stream, name: &OsStr, listed: &Listed, row: Option<Row>) -> (Ino, Kind) {
+        let Some(object) = &listed.object else {
+            return (self.take_directory(dir, name.to_owned(), &listed.segment, stream.started, row), Kind::Directory);
+        };
+        let kind = if row.as_ref().is_some_and(|row| row.target.is_some()) { Kind::Symlink } else { Kind::File };
+        (self.take_listed(dir, name.to_owned(), &listed.segment, object, row, stream.started), kind)
     }
 
     fn begin(&self, dir: Ino) -> Result<Stream> {
@@ -255,7 +282,7 @@ impl Vfs {
         Batch { names, listed: false }
     }
 
-    /// Gives each name of a batch its inode; `None` where it is shown elsewhere or gone.
+    /// What is to be known of each name of a batch before it is offered.
     async fn prepare(&self, dir: Ino, stream: &Stream, batch: Vec<(u64, Offered)>, plus: bool) -> Result<Vec<Prepared>> {
         let rows = self.recall(stream, &batch).await;
         let mut prepared = Vec::with_capacity(batch.len());
@@ -263,38 +290,39 @@ impl Vfs {
         for (at, ((index, offered), row)) in batch.into_iter().zip(rows).enumerate() {
             let listed = match offered {
                 Offered::Here(name) => {
-                    let found = self.child_here(dir, &name);
-                    prepared.push((name, index, found));
+                    let found = self.child_here(dir, &name).map_or(Found::Elsewhere, |(ino, kind)| Found::Node(ino, kind));
+                    prepared.push(Prepared { name, index, found });
                     continue;
                 }
                 Offered::Listed(listed) => listed,
             };
             let name = listed.name();
             if stream.removed.contains(&name) || self.is_ours(dir, &name, stream.started) {
-                prepared.push((name, index, None));
+                prepared.push(Prepared { name, index, found: Found::Elsewhere });
                 continue;
             }
             let found = match (&listed.object, &stream.place) {
-                (None, Some(_)) => Some((self.take_directory(dir, name.clone(), &listed.segment, stream.started, row), Kind::Directory)),
-                (Some(object), Some(_)) => {
-                    if plus && row.is_none() && self.may_be_link(object) {
+                (object, Some(_)) => {
+                    if plus && row.is_none() && object.as_ref().is_some_and(|object| self.may_be_link(object)) {
                         links.push((at, listed.clone()));
                     }
-                    let kind = if row.as_ref().is_some_and(|row| row.target.is_some()) { Kind::Symlink } else { Kind::File };
-                    Some((self.take_listed(dir, name.clone(), &listed.segment, object, row, stream.started), kind))
+                    Found::Listed(Box::new(listed), row.map(Box::new))
                 }
-                (_, None) => Some((self.adopt_listed(dir, name.clone(), &listed, stream.started).await?, Kind::Directory)),
+                (_, None) => Found::Node(self.adopt_listed(dir, name.clone(), &listed, stream.started).await?, Kind::Directory),
             };
-            prepared.push((name, index, found));
+            prepared.push(Prepared { name, index, found });
         }
         let found = futures::stream::iter(links.into_iter().map(|(at, listed)| async move {
             let ino = self.adopt_listed(dir, listed.name(), &listed, stream.started).await;
             (at, ino)
         }));
         for (at, ino) in found.buffer_unordered(LINKS_AT_ONCE).collect::<Vec<_>>().await {
-            // A link that cannot be looked at shows as the small file that the listing names.
-            if let (Ok(ino), Some(entry)) = (ino, prepared.get_mut(at)) {
-                entry.2 = Some((ino, self.kind(ino)?));
+            // What the HEAD told is remembered. A link that cannot be looked at shows as the small file that the listing names.
+            if let (Ok(_), Some(Prepared { found: Found::Listed(listed, row @ None), .. })) = (ino, prepared.get_mut(at))
+                && let (Some(object), Some(place)) = (&listed.object, &stream.place)
+            {
+                let key = format!("{}{}", place.key, listed.segment);
+                *row = self.memory.get(place.store.bucket(), &key, &object.etag, object.modified).await.map(Box::new);
             }
         }
         Ok(prepared)
@@ -332,7 +360,22 @@ impl Vfs {
     }
 }
 
-type Prepared = (OsString, u64, Option<(Ino, Kind)>);
+/// A name that is about to be offered.
+struct Prepared {
+    name: OsString,
+    index: u64,
+    found: Found,
+}
+
+/// What it stands for.
+enum Found {
+    /// Shown at another place of the directory, or gone.
+    Elsewhere,
+    /// A name that is here alone, or a bucket.
+    Node(Ino, Kind),
+    /// A name that the store listed, and what is remembered of it.
+    Listed(Box<Listed>, Option<Box<Row>>),
+}
 
 /// Names at hand, each with its index.
 struct Batch {

@@ -57,6 +57,16 @@ fn listing_five_thousand_keys() {
     assert_eq!(requests.of("HeadObject"), 0, "a HEAD per file never happens");
 }
 
+/// A directory of any size shows every name, whatever looks at it: more than the table lets a directory keep without a reason.
+#[test]
+fn no_name_of_a_huge_directory_is_left_out() {
+    let Some(stage) = counted(&[], (0..21_000).map(|n| (format!("huge/file-{n:05}"), Vec::new()))) else { return };
+    for look in ["ls -f huge", "ls -l huge", "find huge -type f", "ls -l huge"] {
+        let names = sh(stage.dir(), look);
+        assert_eq!(names.lines().filter(|line| line.contains("file-")).count(), 21_000, "{look}");
+    }
+}
+
 /// A walk costs one listing a directory, whatever is in it.
 #[test]
 fn walking_a_tree() {
