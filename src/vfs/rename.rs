@@ -123,10 +123,10 @@ impl Vfs {
             (None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
-        staged.retarget(target(&step.target), expect).await?;
+        staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
         if let Some(published) = staged.published() {
             // It was too late for another name: it has an object under the old one.
-            staged.retarget(target(&step.source), Expect::Version(published.etag)).await?;
+            staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
             self.catch_up(ino);
             self.within(self.move_object(ino, step)).await?;
             if let Some(unlinked) = unlinked {
@@ -134,7 +134,6 @@ impl Vfs {
             }
             return Ok(());
         }
-        staged.set_held(temporary.is_some(), guess);
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
         let replaces_unlinked = unlinked.is_some();

@@ -100,6 +100,9 @@ pub(crate) async fn complete(
     slots: &BTreeMap<u32, Slot>,
     doubt: bool,
 ) -> Result<Verdict, Trouble> {
+    if !target.is(&snapshot.target) {
+        return Ok(Verdict::Restart);
+    }
     let mut parts = Vec::new();
     let mut sums = Vec::new();
     for slot in slots.values().filter(|slot| slot.wanted) {

@@ -18,7 +18,7 @@ use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, Published, SpoolConfig, Target};
+use super::{Attributes, Base, EntryStatus, Error, Expect, Guess, Hooks, Published, SpoolConfig, Target};
 use crate::s3::Part;
 use crate::s3::multipart::PartPlan;
 
@@ -231,6 +231,19 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
+    /// See [`super::Staged::set_held`].
+    pub fn hold(&mut self, held: bool, guess: Option<Guess>) {
+        self.held = held;
+        self.eager = guess.as_ref().is_some_and(|guess| guess.eager);
+        self.guess = guess.map(|guess| guess.key);
+    }
+
+    /// Where its parts go.
+    pub fn parts_target(&self) -> Target {
+        let key = self.guess.as_ref().filter(|_| self.held).unwrap_or(&self.target.key);
+        Target { store: self.target.store.clone(), key: key.clone() }
+    }
+
     pub fn new(target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Self {
         Self {
             target,

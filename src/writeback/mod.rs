@@ -56,6 +56,13 @@ pub struct Target {
     pub key: String,
 }
 
+impl Target {
+    /// True of the same key in the same bucket.
+    fn is(&self, other: &Target) -> bool {
+        self.key == other.key && self.store.bucket() == other.store.bucket()
+    }
+}
+
 /// What publication expects to find under the key.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Expect {

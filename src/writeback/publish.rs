@@ -159,11 +159,11 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
 async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
     let (target, attributes) = {
         let mut intent = entry.intent.lock();
-        let key = intent.guess.clone().filter(|_| intent.held).unwrap_or_else(|| intent.target.key.clone());
+        let target = intent.parts_target();
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        intent.upload = Some(UploadRecord { key: key.clone(), id: None, begun });
+        intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun });
         intent.travelled = Some(intent.attributes.clone());
-        (Target { store: intent.target.store.clone(), key }, intent.attributes.clone())
+        (target, intent.attributes.clone())
     };
     entry.persist(true).await?;
     let id = target.store.create_multipart(&target.key, options(&entry.shared, &target, &attributes)).await.map_err(Trouble::S3)?;

@@ -293,11 +293,21 @@ impl Staged {
     /// Renames an unpublished file. Parts sent to another key are aborted and sent again. Where the publication under
     /// the old name cannot be stopped any more, waits for its end: [`Staged::published`] then names the old key.
     pub async fn retarget(&self, target: Target, expect: Expect) -> Result<(), Error> {
+        self.go_to(target, expect, None).await
+    }
+
+    /// As [`Staged::retarget`], and from then on as after [`Staged::set_held`]: in one step, because which key the parts go to
+    /// follows from both.
+    pub async fn retarget_held(&self, target: Target, expect: Expect, held: bool, guess: Option<Guess>) -> Result<(), Error> {
+        self.go_to(target, expect, Some((held, guess))).await
+    }
+
+    async fn go_to(&self, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>) -> Result<(), Error> {
         if self.entry.intent.lock().discarded {
             return Err(Error::Discarded);
         }
         let (reply, answer) = oneshot::channel();
-        self.entry.shared.send(Message::Retarget { id: self.entry.id, target, expect, reply });
+        self.entry.shared.send(Message::Retarget { id: self.entry.id, target, expect, held, reply });
         answer.await.map_err(|_| Error::Discarded)
     }
 
@@ -322,10 +332,7 @@ impl Staged {
 
     /// Under a temporary name: [`Staged::publish`] makes no object. `guess`: the upload that gets the parts.
     pub fn set_held(&self, held: bool, guess: Option<Guess>) {
-        let mut intent = self.entry.intent.lock();
-        intent.held = held;
-        intent.eager = guess.as_ref().is_some_and(|guess| guess.eager);
-        intent.guess = guess.map(|guess| guess.key);
+        self.entry.intent.lock().hold(held, guess);
     }
 
     /// Not worth keeping (a lock file, a file manager's notes): it ends with the mount, and status is silent about it.

@@ -14,7 +14,7 @@ use super::plan::How;
 use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::transfer::Trouble;
-use super::{Error, Expect, Published, Target};
+use super::{Error, Expect, Guess, Published, Target};
 use crate::s3::ErrorKind;
 
 /// How often stalled publications are looked for.
@@ -35,8 +35,8 @@ pub(crate) enum Message {
     Later { id: u64, generation: u64, delay: Duration },
     /// The delay is over; `None`: at once, whatever the content.
     Due { id: u64, generation: Option<u64> },
-    /// The name has changed.
-    Retarget { id: u64, target: Target, expect: Expect, reply: oneshot::Sender<()> },
+    /// The name has changed, and perhaps whether it is a temporary one.
+    Retarget { id: u64, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>, reply: oneshot::Sender<()> },
     /// Never publish; kept with its reason.
     Park(u64, Error),
     /// Publish what was parked or unfinished.
@@ -200,13 +200,16 @@ impl Uploader {
             return;
         }
         match message {
-            Message::Retarget { target, expect, reply, .. } => {
-                let same =
-                    job.upload.as_ref().is_none_or(|upload| upload.key == target.key && upload.store.bucket() == target.store.bucket());
-                {
+            Message::Retarget { target, expect, held, reply, .. } => {
+                let parts = {
                     let mut intent = job.entry.intent.lock();
                     (intent.target, intent.expect) = (target, expect);
-                }
+                    if let Some((held, guess)) = held {
+                        intent.hold(held, guess);
+                    }
+                    intent.parts_target()
+                };
+                let same = job.upload.as_ref().is_none_or(|upload| upload.is(&parts));
                 let entry = job.entry.clone();
                 if !same {
                     entry.content.lock().next_part = 1;
@@ -351,11 +354,16 @@ impl Uploader {
                 self.apply(id, Event::Prepared { serial, plan, clean });
             }
             (Outcome::Created { target, id: upload }, Action::Create { epoch }) => {
-                if epoch == job.state.epoch && job.state.upload == Upload::Creating {
+                let awaited = epoch == job.state.epoch && job.state.upload == Upload::Creating;
+                let wanted = target.is(&job.entry.intent.lock().parts_target());
+                if awaited && wanted {
                     job.upload = Some(target);
-                    self.apply(id, Event::Created { epoch, id: upload });
-                } else {
-                    publish::abort(&self.shared, target, upload);
+                    return self.apply(id, Event::Created { epoch, id: upload });
+                }
+                publish::abort(&self.shared, target, upload);
+                if awaited {
+                    // Renamed while it was being created.
+                    self.apply(id, Event::Restart);
                 }
             }
             (Outcome::Sent(sent), Action::Send { epoch, piece }) => {

@@ -214,7 +214,19 @@ on_every_store! {
         let elsewhere = DOLPHIN.replace("os.rename(part, target)", "os.rename(part, target + '.old')");
         copy(&stage, "kioworker", &elsewhere, &noise(8, 1000), "small");
         assert!(stage.store.bytes("small.old") == noise(8, 1000));
-        assert_eq!(stage.store.keys(), ["small.old"]);
+        copy(&stage, "kioworker", &elsewhere, &noise(8, 20 * MIB + 5), "large");
+        assert!(stage.store.bytes("large.old") == noise(8, 20 * MIB + 5));
+        // As Chrome does it; what lies under the guessed and the final name was known.
+        for taken in [&[][..], &["Unconfirmed 1"], &["film.mkv"]] {
+            taken.iter().for_each(|name| files::write(&stage.path(name), b"before").unwrap());
+            files::write(&stage.path("Unconfirmed 1.crdownload"), &noise(9, 20 * MIB)).unwrap();
+            fs::rename(stage.path("Unconfirmed 1.crdownload"), stage.path("film.mkv")).unwrap();
+            assert!(stage.store.bytes("film.mkv") == noise(9, 20 * MIB), "{taken:?}");
+            assert_eq!(stage.store.get("Unconfirmed 1").map(|seen| seen.bytes), taken.contains(&"Unconfirmed 1").then(|| "before".into()));
+            fs::remove_file(stage.path("film.mkv")).unwrap();
+            let _ = fs::remove_file(stage.path("Unconfirmed 1"));
+        }
+        assert_eq!(stage.store.keys(), ["large.old", "small.old"]);
         stage.store.eventually("the wrong upload is aborted", |store| store.unfinished_uploads().is_empty());
     }
 
