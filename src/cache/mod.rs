@@ -18,6 +18,7 @@ use inner::Inner;
 mod adopt;
 mod block;
 mod disk;
+mod distance;
 mod download;
 mod entry;
 mod evict;
