@@ -166,8 +166,14 @@ impl Download {
             version_id: source.version_id.clone().filter(|_| self.by_version),
         };
         let left = FETCH_DEADLINE.saturating_sub(self.last_bytes.elapsed());
+        let asked = Instant::now();
         match timeout(left, self.store.get(&source.key, request)).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                if answer.is_ok() {
+                    self.entry.distance.note(asked.elapsed());
+                }
+                answer
+            }
             Err(_) => Err(self.error(ErrorKind::TimedOut, "no answer in time".into())),
         }
     }

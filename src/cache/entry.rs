@@ -12,9 +12,10 @@ use tokio::sync::OnceCell;
 
 use super::block::{BLOCK, BlockMap, EntryId, bytes_of, sum_of};
 use super::disk::{FileName, read_at};
+use super::distance::Distance;
 use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
-use super::whole::Whole;
+use super::whole::{Stretches, Whole};
 use super::{CacheError, ObjectVersion};
 use crate::s3::{Checksum, ObjectHead, Store};
 
@@ -37,8 +38,12 @@ pub struct Entry {
     state: Mutex<State>,
     /// Held while blocks are hashed, in the blocking pool only; landings that find it taken leave the work to its holder.
     whole: Mutex<Option<Whole>>,
+    /// What came before its turn to be hashed. A leaf.
+    stretches: Mutex<Stretches>,
     warned: AtomicBool,
     checks: bool,
+    /// From here to the store, learned from every answer.
+    pub distance: Arc<Distance>,
     /// The store was asked for the whole checksum; landings of read-ahead wait for its answer.
     asked: OnceCell<()>,
 }
@@ -101,7 +106,7 @@ pub enum Piece {
 
 impl Entry {
     /// A version of which nothing is known. `checks`: its whole checksum is to be verified.
-    pub fn new(uid: u64, source: ObjectVersion, checks: bool) -> Self {
+    pub fn new(uid: u64, source: ObjectVersion, checks: bool, distance: Arc<Distance>) -> Self {
         let size = source.size;
         let state = State {
             blocks: BlockMap::new(size),
@@ -124,8 +129,10 @@ impl Entry {
             readers: AtomicUsize::new(0),
             state: Mutex::new(state),
             whole: Mutex::new(None),
+            stretches: Mutex::new(Stretches::default()),
             warned: AtomicBool::new(false),
             checks,
+            distance,
             asked: OnceCell::new(),
         }
     }
@@ -161,8 +168,12 @@ impl Entry {
         }
         self.asked
             .get_or_init(|| async {
-                let source = self.source();
-                match tokio::time::timeout(ASK_TIMEOUT, store.head(&source.key)).await {
+                let (source, asked) = (self.source(), Instant::now());
+                let answer = tokio::time::timeout(ASK_TIMEOUT, store.head(&source.key)).await;
+                if let Ok(Ok(_)) = &answer {
+                    self.distance.note(asked.elapsed());
+                }
+                match answer {
                     Ok(Ok(head)) if head.etag == source.etag => head.checksum.into_iter().for_each(|sum| self.expect(sum)),
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "whole checksum not learned"),
@@ -247,13 +258,15 @@ impl Entry {
         state.verified = false;
         drop(state);
         *self.whole.lock() = None;
+        // The block comes again, and what is compared in the end must be what is kept.
+        self.stretches.lock().clear();
     }
 
     /// Goes on with the hash of the evicted entry that this one follows, once that took in all it can: an object larger than the
     /// cache is read whole too.
-    pub fn inherit(&self, old: &Entry) {
+    pub fn inherit(&self, old: &Entry, recent: &Recent) {
         let mut hash = old.whole.lock();
-        old.hash(&mut hash, (0, &Bytes::new()), u64::MAX);
+        old.hash(&mut hash, (0, &Bytes::new()), u64::MAX, recent);
         let taken = hash.take();
         drop(hash);
         old.state().expected = None;
@@ -271,17 +284,25 @@ impl Entry {
         self.whole.lock().as_ref().map_or(0, Whole::next)
     }
 
-    /// Hashes blocks in order as far as they are here, at most `limit` of them. `fresh`: a block range that was just written, and its bytes.
-    pub fn hash_on(&self, fresh: (u64, &Bytes), limit: u64) {
-        if let Some(mut whole) = self.whole.try_lock() {
-            self.hash(&mut whole, fresh, limit);
+    /// Hashes blocks in order as far as they are here, reading at most `limit` of them back. `fresh`: a block range that just came, and
+    /// its bytes. True when those are hashed.
+    pub fn hash_on(&self, fresh: (u64, &Bytes), limit: u64, recent: &Recent) -> bool {
+        let Some(mut whole) = self.whole.try_lock() else { return false };
+        self.hash(&mut whole, fresh, limit, recent);
+        whole.as_ref().is_none_or(|whole| whole.next() > fresh.0)
+    }
+
+    /// Notes what came before its turn to be hashed, and was written: it need not be read again.
+    pub fn hash_later(&self, (first, data): (u64, &Bytes)) {
+        if let Some(expected) = self.state().expected {
+            self.stretches.lock().add(expected, first, data);
         }
     }
 
     /// Hashes the rest and says whether the object is whole; every block is in the file or in `fresh`.
-    pub fn verify(&self, fresh: (u64, &Bytes)) -> Result<(), CacheError> {
+    pub fn verify(&self, fresh: (u64, &Bytes), recent: &Recent) -> Result<(), CacheError> {
         let mut whole = self.whole.lock();
-        self.hash(&mut whole, fresh, u64::MAX);
+        self.hash(&mut whole, fresh, u64::MAX, recent);
         match whole.as_ref() {
             Some(whole) if whole.next() == self.size.div_ceil(BLOCK) && whole.holds() => Ok(()),
             _ => {
@@ -291,7 +312,7 @@ impl Entry {
         }
     }
 
-    fn hash(&self, whole: &mut Option<Whole>, (first, data): (u64, &Bytes), limit: u64) {
+    fn hash(&self, whole: &mut Option<Whole>, (first, data): (u64, &Bytes), limit: u64, recent: &Recent) {
         let (file, expected) = {
             let state = self.state();
             (state.file.as_ref().map(|(_, file)| Arc::clone(file)), state.expected)
@@ -299,30 +320,33 @@ impl Entry {
         let Some(expected) = expected else { return };
         let whole = whole.get_or_insert_with(|| Whole::new(expected));
         let fresh = first..first + (data.len() as u64).div_ceil(BLOCK);
-        let mut buffer = vec![0; BLOCK as usize];
-        for _ in 0..limit {
+        let mut buffer = Vec::new();
+        let mut read = 0;
+        while whole.next() * BLOCK < self.size {
             let next = whole.next();
-            let range = bytes_of(next..next + 1, self.size);
-            if range.is_empty() {
-                return;
-            }
-            let len = (range.end - range.start) as usize;
             if fresh.contains(&next) {
-                let at = ((next - first) * BLOCK) as usize;
-                whole.take(&data[at..at + len]);
+                whole.take(&data[((next - first) * BLOCK) as usize..]);
                 continue;
             }
-            let sum = self.state().blocks.sum(next);
-            match (&file, sum) {
-                (Some(file), Some(sum)) => {
-                    let block = &mut buffer[..len];
-                    if read_at(file, block, range.start).is_err() || sum_of(block) != sum {
-                        return;
-                    }
-                    whole.take(block);
-                }
+            if whole.join(&mut self.stretches.lock()) {
+                continue;
+            }
+            if read == limit {
+                return;
+            }
+            read += 1;
+            let Some(sum) = self.state().blocks.sum(next) else { return };
+            let range = bytes_of(next..next + 1, self.size);
+            buffer.resize((range.end - range.start) as usize, 0);
+            match (recent.peek(self.uid, next), &file) {
+                (Some(block), _) if block.len() == buffer.len() => buffer.copy_from_slice(&block),
+                (_, Some(file)) if read_at(file, &mut buffer, range.start).is_ok() => {}
                 _ => return,
             }
+            if sum_of(&buffer) != sum {
+                return;
+            }
+            whole.take(&buffer);
         }
     }
 }

@@ -15,13 +15,16 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::block::{BLOCK, EntryId, Sidecar, sum_of};
 use super::disk::{Disk, FileName};
+use super::distance::Distance;
 use super::entry::Entry;
 use super::evict::{Shelf, Slot};
 use super::memory::{Buffers, Recent};
+use super::window::Reach;
 use super::{CacheConfig, CacheError, ObjectVersion};
 
-/// Most bytes of recent blocks beside a disk cache: what a reader that keeps up with 32 connections has not read yet.
-const RECENT: u64 = 16 << 20;
+/// Most bytes of recent blocks beside a disk cache: what was fetched ahead of a reader near the store ([`Reach::near`]) by a small
+/// machine, and what it reads meanwhile.
+const RECENT: u64 = 40 << 20;
 /// The free space is asked for again after so many bytes.
 const SPACE_EVERY: u64 = 16 << 20;
 /// A sidecar is written when nothing landed for so long …
@@ -48,6 +51,9 @@ pub struct Inner {
     pub ahead: Semaphore,
     /// Permits in KiB for the answers of reads.
     pub memory: Semaphore,
+    processors: u64,
+    /// From here to the store.
+    pub distance: Arc<Distance>,
     pub(super) index: Mutex<Index>,
     next_uid: AtomicU64,
     unchecked: AtomicU64,
@@ -100,7 +106,7 @@ impl Inner {
                 None
             }
         };
-        let recent = if disk.is_some() { (config.memory_limit / 8).min(RECENT) } else { config.memory_limit / 3 };
+        let recent = if disk.is_some() { (config.memory_limit / 6).min(RECENT) } else { config.memory_limit / 3 };
         let connections = config.max_connections.max(1);
         let inner = Self {
             recent: Recent::new(recent as usize),
@@ -109,6 +115,8 @@ impl Inner {
             ahead: Semaphore::new((connections - connections.div_ceil(8)).max(1)),
             memory: Semaphore::new((config.memory_limit / 3 / 1024).clamp(1024, 1 << 26) as usize),
             index: Mutex::new(Index { entries: BTreeMap::new(), sweep_at: 64, shelf, unsaved: HashMap::new() }),
+            processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
+            distance: Arc::default(),
             next_uid: AtomicU64::new(0),
             unchecked: AtomicU64::new(SPACE_EVERY),
             disk_full: AtomicBool::new(false),
@@ -121,12 +129,21 @@ impl Inner {
         inner
     }
 
-    /// Largest read-ahead window in bytes that this cache can hold.
-    pub fn max_window(&self) -> u64 {
+    /// The largest read-ahead window: what this cache can hold, and no more connections than the store's distance asks for.
+    pub fn reach(&self) -> Reach {
+        let max = self.max_window();
+        if self.distance.is_near() { Reach::near(max, self.processors) } else { Reach::far(max) }
+    }
+
+    fn max_window(&self) -> u64 {
         let wished = self.config.read_ahead.unwrap_or(super::window::MAX_WINDOW);
-        let on_disk = self.disk.is_some() && !self.disk_full.load(Ordering::Relaxed);
-        let room = if on_disk { self.config.max_size / 4 } else { self.recent.limit() / 4 };
+        let room = if self.keeps_on_disk() { self.config.max_size / 4 } else { self.recent.limit() / 4 };
         wished.min(room).min(self.config.max_connections as u64 * super::window::MAX_PIECE)
+    }
+
+    /// True while blocks that come are written to the disk.
+    pub fn keeps_on_disk(&self) -> bool {
+        self.disk.is_some() && !self.disk_full.load(Ordering::Relaxed)
     }
 
     /// The entry of a version, new or shared. No I/O.
@@ -149,7 +166,7 @@ impl Inner {
     /// An entry that nobody knows yet.
     pub fn new_entry(&self, version: &ObjectVersion) -> Entry {
         let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
-        Entry::new(uid, version.clone(), self.config.checks_ranges_over_http)
+        Entry::new(uid, version.clone(), self.config.checks_ranges_over_http, Arc::clone(&self.distance))
     }
 
     /// Looks for the entry's file, once.
@@ -245,14 +262,14 @@ impl Inner {
         if !self.config.checks_ranges_over_http || Arc::ptr_eq(entry, old) || old.state().expected.is_none() {
             return Ok(());
         }
-        entry.inherit(old);
+        entry.inherit(old, &self.recent);
         let hashed_to = entry.hashed_to();
         let all_here = {
             let state = entry.state();
             state.inherited && state.expected.is_some() && state.completes(hashed_to)
         };
         if all_here {
-            entry.verify((0, &Bytes::new())).inspect_err(|error| self.drop_damaged(entry, error))?;
+            entry.verify((0, &Bytes::new()), &self.recent).inspect_err(|error| self.drop_damaged(entry, error))?;
             entry.state().expected = None;
         }
         Ok(())
@@ -275,10 +292,12 @@ impl Inner {
         };
         if !completes {
             // At most four times what landed, so that the hash keeps up with many connections and no landing waits long for it.
-            entry.hash_on((first, data), sums.len() as u64 * 4);
+            if !entry.hash_on((first, data), sums.len() as u64 * 4, &self.recent) {
+                entry.hash_later((first, data));
+            }
             return Ok(());
         }
-        entry.verify((first, data))?;
+        entry.verify((first, data), &self.recent)?;
         let mut state = entry.state();
         if state.inherited {
             // Fetched again, the blocks before would not be the ones that were hashed: compared anew by the next mount.
@@ -297,8 +316,8 @@ impl Inner {
         if entry.state().expected.is_none() {
             return Ok(());
         }
-        entry.hash_on((first, data), u64::MAX);
-        if entry.hashed_to() == entry.size.div_ceil(BLOCK) { entry.verify((first, data)) } else { Ok(()) }
+        entry.hash_on((first, data), u64::MAX, &self.recent);
+        if entry.hashed_to() == entry.size.div_ceil(BLOCK) { entry.verify((first, data), &self.recent) } else { Ok(()) }
     }
 
     /// The entry's file, made now if it is the first block; `None` where blocks stay in memory.

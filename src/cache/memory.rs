@@ -1,8 +1,9 @@
 //! Memory of the cache: the blocks that came last, and buffers that are used again.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
@@ -49,8 +50,13 @@ impl Recent {
         self.inner.lock().blocks.get(&(uid, block)).cloned()
     }
 
+    /// A block, where it is still here; it ages as before.
+    pub fn peek(&self, uid: u64, block: u64) -> Option<Bytes> {
+        self.inner.lock().blocks.peek(&(uid, block)).cloned()
+    }
+
     /// All of these blocks joined, or nothing.
-    pub fn join(&self, uid: u64, blocks: std::ops::Range<u64>) -> Option<Bytes> {
+    pub fn join(&self, uid: u64, blocks: Range<u64>, buffers: &Arc<Buffers>) -> Option<Bytes> {
         let parts = {
             let mut inner = self.inner.lock();
             if !inner.blocks.contains(&(uid, blocks.start)) {
@@ -61,9 +67,20 @@ impl Recent {
         if let [one] = parts.as_slice() {
             return Some(one.clone());
         }
-        let mut joined = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-        parts.iter().for_each(|part| joined.extend_from_slice(part));
+        let mut joined = buffers.take(parts.iter().map(Bytes::len).sum());
+        let mut rest = joined.as_mut();
+        for part in &parts {
+            let (to, after) = rest.split_at_mut(part.len());
+            to.copy_from_slice(part);
+            rest = after;
+        }
         Some(joined.freeze())
+    }
+
+    /// These blocks were read to their end, and are on disk: they go first.
+    pub fn spend(&self, uid: u64, blocks: Range<u64>) {
+        let mut inner = self.inner.lock();
+        blocks.for_each(|block| _ = inner.blocks.demote(&(uid, block)));
     }
 
     /// Forgets the blocks of an entry.
@@ -156,10 +173,21 @@ mod tests {
         for block in 0..4 {
             recent.put(1, block, Bytes::from(vec![block as u8; 10]));
         }
-        assert!(recent.join(1, 0..2).is_none());
-        assert_eq!(recent.join(1, 1..3).unwrap(), [[1u8; 10], [2; 10]].concat());
+        let buffers = Arc::default();
+        assert!(recent.join(1, 0..2, &buffers).is_none());
+        assert_eq!(recent.join(1, 1..3, &buffers).unwrap(), [[1u8; 10], [2; 10]].concat());
         recent.forget(1);
-        assert!(recent.get(1, 3).is_none());
+        assert!(recent.peek(1, 3).is_none());
+    }
+
+    #[test]
+    fn what_was_read_goes_before_what_was_not() {
+        let recent = Recent::new(30);
+        (0..3).for_each(|block| recent.put(1, block, Bytes::from(vec![0; 10])));
+        recent.spend(1, 1..3);
+        (3..5).for_each(|block| recent.put(1, block, Bytes::from(vec![0; 10])));
+        let here: Vec<_> = (0..5).map(|block| recent.peek(1, block).is_some()).collect();
+        assert_eq!(here, [true, false, false, true, true]);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! A [`Reader`] is pinned to one [`ObjectVersion`]; every GET carries `If-Match`, so bytes of two versions never mix.
 //! An `Entry` is one version's sparse file, shared by its readers: `block` says which blocks are here and what they sum to,
-//! `fetch` brings the missing ones (one flight a block, over `download`, which resumes), `window` says what to bring ahead,
-//! `evict` and `disk` keep the directory within its bounds and across restarts. The cache can only be wrong by missing: every
-//! block read from disk is compared with its CRC-32C, and a surprise is a block to be fetched again.
+//! `fetch` brings the missing ones (one flight a block, over `download`, which resumes), `window` says what to bring ahead
+//! (and `distance` over how many connections), `evict` and `disk` keep the directory within its bounds and across restarts. The
+//! cache can only be wrong by missing: every block read from disk is compared with its CRC-32C, and a surprise is a block to be
+//! fetched again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use inner::Inner;
 mod adopt;
 mod block;
 mod disk;
+mod distance;
 mod download;
 mod entry;
 mod evict;

@@ -39,7 +39,7 @@ struct Ahead {
 
 impl Reader {
     pub(super) fn new(inner: Arc<Inner>, store: Arc<dyn Store>, version: ObjectVersion) -> Self {
-        let window = Window::new(version.size, inner.max_window());
+        let window = Window::new(version.size, inner.reach());
         Self { inner, store, version, ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }), exact: false, entry: Mutex::new(None) }
     }
 
@@ -104,6 +104,7 @@ impl Reader {
         let _memory = self.inner.memory.acquire_many(permits).await.ok();
         let (plan, hold) = {
             let mut ahead = self.ahead.lock();
+            ahead.window.set_reach(self.inner.reach());
             let plan = if self.exact { Plan::of(range.clone()) } else { ahead.window.on_read(range.clone()) };
             if plan.seek {
                 ahead.hold = Hold::new(());
@@ -114,7 +115,7 @@ impl Reader {
         let mut plans_ahead = !plan.ahead.is_empty();
         let mut rounds = 0;
         let blocks = loop {
-            let found = match self.inner.recent.join(entry.uid, want.clone()) {
+            let found = match self.inner.recent.join(entry.uid, want.clone(), &self.inner.buffers) {
                 Some(bytes) => Found::Ready(vec![Piece::Memory(bytes)]),
                 None => entry.locate(want.clone(), &self.inner.recent),
             };
@@ -163,6 +164,10 @@ impl Reader {
                 }
             }
         };
+        if self.inner.keeps_on_disk() {
+            let end = if range.end == self.version.size { want.end } else { range.end / BLOCK };
+            self.inner.recent.spend(entry.uid, want.start..end);
+        }
         let skip = (range.start - want.start * BLOCK) as usize;
         Ok(blocks.slice(skip..skip + (range.end - range.start) as usize))
     }

@@ -97,6 +97,60 @@ async fn a_sequential_read_uses_many_connections_and_fetches_every_byte_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_fits_into_memory_is_never_read_back_from_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = content(256 * MIB, 22);
+    let config = CacheConfig { read_ahead: Some(32 << 20), checks_ranges_over_http: true, ..config(dir.path()) };
+    let (cache, fake) = (Cache::open(config).await.unwrap(), Fake::new(data.clone(), "e-32"));
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &data);
+    fake.current.lock().as_mut().unwrap().checksum = Some(Checksum::Crc64Nvme(crc));
+    *fake.pace.lock() = Duration::from_millis(1);
+    let reader = reader(&cache, &fake);
+    for at in (0..data.len()).step_by(MIB) {
+        assert!(reader.read(at as u64, MIB).await.unwrap() == data[at..at + MIB]);
+        // A block read back would not match its sum, and be fetched again.
+        let file = std::fs::OpenOptions::new().write(true).open(&data_files(dir.path())[0]).unwrap();
+        file.set_len(0).unwrap();
+    }
+    assert_eq!(fake.asked(), data.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_soon_the_store_answers_says_how_many_connections_are_used() {
+    for (millis, near) in [(0, true), (20, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, fake) = (open(dir.path()).await, Fake::new(content(MIB, 24), "e"));
+        assert!(!cache.inner.distance.is_near());
+        *fake.latency.lock() = Duration::from_millis(millis);
+        reader(&cache, &fake).read(0, 10).await.unwrap();
+        assert_eq!(cache.inner.distance.is_near(), near, "{millis} ms");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_that_overtake_each_other_end_no_get() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = content(128 * MIB, 23);
+    let (cache, fake) = (open(dir.path()).await, Fake::new(data.clone(), "e"));
+    *fake.pace.lock() = Duration::from_millis(1);
+    let reader = Arc::new(reader(&cache, &fake));
+    for group in 0..data.len() / (4 * MIB) {
+        let order = if group < 2 { [0, 1, 2, 3] } else { [3, 1, 0, 2] };
+        let mut reads = Vec::new();
+        for n in order {
+            let (reader, at) = (Arc::clone(&reader), group * 4 * MIB + n * MIB);
+            reads.push(tokio::spawn(async move { (at, reader.read(at as u64, MIB).await.unwrap()) }));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for read in reads {
+            let (at, bytes) = read.await.unwrap();
+            assert!(bytes == data[at..at + MIB]);
+        }
+    }
+    assert_eq!(fake.asked(), data.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_reads_cost_a_block_each() {
     let dir = tempfile::tempdir().unwrap();
     let data = content(64 * MIB, 3);

@@ -13,13 +13,16 @@ const MIB: u64 = 1024 * KIB;
 
 /// Largest automatic window. Twelve GETs of [`MAX_PIECE`]: at 20 ms and 80 MB/s a connection they carry 800 MB/s.
 pub const MAX_WINDOW: u64 = 96 * MIB;
+/// GETs of a window, at least: it comes over that many connections.
+const LANES: u64 = 8;
 /// Largest GET: long enough (100 ms at 80 MB/s) that a 20 ms round trip costs a fifth.
 pub const MAX_PIECE: u64 = 8 * MIB;
 const MIN_PIECE: u64 = 512 * KIB;
 /// What a first read at the start of an object brings, and the size up to which an object is fetched by one GET (semantics 17).
 pub const FIRST: u64 = 128 * KIB;
 /// The kernel's read-ahead requests reach us out of order, each in a task of its own: two windows of 1 MiB may be under way, and
-/// as much again on a busy machine. Taken for a seek, the last of them would end every GET ahead.
+/// twice as much after posix_fadvise(SEQUENTIAL), which cp calls. Taken for a seek, the first or the last of them would end every
+/// GET ahead.
 const DISORDER: u64 = 4 * MIB;
 /// Runs fetched ahead of a strided reader, at most.
 const MAX_STRIDES: u64 = 32;
@@ -66,15 +69,43 @@ impl Plan {
 #[derive(Clone, Debug)]
 pub struct Window {
     size: u64,
-    max: u64,
+    reach: Reach,
     run: Option<Run>,
     stride: Stride,
 }
 
+/// How far ahead a window may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// Largest window in bytes.
+    pub max: u64,
+    /// Over at least so many GETs.
+    pub lanes: u64,
+}
+
+impl Reach {
+    /// Where round trips have to be bridged.
+    pub fn far(max: u64) -> Self {
+        Self { max, lanes: LANES }
+    }
+
+    /// Near the store a connection is as fast as the processors at its ends: more than two for each of ours only take turns, and what
+    /// they bring before its time has to be read back from the disk.
+    pub fn near(max: u64, processors: u64) -> Self {
+        let lanes = (2 * processors).max(4);
+        if lanes * MAX_PIECE < MAX_WINDOW { Self { max: max.min(lanes * MAX_PIECE), lanes } } else { Self::far(max) }
+    }
+}
+
 impl Window {
-    /// For an object of `size` bytes; `max` is the largest window in bytes.
-    pub fn new(size: u64, max: u64) -> Self {
-        Self { size, max, run: None, stride: Stride::default() }
+    /// For an object of `size` bytes.
+    pub fn new(size: u64, reach: Reach) -> Self {
+        Self { size, reach, run: None, stride: Stride::default() }
+    }
+
+    /// From now on.
+    pub fn set_reach(&mut self, reach: Reach) {
+        self.reach = reach;
     }
 
     /// Notes a read of `read` (not empty, inside the object) and says what to fetch.
@@ -117,8 +148,8 @@ impl Window {
         if run.consumed <= FIRST && !strided {
             return;
         }
-        let window = (run.consumed * 4).min(self.max);
-        let piece = piece_of(window, MAX_PIECE);
+        let window = (run.consumed * 4).min(self.reach.max);
+        let piece = piece_of(window / self.reach.lanes, MAX_PIECE);
         run.ahead_to = run.ahead_to.max(run.end.next_multiple_of(BLOCK)).min(self.size);
         let mut target = (run.end + window).min(self.size);
         if target < self.size {
@@ -145,7 +176,7 @@ impl Window {
             self.stride = Stride { step, len, seen: 0, ahead: 0 };
         }
         plan.seek = !self.is_strided();
-        if self.is_strided() && self.max > 0 {
+        if self.is_strided() && self.reach.max > 0 {
             self.plan_strides(read.start, plan);
         }
     }
@@ -154,7 +185,8 @@ impl Window {
         let Stride { step, len, seen, ahead } = self.stride;
         let contiguous = step < 0 && step.unsigned_abs() == len;
         // A backward reader is a sequential one: its window counts bytes. Others wait for at most 32 separate runs.
-        let most = if contiguous { (self.max / 3 / len.max(1)).max(1) } else { MAX_STRIDES.min((self.max / 3 / len.max(1)).max(1)) };
+        let most =
+            if contiguous { (self.reach.max / 3 / len.max(1)).max(1) } else { MAX_STRIDES.min((self.reach.max / 3 / len.max(1)).max(1)) };
         let target = most.min(1 << seen.min(20));
         if target <= ahead || (contiguous && (target - ahead) * len < MIN_PIECE.min(len * target / 2)) {
             return;
@@ -163,7 +195,7 @@ impl Window {
         let clip = |from: i64, to: i64| (from.max(0) as u64).min(self.size)..(to.max(0) as u64).min(self.size);
         if contiguous {
             plan.ahead.push(clip(at(target), at(ahead)));
-            plan.piece = piece_of(target * len, 2 * MIB);
+            plan.piece = piece_of(target * len / LANES, 2 * MIB);
         } else {
             plan.ahead.extend((ahead + 1..=target).map(|index| clip(at(index), at(index) + len as i64)));
         }
@@ -176,14 +208,16 @@ impl Window {
     }
 }
 
-/// GETs of a window: eight or more, so that it comes over that many connections. A power of two: cut at its multiples they do not
-/// straddle the parts that the object was made of, which costs a store twice the work.
-fn piece_of(window: u64, largest: u64) -> u64 {
-    (window / 8).next_power_of_two().clamp(MIN_PIECE, largest)
+/// The size of GETs: about `share`. A power of two: cut at its multiples they do not straddle the parts that the object was made of,
+/// which costs a store twice the work.
+fn piece_of(share: u64, largest: u64) -> u64 {
+    share.next_power_of_two().clamp(MIN_PIECE, largest)
 }
 
+/// A run that has consumed much may be left as far ahead as it may be returned to: requests overtake each other both ways. Half of what
+/// it consumed at most, so that what is fetched of the gaps of a strided reader is less than what it reads.
 fn continues(run: &Run, read: &Range<u64>) -> bool {
-    let slack = (read.end - read.start).max(FIRST);
+    let slack = (read.end - read.start).max(FIRST).max((run.consumed / 2).min(DISORDER));
     read.start >= run.start && read.start + DISORDER >= run.end && read.start <= run.end + slack
 }
 
@@ -192,6 +226,7 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 512 * MIB;
+    const FAR: Reach = Reach { max: MAX_WINDOW, lanes: LANES };
 
     fn bytes(plan: &Plan) -> u64 {
         plan.ahead.iter().map(|r| r.end - r.start).sum()
@@ -199,13 +234,13 @@ mod tests {
 
     #[test]
     fn a_sniff_costs_128_kib_and_a_small_object_one_get() {
-        assert_eq!(Window::new(SIZE, MAX_WINDOW).on_read(0..16 * KIB).demand, 0..FIRST);
-        assert_eq!(Window::new(30 * KIB, MAX_WINDOW).on_read(8 * KIB..9 * KIB).demand, 0..30 * KIB);
+        assert_eq!(Window::new(SIZE, FAR).on_read(0..16 * KIB).demand, 0..FIRST);
+        assert_eq!(Window::new(30 * KIB, FAR).on_read(8 * KIB..9 * KIB).demand, 0..30 * KIB);
     }
 
     #[test]
     fn a_sequential_window_reaches_its_bound_within_32_mib_and_covers_all_once() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         let (mut covered, mut at) = (0, 0);
         while at < SIZE {
             let plan = window.on_read(at..at + 128 * KIB);
@@ -225,8 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn near_the_store_four_large_gets_lie_ahead() {
+        let mut window = Window::new(SIZE, FAR);
+        let near = Reach::near(MAX_WINDOW, 2);
+        assert_eq!(near, Reach { max: 4 * MAX_PIECE, lanes: 4 });
+        assert_eq!(Reach::near(MAX_WINDOW, 6), FAR, "processors enough for all connections");
+        assert_eq!(Reach::near(MIB, 2).max, MIB);
+        window.set_reach(near);
+        let mut covered = 0;
+        for at in (0..SIZE).step_by(MIB as usize) {
+            let plan = window.on_read(at..at + MIB);
+            covered = plan.ahead.iter().map(|range| range.end).fold(covered, u64::max);
+            if at > 16 * MIB && at < SIZE - near.max {
+                assert!((near.max - MAX_PIECE..=near.max).contains(&(covered - at - MIB)), "{at}: {covered}");
+                assert!(plan.ahead.iter().all(|range| range.end - range.start == MAX_PIECE && plan.piece == MAX_PIECE));
+            }
+        }
+        assert_eq!(covered, SIZE);
+    }
+
+    #[test]
     fn out_of_order_requests_of_the_kernel_stay_sequential() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         for start in [0, 2, 1, 3, 5, 4, 6].map(|n| n * 128 * KIB) {
             assert!(!window.on_read(start..start + 128 * KIB).seek);
         }
@@ -234,10 +289,11 @@ mod tests {
 
     #[test]
     fn a_busy_machine_shuffles_whole_megabytes_and_nothing_is_fetched_twice() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         let (mut fetched, mut pieces) = (0, 0);
         for group in 0..SIZE / (4 * MIB) {
-            for n in [0, 2, 3, 1] {
+            let orders = [[0, 2, 3, 1], [0, 2, 1, 3], [3, 0, 2, 1], [1, 3, 2, 0]];
+            for n in orders[if group < 2 { group as usize } else { group as usize % 4 }] {
                 let start = group * 4 * MIB + n * MIB;
                 let plan = window.on_read(start..start + MIB);
                 assert!(!plan.seek, "at {start}");
@@ -249,8 +305,18 @@ mod tests {
     }
 
     #[test]
+    fn a_jump_is_a_seek_until_twice_as_much_was_read_in_order() {
+        for (read, jump, seek) in [(1, 2, true), (4, 3, true), (8, 3, false), (64, 5, true)] {
+            let mut window = Window::new(SIZE, FAR);
+            (0..read).for_each(|n| _ = window.on_read(n * MIB..(n + 1) * MIB));
+            let start = (read + jump) * MIB;
+            assert_eq!(window.on_read(start..start + MIB).seek, seek, "{jump} after {read}");
+        }
+    }
+
+    #[test]
     fn random_reads_fetch_nothing_ahead() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         let mut at = 7_919u64;
         for _ in 0..200 {
             at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -262,7 +328,7 @@ mod tests {
 
     #[test]
     fn strides_are_fetched_ahead_and_nothing_between() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         let (mut fetched, mut most) = (0, 0);
         for n in 0..400 {
             let plan = window.on_read(n * MIB..n * MIB + 64 * KIB);
@@ -276,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_backward_reader_is_fetched_ahead_in_large_pieces() {
-        let mut window = Window::new(SIZE, MAX_WINDOW);
+        let mut window = Window::new(SIZE, FAR);
         let (mut low, mut waste) = (SIZE, 0);
         for step in (0..512u64).rev() {
             for part in 0..8 {
@@ -298,7 +364,7 @@ mod tests {
 
     #[test]
     fn no_window_no_read_ahead() {
-        let mut window = Window::new(SIZE, 0);
+        let mut window = Window::new(SIZE, Reach::far(0));
         for n in 0..100 {
             assert!(window.on_read(n * MIB..(n + 1) * MIB).ahead.is_empty());
         }
