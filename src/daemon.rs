@@ -194,10 +194,10 @@ fn may_wait(upload: &Upload) -> bool {
 fn report(left: &[Upload], log: &Log) {
     for upload in left {
         let reason = upload.reason.as_deref().unwrap_or("not finished");
-        tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not uploaded: kept in the spool, taken up at the next mount");
+        tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not uploaded: kept in the spool");
     }
     if !left.is_empty() && log.path().is_some() && io::stderr().is_terminal() {
-        eprintln!("packmule: {} files are not uploaded yet: they are kept and taken up at the next mount", left.len());
+        eprintln!("packmule: {} files are not uploaded: they are kept in the spool", left.len());
     }
 }
 

@@ -13,7 +13,8 @@ use reqsign_aws_v4::{
     ECSCredentialProvider, EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
 };
 use reqsign_core::{
-    CommandExecute, CommandOutput, Context, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer, SigningCredential as _,
+    CommandExecute, CommandOutput, Context, Env, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer,
+    SigningCredential as _,
 };
 use reqsign_file_read_tokio::TokioFileRead;
 use reqsign_http_send_reqwest::ReqwestHttpSend;
@@ -169,10 +170,39 @@ fn missing(config: &CredentialsConfig) -> String {
     }
     match &config.profile {
         Some(profile) => format!("no credentials found in profile {profile}; run: aws configure --profile {profile}"),
-        None => {
-            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure`, or name passwd_file= or profile="
-                .to_owned()
-        }
+        None => match unreadable(&profile::paths(None)) {
+            Some((path, error)) => {
+                format!("no credentials found, and {} cannot be read: {error}; make it readable for the user who mounts", path.display())
+            }
+            None => {
+                "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure`, or name passwd_file= or profile="
+                    .to_owned()
+            }
+        },
+    }
+}
+
+/// The first of AWS's files that is there and that this user may not read.
+fn unreadable(paths: &[PathBuf]) -> Option<(&PathBuf, std::io::Error)> {
+    let refused = |path| Some((path, std::fs::File::open(path).err()?));
+    paths.iter().filter_map(refused).find(|(_, error)| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// The environment as AWS's tools read it: a variable that is set to nothing is not set.
+#[derive(Debug)]
+struct Environment;
+
+impl Env for Environment {
+    fn var(&self, key: &str) -> Option<String> {
+        OsEnv.var(key).filter(|value| !value.is_empty())
+    }
+
+    fn vars(&self) -> HashMap<String, String> {
+        OsEnv.vars().into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    fn home_dir(&self) -> Option<PathBuf> {
+        OsEnv.home_dir()
     }
 }
 
@@ -282,7 +312,7 @@ fn context(client: reqwest::Client) -> Result<Context, String> {
         .build()
         .map_err(|error| super::http::root_cause(&error))?;
     let http = Http { local: ReqwestHttpSend::new(local), remote: ReqwestHttpSend::new(client) };
-    Ok(Context::new().with_file_read(TokioFileRead).with_http_send(http).with_env(OsEnv).with_command_execute(Command))
+    Ok(Context::new().with_file_read(TokioFileRead).with_http_send(http).with_env(Environment).with_command_execute(Command))
 }
 
 /// Sends to metadata services directly and to STS and SSO as S3 requests go.

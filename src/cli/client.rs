@@ -14,16 +14,20 @@ pub fn umount(matches: &ArgMatches) -> anyhow::Result<()> {
     unmount(&path_of(matches, "directory").unwrap_or_default(), Options { lazy: matches.get_flag("lazy"), quiet: false })
 }
 
-/// Unmounts, and names what will go on at the next mount: that is no failure of umount.
+/// Unmounts, and names what is not in S3: that is no failure of umount.
 pub fn unmount(directory: &Path, options: Options) -> anyhow::Result<()> {
     let left = umount::umount(directory, options)?;
-    say_left(&left, "goes on at the next mount");
+    say_left(&left);
     Ok(())
 }
 
 /// Names what is not in S3, and says how many.
-fn say_left(uploads: &[Upload], then: &str) -> usize {
+fn say_left(uploads: &[Upload]) -> usize {
     for upload in uploads {
+        let then = match upload.phase.as_str() {
+            "writing" | "parked" => "kept in the spool",
+            _ => "goes on at the next mount",
+        };
         let reason = upload.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         eprintln!("packmule: not uploaded, {then}: s3://{}/{} ({}{reason})", upload.bucket, upload.key.escape_debug(), upload.phase);
     }
@@ -52,7 +56,7 @@ pub fn flush(matches: &ArgMatches) -> anyhow::Result<()> {
 
 fn flush_one(mut client: Client, path: Option<PathBuf>, as_is: bool) -> anyhow::Result<usize> {
     match client.call(&Request::Flush { path, as_is })? {
-        Response::Left { uploads } => Ok(say_left(&uploads, "kept in the spool")),
+        Response::Left { uploads } => Ok(say_left(&uploads)),
         _ => Ok(0),
     }
 }

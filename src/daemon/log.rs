@@ -1,5 +1,6 @@
 //! Where the log goes: stderr in the foreground, else a file that SIGHUP reopens; SIGUSR2 steps the level.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,12 +38,41 @@ fn open(path: &Path) -> io::Result<File> {
 /// The file as it is now; a line is one write.
 impl Write for &LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.lock().write(bytes)
+        self.file.lock().write_all(&one_line(bytes, false))?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Stderr, a line at a time.
+struct Terminal {
+    coloured: bool,
+}
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stderr().lock().write_all(&one_line(bytes, self.coloured))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// A line of the log with the control characters in it escaped: keys may hold any, and whoever may name a key must not be able to
+/// write lines of the log. The line's own end stays, as does ESC where colours are written with it (tracing escapes others').
+fn one_line(line: &[u8], coloured: bool) -> Cow<'_, [u8]> {
+    let (text, end) = line.strip_suffix(b"\n").map_or((line, &b""[..]), |text| (text, b"\n"));
+    let harmless = |byte: u8| !byte.is_ascii_control() || byte == b'\t' || coloured && byte == 0x1b;
+    if text.iter().all(|byte| harmless(*byte)) {
+        return Cow::Borrowed(line);
+    }
+    let escape = |byte: u8| if harmless(byte) { vec![byte] } else { byte.escape_ascii().collect() };
+    Cow::Owned(text.iter().flat_map(|byte| escape(*byte)).chain(end.iter().copied()).collect())
 }
 
 /// fuser reports as errors what is none: methods left out, replies that a panic dropped (the hook logs those), replies to
@@ -79,7 +109,10 @@ pub fn start(config: &Config, background: bool) -> anyhow::Result<Log> {
     // An error means that a log runs already (a test, the demo).
     let _ = match &file {
         Some(file) => registry.with(layer.with_ansi(false).with_writer(file.clone())).try_init(),
-        None => registry.with(layer.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)).try_init(),
+        None => {
+            let coloured = io::stderr().is_terminal();
+            registry.with(layer.with_ansi(coloured).with_writer(move || Terminal { coloured })).try_init()
+        }
     };
     Ok(Log { file, filter: handle, level: Arc::new(Mutex::new(config.log_level)) })
 }
@@ -137,4 +170,17 @@ pub fn log_panics() {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!("internal error at {place}: {message} (please report it)");
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_makes_no_lines() {
+        let line = |text: &str, coloured| String::from_utf8_lossy(&one_line(text.as_bytes(), coloured)).into_owned();
+        assert_eq!(line("WARN s3://b/k\nERROR forged\r\u{1b}[2J é\n", false), "WARN s3://b/k\\nERROR forged\\r\\x1b[2J é\n");
+        assert_eq!(line("\u{1b}[33mWARN\u{1b}[0m a\nb\n", true), "\u{1b}[33mWARN\u{1b}[0m a\\nb\n");
+        assert_eq!(line("plain\ttext\n", false), "plain\ttext\n");
+    }
 }

@@ -73,6 +73,12 @@ impl Answers {
     }
 
     async fn umount(&self) -> Response {
+        let written = self.layers.vfs.open_for_writing();
+        if let Some(one) = written.first() {
+            let more = if written.len() > 1 { format!(" and {} more files are", written.len() - 1) } else { " is".into() };
+            let shown = self.layers.mountpoint.display();
+            return error(format!("{shown}: busy: {one}{more} open for writing: let that end, or use -l"));
+        }
         let (answer, left) = oneshot::channel();
         if self.umount.try_send(Asker(answer)).is_err() {
             return error("it is being unmounted already");

@@ -7,6 +7,7 @@ pub fn explain(error: &S3Error) -> String {
     let resource = &error.resource;
     let code = error.code.as_deref().unwrap_or("");
     let detail = if error.message.is_empty() { code.to_owned() } else { error.message.clone() };
+    let told = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
     let line = match error.kind {
         _ if error.operation == "Configuration" => detail,
         ErrorKind::NoSuchBucket => {
@@ -36,27 +37,30 @@ pub fn explain(error: &S3Error) -> String {
         ErrorKind::InvalidRange => format!("{resource} is shorter than was asked for"),
         ErrorKind::Archived => format!("{resource} is archived; restore it first (aws s3api restore-object)"),
         ErrorKind::Throttled => format!("the store asks to slow down ({resource}); fewer max_connections help"),
-        ErrorKind::Server => format!("the store failed on {resource} ({detail}); try again later"),
-        ErrorKind::TimedOut => format!("no answer for {resource} ({detail}); check the network, proxy and endpoint_url"),
+        ErrorKind::Server => format!("the store failed on {resource}{told}; try again later"),
+        ErrorKind::TimedOut => format!("no answer for {resource}{told}; check the network, proxy and endpoint_url"),
         ErrorKind::Network if detail.contains("certificate") => format!(
-            "{resource} cannot be reached: the certificate is not trusted ({detail}); name its CA with ca_bundle=, or use no_check_certificate"
+            "{resource} cannot be reached: the certificate is not trusted{told}; name its CA with ca_bundle=, or use no_check_certificate"
         ),
-        ErrorKind::Network => format!("{resource} cannot be reached ({detail}); check endpoint_url, the network and proxy"),
+        ErrorKind::Network if detail.contains("InvalidContentType") => {
+            format!("{resource} cannot be reached: what listens there does not speak TLS; write http:// in endpoint_url")
+        }
+        ErrorKind::Network => format!("{resource} cannot be reached{told}; check endpoint_url, the network and proxy"),
         ErrorKind::Quota => format!("the store has no room for {resource} (quota); free some or raise it"),
         ErrorKind::TooLarge => format!("{resource} is larger than the store takes"),
         ErrorKind::KeyTooLong => format!("the name of {resource} is longer than the store takes (1024 bytes)"),
-        ErrorKind::BadDigest => format!("{resource} was damaged on its way ({detail}); it is sent or read again"),
-        ErrorKind::NotImplemented => format!("the store lacks {} ({detail})", error.operation),
+        ErrorKind::BadDigest => format!("{resource} was damaged on its way{told}; it is sent or read again"),
+        ErrorKind::NotImplemented => format!("the store lacks {}{told}", error.operation),
         ErrorKind::AclNotSupported => format!("{resource}: the bucket has ACLs off; leave out default_acl"),
-        ErrorKind::WrongRegion => format!("{resource} is in another region ({detail}); name it with region="),
-        ErrorKind::ClockSkew => format!("this machine's clock is wrong ({detail}); set it, e.g. with: timedatectl set-ntp true"),
+        ErrorKind::WrongRegion => format!("{resource} is in another region{told}; name it with region="),
+        ErrorKind::ClockSkew => format!("this machine's clock is wrong{told}; set it, e.g. with: timedatectl set-ntp true"),
         ErrorKind::Protocol => format!("{resource}: {detail}; check endpoint_url, and that no login page or proxy answers instead"),
         ErrorKind::InvalidRequest => format!(
             "the store refuses {} of {resource} ({code}{}{detail})",
             error.operation,
             if code.is_empty() || detail.is_empty() { "" } else { ": " }
         ),
-        ErrorKind::LocalIo => format!("a local file could not be read while {resource} was sent ({detail})"),
+        ErrorKind::LocalIo => format!("a local file could not be read while {resource} was sent{told}"),
     };
     line.replace(['\n', '\r'], " ")
 }
@@ -77,5 +81,7 @@ mod tests {
         assert!(told(ErrorKind::Credentials, Some("SignatureDoesNotMatch")).contains("secret key"));
         assert!(told(ErrorKind::Credentials, Some("InvalidAccessKeyId")).contains("access key"));
         assert!(!told(ErrorKind::Network, None).contains('\n'));
+        let silent = explain(&S3Error::local(ErrorKind::WrongRegion, "HeadBucket", "s3://b", ""));
+        assert_eq!(silent, "s3://b is in another region; name it with region=");
     }
 }

@@ -110,7 +110,8 @@ impl Bucket {
 
     /// A captive portal answers anything with 200 and a page.
     pub(super) fn refuse_html(&self, call: &Call, headers: &http::HeaderMap) -> Result<()> {
-        if response::text(headers, "content-type").is_some_and(|kind| kind.starts_with("text/html")) {
+        let has_body = headers.contains_key("transfer-encoding") || response::text(headers, "content-length").is_some_and(|len| len != "0");
+        if has_body && response::text(headers, "content-type").is_some_and(|kind| kind.starts_with("text/html")) {
             return Err(self.core.not_s3(&self.place, call, "an HTML page"));
         }
         Ok(())

@@ -413,6 +413,11 @@ impl Table {
         }
     }
 
+    /// Names of files that somebody has open for writing.
+    pub fn written(&self) -> impl Iterator<Item = &OsStr> {
+        self.nodes.values().filter(|node| node.linked && node.file.writers > 0).map(|node| node.name.as_os_str())
+    }
+
     /// All content that the store does not hold.
     pub fn staged(&self) -> impl Iterator<Item = &Arc<Staged>> {
         self.nodes.values().filter_map(|node| node.file.staged.as_ref())

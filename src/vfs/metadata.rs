@@ -26,6 +26,8 @@ impl Vfs {
             if ino != super::ROOT && !self.is_account(self.parent_of(ino)) {
                 self.remember_directory(&place, stored, mtime);
                 self.touch_marker(ino);
+                // The marker follows later; until then only this knows.
+                self.memory.written().await;
             }
             return;
         }
@@ -153,7 +155,15 @@ impl Vfs {
         }
         let place = self.place(ino)?;
         let object = self.current_object(ino, &place).await?;
-        let mut wanted = object.attributes.clone().unwrap_or_default();
+        // Owner, mode and times that wait for their copy go with this one; one that runs may give the object another ETag.
+        let pending = self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
+        let (object, mut wanted) = {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            let object = node.object.clone().unwrap_or(object);
+            let current = pending.unwrap_or_else(|| object.attributes.clone().unwrap_or_default());
+            (object, self.wanted(node, &current))
+        };
         change(&mut wanted);
         let this = self.this.clone();
         if let Some(known) = self.table.lock().get_mut(ino).and_then(|node| node.object.as_mut()) {

@@ -308,6 +308,11 @@ impl Vfs {
         Ok(vfs)
     }
 
+    /// Names of files that are open for writing: an unmount would cut them off.
+    pub fn open_for_writing(&self) -> Vec<String> {
+        self.table.lock().written().map(|name| name.to_string_lossy().escape_debug().to_string()).collect()
+    }
+
     /// Where notices to the kernel go once it is there.
     pub fn set_notify(&self, notify: Arc<dyn Notify>) {
         *self.notify.write() = Some(notify);

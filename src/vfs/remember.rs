@@ -17,8 +17,8 @@ use crate::s3::ETag;
 
 /// Rows kept; the oldest go first. About 200 bytes each on disk.
 const MOST_ROWS: i64 = 500_000;
-/// How long changes are gathered before they are written in one transaction.
-const GATHER: Duration = Duration::from_millis(200);
+/// How many transactions pass between looks at the number of rows, which takes a look at every one.
+const COUNT_EVERY: u32 = 1000;
 /// LastModified is in whole seconds in some answers and milliseconds in others: an object is newer than a row only beyond this.
 pub(super) const SLACK: Duration = Duration::from_secs(2);
 
@@ -53,6 +53,7 @@ type Key = (String, String);
 
 enum Order {
     Changed,
+    Tell(tokio::sync::oneshot::Sender<()>),
     Close(tokio::sync::oneshot::Sender<()>),
 }
 
@@ -130,6 +131,15 @@ impl Memory {
         let _ = self.orders.send(Order::Changed);
     }
 
+    /// Waits until what was remembered before is in the database: a crash of the process does not lose it any more.
+    pub async fn written(&self) {
+        let (done, wait) = tokio::sync::oneshot::channel();
+        if self.orders.send(Order::Tell(done)).is_ok() {
+            // Dropped where the database cannot be written, which was said.
+            let _ = wait.await;
+        }
+    }
+
     /// Writes what waits. Later changes are lost.
     pub async fn close(&self) {
         let (done, wait) = tokio::sync::oneshot::channel();
@@ -156,38 +166,45 @@ fn connect(path: &std::path::Path) -> rusqlite::Result<(Connection, Connection)>
     Ok((open()?, writer))
 }
 
-/// Gathers changes and writes them in transactions, so that a copy of many files costs few of them.
+/// Writes what changed meanwhile in one transaction, again and again: a copy of many files costs few of them.
 async fn write_behind(writer: Connection, pending: Arc<Mutex<HashMap<Key, Option<Row>>>>, mut inbox: mpsc::UnboundedReceiver<Order>) {
     let writer = Arc::new(Mutex::new(writer));
+    let mut transactions = 0;
     while let Some(order) = inbox.recv().await {
-        let mut closing = match order {
-            Order::Close(done) => Some(done),
-            Order::Changed => {
-                tokio::time::sleep(GATHER).await;
-                None
+        let (mut waiting, mut closing) = (Vec::new(), false);
+        let mut orders = Some(order);
+        while let Some(order) = orders {
+            match order {
+                Order::Changed => {}
+                Order::Tell(done) => waiting.push(done),
+                Order::Close(done) => {
+                    closing = true;
+                    waiting.push(done);
+                }
             }
-        };
-        while let Ok(order) = inbox.try_recv() {
-            if let Order::Close(done) = order {
-                closing = Some(done);
-            }
+            orders = inbox.try_recv().ok();
         }
         let changes = pending.lock().clone();
-        let (task, written) = (writer.clone(), changes.clone());
-        let result = blocking(move || store(&mut task.lock(), &written).map_err(std::io::Error::other)).await;
-        match result {
-            // What changed again meanwhile stays pending: its own order is in the inbox.
-            Ok(()) => pending.lock().retain(|key, row| changes.get(key) != Some(row)),
-            Err(error) => tracing::warn!("remembering attributes: {error}"),
+        if !changes.is_empty() {
+            transactions += 1;
+            let (task, written, counts) = (writer.clone(), changes.clone(), transactions % COUNT_EVERY == 0);
+            let result = blocking(move || store(&mut task.lock(), &written, counts).map_err(std::io::Error::other)).await;
+            match result {
+                // What changed again meanwhile stays pending: its own order is in the inbox.
+                Ok(()) => pending.lock().retain(|key, row| changes.get(key) != Some(row)),
+                Err(error) => tracing::warn!("remembering attributes: {error}"),
+            }
         }
-        if let Some(done) = closing {
+        for done in waiting {
             let _ = done.send(());
+        }
+        if closing {
             return;
         }
     }
 }
 
-fn store(connection: &mut Connection, changes: &HashMap<Key, Option<Row>>) -> rusqlite::Result<()> {
+fn store(connection: &mut Connection, changes: &HashMap<Key, Option<Row>>, counts: bool) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     {
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO attributes_v1 VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)")?;
@@ -213,7 +230,7 @@ fn store(connection: &mut Connection, changes: &HashMap<Key, Option<Row>>) -> ru
             ])?;
         }
     }
-    let rows: i64 = transaction.query_row("SELECT count(*) FROM attributes_v1", [], |row| row.get(0))?;
+    let rows: i64 = if counts { transaction.query_row("SELECT count(*) FROM attributes_v1", [], |row| row.get(0))? } else { 0 };
     if rows > MOST_ROWS {
         transaction.execute(
             "DELETE FROM attributes_v1 WHERE (bucket, key) IN (SELECT bucket, key FROM attributes_v1 ORDER BY written LIMIT ?1)",

@@ -1,7 +1,7 @@
 //! rename: a file's key changes by a server-side copy and a delete, a tree's by many of them; what is not published yet just
 //! changes its target.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 
 use futures::{StreamExt, TryStreamExt};
@@ -348,13 +348,7 @@ impl Vfs {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
-        if step.exclusive {
-            let below = ListRequest { prefix: destination.key.clone(), max_keys: Some(1), ..ListRequest::default() };
-            let page = self.within(async { Ok(destination.store.list(below).await?) }).await?;
-            if !page.entries.is_empty() {
-                return Err(Error::Exists);
-            }
-        }
+        self.require_room(step).await?;
         self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let objects = self.list_tree(source).await?;
         let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
@@ -369,7 +363,7 @@ impl Vfs {
                 return Err(error);
             }
         };
-        let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
+        let mut keys = self.still_the_same(source, &copied).await?;
         if source.store.capabilities().real_directories {
             let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
             let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
@@ -398,6 +392,33 @@ impl Vfs {
             }
         }
         Ok(())
+    }
+
+    /// ENOTEMPTY (EEXIST with RENAME_NOREPLACE) where something lies below the target that nobody here has seen: asked for, not
+    /// looked up in a listing, because copies would replace it.
+    async fn require_room(&self, step: &Move) -> Result<()> {
+        let target = &step.target;
+        let below = ListRequest { prefix: target.key.clone(), max_keys: Some(2), ..ListRequest::default() };
+        let page = self.within(async { Ok(target.store.list(below).await?) }).await?;
+        if step.exclusive && !page.entries.is_empty() {
+            return Err(Error::Exists);
+        }
+        let others = page.entries.iter().any(|entry| entry.key != target.key);
+        if others { Err(Error::NotEmpty) } else { Ok(()) }
+    }
+
+    /// The sources that are what was copied, to be deleted: not every store honours the ETags of a DeleteObjects. What somebody
+    /// else has changed meanwhile stays where it is.
+    async fn still_the_same(&self, source: &Place, copied: &[Copied]) -> Result<Vec<(String, Option<ETag>)>> {
+        let now: HashMap<String, ETag> = self.list_tree(source).await?.into_iter().map(|entry| (entry.key, entry.etag)).collect();
+        let unchanged = |copy: &&Copied| match (copy.etag(), now.get(&copy.source)) {
+            (Some(copied), Some(now)) if copied != *now => {
+                tracing::warn!("{}: changed by somebody else while it was renamed: their version stays under the old name", copy.source);
+                false
+            }
+            (_, found) => found.is_some(),
+        };
+        Ok(copied.iter().filter(unchanged).map(|copy| (copy.source.clone(), copy.etag())).collect())
     }
 
     /// All objects below a prefix, refused over `rename_limit`.

@@ -62,6 +62,7 @@ impl Vfs {
         if let Some(row) = row_of(&node, last_modified) {
             self.memory.put(place.store.bucket(), &place.key, row);
         }
+        self.memory.written().await;
         let ino = self.table.lock().insert(node);
         self.touch_parent(parent);
         self.grant(ino)

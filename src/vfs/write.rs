@@ -26,7 +26,9 @@ impl Vfs {
             return Err(Error::TooLarge);
         }
         handle.wrote.store(true, Ordering::Relaxed);
-        let clean = !staged.is_dirty();
+        // A new file is begun as an append to nothing: somebody else may make it meanwhile.
+        let new = || staged.size() == 0 && self.table.lock().get(handle.ino).is_some_and(|node| node.object.is_none());
+        let clean = !staged.is_dirty() || handle.append && new();
         let at = if handle.append {
             staged.append(data).await?
         } else {
@@ -37,6 +39,7 @@ impl Vfs {
         if let Some(node) = self.table.lock().get_mut(handle.ino) {
             let first = if clean { Some(at) } else { node.file.appended_from };
             node.file.appended_from = first.filter(|_| handle.append);
+            staged.set_appended(node.file.appended_from.is_some());
         }
         Ok(u32::try_from(len).unwrap_or(u32::MAX))
     }

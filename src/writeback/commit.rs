@@ -86,7 +86,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
     drop(writer);
     let ours = Ours { size, etag: Some(hex(&md5)), checksum, options: &options };
     match judge(entry, snapshot, &ours, doubt, &error).await? {
-        Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, size, &attributes, as_outcome(*head)))),
+        Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, size, attributes, *head))),
         Judged::Theirs(verdict) => Ok(verdict),
     }
 }
@@ -142,7 +142,7 @@ pub(crate) async fn complete(
             Ok(Verdict::Restart)
         }
         ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt, &error).await? {
-            Judged::Ours(head) => Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(*head)))),
+            Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, snapshot.size, attributes, *head))),
             Judged::Theirs(verdict) => Ok(verdict),
         },
         _ => otherwise(entry, &options, error),
@@ -181,6 +181,10 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool,
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
         Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
+        // The same bytes by chance (two empty files): nothing to keep beside anything. O_EXCL alone tells who was first.
+        Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && ours.same_bytes(&head) => {
+            return Ok(Judged::Ours(Box::new(head)));
+        }
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
@@ -199,7 +203,11 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool,
         }
         (Some(_), _) if snapshot.expect == Expect::Absent => Verdict::Refused(Error::Exists),
         (Some(_), OnConflict::Overwrite) => expect(Expect::Anything),
-        (Some(_), OnConflict::Keep) if snapshot.whole => Verdict::Elsewhere(conflict_key(key, &host(), SystemTime::now())),
+        (Some(_), OnConflict::Keep) if snapshot.whole && !entry.intent.lock().appended => {
+            let beside = conflict_key(key, &host(), SystemTime::now());
+            tracing::warn!("s3://{}/{key}: written by somebody else meanwhile: ours is kept beside it as {beside}", store.bucket());
+            Verdict::Elsewhere(beside)
+        }
         (Some(_), OnConflict::Keep | OnConflict::Fail) => Verdict::Refused(Error::Stale),
     }))
 }
@@ -208,16 +216,26 @@ impl Ours<'_> {
     /// Same bytes, and nobody else's: after a lost answer the bytes suffice; else the metadata must be ours too (two
     /// machines may create the same empty lock file, and only one of them may have it).
     fn is(&self, head: &ObjectHead, snapshot: &Snapshot, doubt: bool) -> bool {
-        let etag = self.etag.as_deref() == Some(head.etag.as_str());
-        let checksum = self.checksum.is_some() && self.checksum == head.checksum;
         let young = head.last_modified + Duration::from_secs(60) >= snapshot.began;
         let marked = !self.options.metadata.is_empty() && self.options.metadata == head.metadata && young;
-        head.size == self.size && (etag || checksum) && (doubt || marked)
+        self.same_bytes(head) && (doubt || marked)
+    }
+
+    fn same_bytes(&self, head: &ObjectHead) -> bool {
+        let etag = self.etag.as_deref() == Some(head.etag.as_str());
+        let checksum = self.checksum.is_some() && self.checksum == head.checksum;
+        head.size == self.size && (etag || checksum)
     }
 }
 
 fn as_outcome(head: ObjectHead) -> PutOutcome {
     PutOutcome { etag: head.etag, version_id: head.version_id, last_modified: Some(head.last_modified) }
+}
+
+/// The object is there already, with what a HEAD tells of it: where others made it, what was to travel with ours follows.
+fn found(snapshot: &Snapshot, size: u64, sent: super::Attributes, head: ObjectHead) -> Box<Published> {
+    let attributes = super::Attributes { metadata: head.metadata.clone(), headers: head.headers.clone(), ..sent };
+    published(snapshot, size, &attributes, as_outcome(head))
 }
 
 fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Box<Published> {

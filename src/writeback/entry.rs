@@ -213,6 +213,10 @@ pub(crate) struct Intent {
     pub published: Option<Published>,
     pub reason: Option<String>,
     pub poisoned: bool,
+    /// A write failed because the spool could not hold it.
+    pub lacked_room: bool,
+    /// Append again to what others wrote, rather than beside it.
+    pub appended: bool,
     pub discarded: bool,
     /// A part sent ahead was refused for good: writers are told at once.
     pub failed: Option<Error>,
@@ -260,6 +264,8 @@ impl Intent {
             published: None,
             reason: None,
             poisoned: false,
+            lacked_room: false,
+            appended: false,
             discarded: false,
             failed: None,
             recovered: false,

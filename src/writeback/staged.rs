@@ -71,10 +71,17 @@ impl Staged {
     async fn change(&self, place: Place, data: Bytes) -> Result<u64, Error> {
         self.usable()?;
         let result = self.try_change(place, data).await;
-        if result.is_err() {
-            self.poison();
+        if let Err(error) = &result {
+            let mut intent = self.entry.intent.lock();
+            intent.poisoned = true;
+            intent.lacked_room |= matches!(error, Error::NoSpace);
         }
         result
+    }
+
+    /// A write of it failed because the spool could not hold it.
+    fn lacks_room(&self) -> bool {
+        self.entry.intent.lock().lacked_room
     }
 
     async fn try_change(&self, place: Place, data: Bytes) -> Result<u64, Error> {
@@ -360,6 +367,11 @@ impl Staged {
         };
         if poisoned || failed.is_some() {
             let error = failed.unwrap_or(Error::Poisoned);
+            if self.lacks_room() {
+                // Never to be published, and what it holds is the room that others want.
+                publish::discard(entry).await;
+                return Err(Error::Poisoned);
+            }
             entry.shared.send(Message::Park(entry.id, error.clone()));
             return Err(error);
         }
@@ -473,9 +485,10 @@ impl Staged {
         publish::retire(&self.entry).await
     }
 
-    /// A write of the application failed: never publish.
-    pub fn poison(&self) {
-        self.entry.intent.lock().poisoned = true;
+    /// All that was written since the last publication went to the end: somebody else's change of the object is then
+    /// [`Error::Stale`] even where no byte of it was kept, so that the same can be appended to theirs.
+    pub fn set_appended(&self, appended: bool) {
+        self.entry.intent.lock().appended = appended;
     }
 }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags};
 
 use crate::support::double::{Fault, Object, When};
-use crate::support::files::{self, close, errno, noise};
+use crate::support::files::{self, close, errno, noise, sh};
 use crate::support::mount::can_mount;
 use crate::support::stage::Stage;
 use crate::support::store::Store;
@@ -425,4 +425,63 @@ fn a_rename_without_replacing_asks_the_store() {
         assert!(from.exists());
     }
     assert_eq!((stage.store.bytes("ours"), stage.store.bytes("target")), ("ours".into(), "theirs".into()));
+}
+
+/// The same bytes made at two places are one file, not a conflict.
+#[test]
+fn equal_contents_are_no_conflict() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    for (name, bytes) in [("small", &b"the same"[..]), ("parts", &noise(7, 20 * MIB))] {
+        let file = File::create(stage.path(name)).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        stage.double().put_object(BUCKET, name, Object::new(bytes.to_vec()));
+        close(file).unwrap();
+        assert!(fs::read(stage.path(name)).unwrap() == bytes);
+    }
+    let file = OpenOptions::new().write(true).create_new(true).open(stage.path("lock")).unwrap();
+    (&file).write_all(b"1").unwrap();
+    stage.double().put_object(BUCKET, "lock", Object::new("1"));
+    assert_eq!(close(file), Err(Errno::EEXIST), "only one made it");
+    let keys = stage.store.keys();
+    assert!(keys.iter().all(|key| !key.contains("conflict")), "{keys:?}");
+}
+
+/// Promise 12: "Somebody else's change since we opened the file (or, for a rename, since we saw its target) is not overwritten silently"
+#[test]
+fn a_directory_is_not_renamed_over_what_nobody_here_has_seen() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["metadata_ttl=1h"]);
+    sh(stage.dir(), "mkdir from empty; echo ours > from/f");
+    assert_eq!(files::names(stage.dir()), ["empty", "from"]);
+    assert_eq!(files::names(&stage.path("empty")), Vec::<String>::new());
+    for (to, expected) in [("empty", Errno::ENOTEMPTY), ("foreign", Errno::ENOTEMPTY)] {
+        stage.double().put_object(BUCKET, &format!("{to}/f"), Object::new("theirs"));
+        assert_eq!(errno(fs::rename(stage.path("from"), stage.path(to))), expected);
+        assert_eq!(stage.store.bytes(&format!("{to}/f")), "theirs");
+    }
+    assert_eq!(fs::read(stage.path("from/f")).unwrap(), b"ours\n");
+}
+
+/// What somebody else changes below a directory while it is renamed is not deleted, whether or not the store honours ETags there.
+#[test]
+fn a_change_during_a_directory_s_rename_survives() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    sh(stage.dir(), "mkdir from; echo ours > from/f; echo ours > from/g");
+    stage.double().fault(When::operation("CopyObject").key("to/g").times(1), Fault::Delay(Duration::from_millis(1500)));
+    std::thread::scope(|scope| {
+        let renamed = scope.spawn(|| fs::rename(stage.path("from"), stage.path("to")));
+        stage.store.eventually("the first copy is there", |store| store.get("to/f").is_some());
+        stage.double().put_object(BUCKET, "from/f", Object::new("theirs"));
+        renamed.join().unwrap().unwrap();
+    });
+    assert_eq!((stage.store.bytes("from/f"), stage.store.bytes("to/f")), ("theirs".into(), "ours\n".into()));
+    assert_eq!(stage.store.get("from/g").map(|seen| seen.bytes), None);
 }

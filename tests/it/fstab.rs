@@ -24,9 +24,25 @@ fn unshare() -> Option<&'static [&'static str]> {
     let works = |how: &[&str]| Command::new("unshare").args(how).arg("true").output().is_ok_and(|output| output.status.success());
     // Slave: what is unmounted outside goes here too, or other mounts would live until this namespace ends.
     let ways: [&[&str]; 2] = [&["-m", "--propagation=slave"], &["-r", "-m", "--propagation=slave"]];
-    let way = ways.into_iter().find(|way| works(way));
+    // In a chroot, whose root is no mount that could be made a slave: as it is, where nothing of it is seen outside.
+    let way = ways.into_iter().find(|way| works(way)).or_else(|| keeps_to_itself(UNCHANGED).then_some(UNCHANGED));
     assert!(way.is_some() || !nix::unistd::geteuid().is_root(), "root cannot make a mount namespace here");
     way
+}
+
+const UNCHANGED: &[&str] = &["-m", "--propagation=unchanged"];
+
+/// True when a mount made in such a namespace is not seen in this one.
+fn keeps_to_itself(way: &[&str]) -> bool {
+    let probe = tempfile::tempdir().unwrap();
+    let mut inside = Command::new("unshare");
+    inside.args(way).args(["sh", "-c", "mount -t tmpfs none \"$0\" && : > \"$0/seen\""]).arg(probe.path());
+    let mounted = inside.output().is_ok_and(|output| output.status.success());
+    let seen = probe.path().join("seen").exists();
+    if seen {
+        let _ = Command::new("umount").arg(probe.path()).status();
+    }
+    mounted && !seen
 }
 
 /// Runs a script; `$M` is the mountpoint, `$SPEC` and `$OPTS` mount the store's bucket.

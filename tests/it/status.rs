@@ -34,6 +34,24 @@ fn a_file_never_closed_is_kept_and_listed() {
     assert!(holds(&stage.mount.home().join("state"), b"never closed"), "the bytes are in no file of the state directory");
 }
 
+/// Promise 25: "`packmule umount` … wait for the work": what is being written is not cut off, umount says that it is busy.
+#[test]
+fn a_mount_that_is_written_to_is_busy() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::new(Store::double());
+    let open = File::create(stage.path("being written")).unwrap();
+    open.write_all_at(b"first ", 0).unwrap();
+    let said = files::output(stage.mount.command().arg("umount").arg(stage.dir()));
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && text.contains("busy") && text.contains("being written") && text.lines().count() == 1, "{text}");
+    open.write_all_at(b"second", 6).unwrap();
+    files::close(open).unwrap();
+    stage.mount.umount_by_command();
+    assert_eq!(stage.store.bytes("being written"), "first second");
+}
+
 /// True when a file below this folder begins with these bytes.
 fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
     fs::read_dir(folder)

@@ -92,19 +92,22 @@ on_every_store! {
     /// Promise 12: "an O_APPEND handle appends again to theirs"
     fn two_machines_append_to_one_file(store) {
         store.put("log", "begin\n");
+        store.put("empty", "");
         let one = Stage::new(store);
         let two = Mount::start(Setup::of(&one.store));
-        let open = |dir: &Path| OpenOptions::new().append(true).open(dir.join("log")).unwrap();
-        for turn in 0..4 {
-            let (mut first, mut second) = (open(one.dir()), open(two.dir()));
-            writeln!(first, "one {turn}").unwrap();
-            writeln!(second, "two {turn}").unwrap();
-            close(first).unwrap();
-            close(second).unwrap();
+        for (name, begin) in [("log", "begin\n"), ("empty", ""), ("new", "")] {
+            let open = |dir: &Path| OpenOptions::new().append(true).create(true).open(dir.join(name)).unwrap();
+            for turn in 0..4 {
+                let (mut first, mut second) = (open(one.dir()), open(two.dir()));
+                writeln!(first, "one {turn}").unwrap();
+                writeln!(second, "two {turn}").unwrap();
+                close(first).unwrap();
+                close(second).unwrap();
+            }
+            let lines: String = (0..4).map(|turn| format!("one {turn}\ntwo {turn}\n")).collect();
+            assert_eq!(one.store.bytes(name), format!("{begin}{lines}"), "{name}");
         }
-        let lines: String = (0..4).map(|turn| format!("one {turn}\ntwo {turn}\n")).collect();
-        assert_eq!(one.store.bytes("log"), format!("begin\n{lines}"));
-        assert_eq!(one.store.keys(), ["log"]);
+        assert_eq!(one.store.keys(), ["empty", "log", "new"]);
     }
 
     /// Promise 14: "O_APPEND writes at the size so learned, not at the kernel's offset."
