@@ -161,7 +161,7 @@ impl Disk {
         Some((data, sidecar))
     }
 
-    /// Replaces a sidecar. The caller has synced the data that it claims. A torn sidecar is a miss, so it is not synced itself.
+    /// Replaces a sidecar. A torn one is a miss, and one that claims what a power cut has lost finds its sums not to match: nothing is synced.
     pub fn write_sidecar(&self, name: FileName, record: &[u8]) -> io::Result<()> {
         let fresh = self.dir.join(name.stem() + ".new");
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;

@@ -497,19 +497,18 @@ impl Inner {
             HashMap::into_values(due).collect()
         };
         for entry in due {
-            let (name, file, sidecar) = {
+            let (name, sidecar) = {
                 let mut state = entry.state();
                 state.unsaved = None;
                 match &state.file {
-                    Some((name, file)) if !state.detached && !state.trusted => {
-                        let sidecar = Sidecar { version: state.source.clone(), verified: state.verified, blocks: state.blocks.clone() };
-                        (*name, Arc::clone(file), sidecar)
+                    Some((name, _)) if !state.detached && !state.trusted => {
+                        (*name, Sidecar { version: state.source.clone(), verified: state.verified, blocks: state.blocks.clone() })
                     }
                     _ => continue,
                 }
             };
-            // The data first: a sidecar never claims what a crash may lose.
-            if let Err(error) = file.sync_data().and_then(|()| disk.write_sidecar(name, &sidecar.encode())) {
+            // The data is not synced before: a block that a power cut loses does not match its sum, and is fetched again.
+            if let Err(error) = disk.write_sidecar(name, &sidecar.encode()) {
                 tracing::warn!(%error, key = sidecar.version.key, "sidecar not written: these blocks are fetched again after a restart");
             }
             let kept = self.index.lock().shelf.peek(name.id).is_some_and(|slot| slot.serial == name.serial);
