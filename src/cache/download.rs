@@ -21,8 +21,9 @@ const FETCH_DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 2_000 } e
 const STALL: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 10_000 });
 /// Failures in a row, without a block between them, that end a fetch.
 const MAX_RESUMES: u32 = 5;
-/// Bytes gathered before they are written: four blocks, 3 ms at 80 MB/s. It bounds the memory of a connection.
-pub const SEGMENT: usize = 4 * BLOCK as usize;
+/// Bytes gathered before they are written, cut at multiples of this: what the kernel asks for in one read, which is then answered
+/// without a copy. It bounds the memory of a connection.
+pub const SEGMENT: usize = 16 * BLOCK as usize;
 /// On a slow connection whole blocks are handed on after this time already.
 const PATIENCE: Duration = Duration::from_millis(5);
 
@@ -35,6 +36,8 @@ pub struct Download {
     end: u64,
     buffer: BytesMut,
     body: Option<BoxStream<'static, crate::s3::Result<Bytes>>>,
+    /// What came of the body beyond the segment.
+    rest: Bytes,
     /// Bytes of the body before the ones that were asked for.
     skip: u64,
     by_version: bool,
@@ -55,6 +58,7 @@ impl Download {
             end: bytes.end,
             buffer: BytesMut::new(),
             body: None,
+            rest: Bytes::new(),
             skip: 0,
             by_version: false,
             failures: 0,
@@ -79,6 +83,13 @@ impl Download {
             if self.pos + self.buffer.len() as u64 >= self.end {
                 return Ok(self.cut(self.buffer.len()));
             }
+            if !self.rest.is_empty() {
+                let rest = std::mem::take(&mut self.rest);
+                self.take(rest);
+                if self.space() == 0 {
+                    return Ok(self.cut(self.buffer.len()));
+                }
+            }
             let Some(body) = &mut self.body else {
                 self.connect().await?;
                 continue;
@@ -98,9 +109,8 @@ impl Download {
                 Some(Err(error)) => self.failed(error).await?,
                 None => self.failed(self.error(ErrorKind::Network, "the body stopped short".into())).await?,
             }
-            if self.buffer.len() >= SEGMENT {
-                let whole = self.buffer.len() / BLOCK as usize * BLOCK as usize;
-                return Ok(self.cut(whole));
+            if self.space() == 0 {
+                return Ok(self.cut(self.buffer.len()));
             }
         }
     }
@@ -110,17 +120,24 @@ impl Download {
         self.end - self.pos
     }
 
+    /// Bytes that the segment lacks.
+    fn space(&self) -> usize {
+        let boundary = (self.pos / SEGMENT as u64 + 1) * SEGMENT as u64;
+        (boundary.min(self.end) - self.pos) as usize - self.buffer.len()
+    }
+
     fn take(&mut self, mut chunk: Bytes) {
         if self.skip > 0 {
             let skipped = self.skip.min(chunk.len() as u64);
             self.skip -= skipped;
             chunk = chunk.slice(skipped as usize..);
         }
-        let room = self.end - self.pos - self.buffer.len() as u64;
-        chunk.truncate(room.min(chunk.len() as u64) as usize);
+        let space = self.space();
         if self.buffer.is_empty() {
-            self.buffer.reserve(SEGMENT.min(room as usize));
+            self.buffer.reserve(space);
         }
+        // Never more than was reserved: growing would copy all that is there.
+        self.rest = chunk.split_off(space.min(chunk.len()));
         self.buffer.extend_from_slice(&chunk);
         self.last_bytes = Instant::now();
         self.since_failure += chunk.len() as u64;
@@ -194,13 +211,14 @@ impl Download {
             self.entry.expect(checksum);
         }
         self.skip = at - answer.range.start;
+        self.rest = Bytes::new();
         self.body = Some(answer.body);
         Ok(())
     }
 
     /// Ends the fetch, or waits a little and lets it go on from where it is.
     async fn failed(&mut self, error: S3Error) -> Result<(), CacheError> {
-        self.body = None;
+        (self.body, self.rest) = (None, Bytes::new());
         self.failures += 1;
         self.since_failure = 0;
         let passing = matches!(

@@ -238,9 +238,7 @@ impl Inner {
         let written = self.file_for(entry).is_some_and(|file| self.write(&file, first, &data));
         let checked = if written { self.note_blocks(entry, first, &sums, &data) } else { self.check_in_memory(entry, first, &data) };
         checked.inspect_err(|error| self.drop_damaged(entry, error))?;
-        for (block, at) in (first..).zip((0..data.len()).step_by(BLOCK as usize)) {
-            self.recent.put(entry.uid, block, data.slice(at..data.len().min(at + BLOCK as usize)));
-        }
+        self.recent.put(entry.uid, first, &data, BLOCK as usize);
         if written {
             self.note_unsaved(entry);
             self.account(entry);

@@ -17,8 +17,26 @@ pub struct Recent {
 
 #[derive(Debug)]
 struct RecentInner {
-    blocks: LruCache<(u64, u64), Bytes>,
+    blocks: LruCache<(u64, u64), Held>,
     bytes: usize,
+}
+
+/// A block, as the part of the segment that it came in: blocks of one segment are joined without a copy.
+#[derive(Clone, Debug)]
+struct Held {
+    segment: Bytes,
+    part: Range<usize>,
+}
+
+impl Held {
+    fn bytes(&self) -> Bytes {
+        self.segment.slice(self.part.clone())
+    }
+
+    /// True when `next` follows in the same segment.
+    fn goes_on_in(&self, next: &Held) -> bool {
+        self.segment.as_ptr() == next.segment.as_ptr() && self.part.end == next.part.start
+    }
 }
 
 impl Recent {
@@ -32,27 +50,30 @@ impl Recent {
         self.limit as u64
     }
 
-    /// Keeps a block of the entry `uid`, letting the oldest go.
-    pub fn put(&self, uid: u64, block: u64, data: Bytes) {
+    /// Keeps blocks of the entry `uid` from `first` on, of `size` bytes each but the last, letting the oldest go.
+    pub fn put(&self, uid: u64, first: u64, segment: &Bytes, size: usize) {
         let mut inner = self.inner.lock();
-        inner.bytes += data.len();
-        if let Some(old) = inner.blocks.put((uid, block), data) {
-            inner.bytes -= old.len();
+        for (block, start) in (first..).zip((0..segment.len()).step_by(size)) {
+            let part = start..segment.len().min(start + size);
+            inner.bytes += part.len();
+            if let Some(old) = inner.blocks.put((uid, block), Held { segment: segment.clone(), part }) {
+                inner.bytes -= old.part.len();
+            }
         }
         while inner.bytes > self.limit {
             let Some((_, old)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= old.len();
+            inner.bytes -= old.part.len();
         }
     }
 
     /// A block, where it is still here.
     pub fn get(&self, uid: u64, block: u64) -> Option<Bytes> {
-        self.inner.lock().blocks.get(&(uid, block)).cloned()
+        self.inner.lock().blocks.get(&(uid, block)).map(Held::bytes)
     }
 
     /// A block, where it is still here; it ages as before.
     pub fn peek(&self, uid: u64, block: u64) -> Option<Bytes> {
-        self.inner.lock().blocks.peek(&(uid, block)).cloned()
+        self.inner.lock().blocks.peek(&(uid, block)).map(Held::bytes)
     }
 
     /// All of these blocks joined, or nothing.
@@ -64,14 +85,16 @@ impl Recent {
             }
             blocks.map(|block| inner.blocks.get(&(uid, block)).cloned()).collect::<Option<Vec<_>>>()?
         };
-        if let [one] = parts.as_slice() {
-            return Some(one.clone());
+        if let (Some(first), Some(last)) = (parts.first(), parts.last())
+            && parts.windows(2).all(|pair| pair[0].goes_on_in(&pair[1]))
+        {
+            return Some(first.segment.slice(first.part.start..last.part.end));
         }
-        let mut joined = buffers.take(parts.iter().map(Bytes::len).sum());
+        let mut joined = buffers.take(parts.iter().map(|held| held.part.len()).sum());
         let mut rest = joined.as_mut();
-        for part in &parts {
-            let (to, after) = rest.split_at_mut(part.len());
-            to.copy_from_slice(part);
+        for held in &parts {
+            let (to, after) = rest.split_at_mut(held.part.len());
+            to.copy_from_slice(&held.segment[held.part.clone()]);
             rest = after;
         }
         Some(joined.freeze())
@@ -89,7 +112,7 @@ impl Recent {
         let gone: Vec<_> = inner.blocks.iter().map(|(key, _)| *key).filter(|key| key.0 == uid).collect();
         for key in gone {
             if let Some(old) = inner.blocks.pop(&key) {
-                inner.bytes -= old.len();
+                inner.bytes -= old.part.len();
             }
         }
     }
@@ -171,11 +194,16 @@ mod tests {
     fn recent_is_bounded_and_joins() {
         let recent = Recent::new(30);
         for block in 0..4 {
-            recent.put(1, block, Bytes::from(vec![block as u8; 10]));
+            recent.put(1, block, &Bytes::from(vec![block as u8; 10]), 10);
         }
         let buffers = Arc::default();
         assert!(recent.join(1, 0..2, &buffers).is_none());
         assert_eq!(recent.join(1, 1..3, &buffers).unwrap(), [[1u8; 10], [2; 10]].concat());
+        let segment = Bytes::from((0..25).collect::<Vec<u8>>());
+        recent.put(1, 7, &segment, 10);
+        let joined = recent.join(1, 8..10, &buffers).unwrap();
+        assert_eq!((joined.as_ptr(), joined.len()), (segment[10..].as_ptr(), 15), "one segment is not copied");
+        assert_eq!(recent.join(1, 7..8, &buffers).unwrap(), segment[..10]);
         recent.forget(1);
         assert!(recent.peek(1, 3).is_none());
     }
@@ -183,9 +211,9 @@ mod tests {
     #[test]
     fn what_was_read_goes_before_what_was_not() {
         let recent = Recent::new(30);
-        (0..3).for_each(|block| recent.put(1, block, Bytes::from(vec![0; 10])));
+        (0..3).for_each(|block| recent.put(1, block, &Bytes::from(vec![0; 10]), 10));
         recent.spend(1, 1..3);
-        (3..5).for_each(|block| recent.put(1, block, Bytes::from(vec![0; 10])));
+        (3..5).for_each(|block| recent.put(1, block, &Bytes::from(vec![0; 10]), 10));
         let here: Vec<_> = (0..5).map(|block| recent.peek(1, block).is_some()).collect();
         assert_eq!(here, [true, false, false, true, true]);
     }
