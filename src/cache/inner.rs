@@ -24,7 +24,7 @@ use super::{CacheConfig, CacheError, ObjectVersion};
 
 /// Most bytes of recent blocks beside a disk cache: what was fetched ahead of a reader near the store ([`Reach::near`]) by a small
 /// machine, and what it reads meanwhile.
-const RECENT: u64 = 40 << 20;
+const RECENT: u64 = 48 << 20;
 /// The free space is asked for again after so many bytes.
 const SPACE_EVERY: u64 = 16 << 20;
 /// A sidecar is written when nothing landed for so long …
@@ -106,7 +106,7 @@ impl Inner {
                 None
             }
         };
-        let recent = if disk.is_some() { (config.memory_limit / 6).min(RECENT) } else { config.memory_limit / 3 };
+        let recent = if disk.is_some() { (config.memory_limit / 5).min(RECENT) } else { config.memory_limit / 3 };
         let connections = config.max_connections.max(1);
         let inner = Self {
             recent: Recent::new(recent as usize),

@@ -17,6 +17,8 @@ pub const MAX_WINDOW: u64 = 96 * MIB;
 const LANES: u64 = 8;
 /// Largest GET: long enough (100 ms at 80 MB/s) that a 20 ms round trip costs a fifth.
 pub const MAX_PIECE: u64 = 8 * MIB;
+/// Largest GET of a window near the store.
+const NEAR_PIECE: u64 = 16 * MIB;
 const MIN_PIECE: u64 = 512 * KIB;
 /// What a first read at the start of an object brings, and the size up to which an object is fetched by one GET (semantics 17).
 pub const FIRST: u64 = 128 * KIB;
@@ -81,19 +83,24 @@ pub struct Reach {
     pub max: u64,
     /// Over at least so many GETs.
     pub lanes: u64,
+    /// Of at most so many bytes each.
+    pub piece: u64,
 }
 
 impl Reach {
     /// Where round trips have to be bridged.
     pub fn far(max: u64) -> Self {
-        Self { max, lanes: LANES }
+        Self { max, lanes: LANES, piece: MAX_PIECE }
     }
 
-    /// Near the store a connection is as fast as the processors at its ends: more than two for each of ours only take turns, and what
-    /// they bring before its time has to be read back from the disk.
+    /// Near the store a connection is as fast as the processors at its ends: many more than there are of ours only take turns, and
+    /// what they bring before its time has to be read back from the disk. What counts there is what a GET costs the store.
     pub fn near(max: u64, processors: u64) -> Self {
-        let lanes = (2 * processors).max(4);
-        if lanes * MAX_PIECE < MAX_WINDOW { Self { max: max.min(lanes * MAX_PIECE), lanes } } else { Self::far(max) }
+        let lanes = (processors + 1).max(3);
+        match lanes * NEAR_PIECE {
+            window if window < MAX_WINDOW => Self { max: max.min(window), lanes, piece: NEAR_PIECE },
+            _ => Self::far(max),
+        }
     }
 }
 
@@ -149,7 +156,7 @@ impl Window {
             return;
         }
         let window = (run.consumed * 4).min(self.reach.max);
-        let piece = piece_of(window / self.reach.lanes, MAX_PIECE);
+        let piece = piece_of(window / self.reach.lanes, self.reach.piece);
         run.ahead_to = run.ahead_to.max(run.end.next_multiple_of(BLOCK)).min(self.size);
         let mut target = (run.end + window).min(self.size);
         if target < self.size {
@@ -226,7 +233,7 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 512 * MIB;
-    const FAR: Reach = Reach { max: MAX_WINDOW, lanes: LANES };
+    const FAR: Reach = Reach { max: MAX_WINDOW, lanes: LANES, piece: MAX_PIECE };
 
     fn bytes(plan: &Plan) -> u64 {
         plan.ahead.iter().map(|r| r.end - r.start).sum()
@@ -260,10 +267,10 @@ mod tests {
     }
 
     #[test]
-    fn near_the_store_four_large_gets_lie_ahead() {
+    fn near_the_store_few_large_gets_lie_ahead() {
         let mut window = Window::new(SIZE, FAR);
         let near = Reach::near(MAX_WINDOW, 2);
-        assert_eq!(near, Reach { max: 4 * MAX_PIECE, lanes: 4 });
+        assert_eq!(near, Reach { max: 3 * NEAR_PIECE, lanes: 3, piece: NEAR_PIECE });
         assert_eq!(Reach::near(MAX_WINDOW, 6), FAR, "processors enough for all connections");
         assert_eq!(Reach::near(MIB, 2).max, MIB);
         window.set_reach(near);
@@ -271,9 +278,9 @@ mod tests {
         for at in (0..SIZE).step_by(MIB as usize) {
             let plan = window.on_read(at..at + MIB);
             covered = plan.ahead.iter().map(|range| range.end).fold(covered, u64::max);
-            if at > 16 * MIB && at < SIZE - near.max {
-                assert!((near.max - MAX_PIECE..=near.max).contains(&(covered - at - MIB)), "{at}: {covered}");
-                assert!(plan.ahead.iter().all(|range| range.end - range.start == MAX_PIECE && plan.piece == MAX_PIECE));
+            if at > 32 * MIB && at < SIZE - near.max {
+                assert!((near.max - NEAR_PIECE..=near.max).contains(&(covered - at - MIB)), "{at}: {covered}");
+                assert!(plan.ahead.iter().all(|range| range.end - range.start == NEAR_PIECE && plan.piece == NEAR_PIECE));
             }
         }
         assert_eq!(covered, SIZE);
