@@ -275,6 +275,9 @@ impl Core {
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
             tracing::debug!(operation = call.operation.name(), resource = %error.resource, attempt = attempts.made(), pause_ms = pause.as_millis() as u64, reason = %error, "sending again");
+            if let Payload::Source(source) = &call.payload {
+                source.refused();
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -128,7 +128,12 @@ impl Vfs {
         node.since = Some(Instant::now());
         node.checked = Some(Instant::now());
         node.dir = Some(Box::new(dir));
-        let ino = self.table.lock().insert(node);
+        let ino = {
+            let mut table = self.table.lock();
+            let ino = table.insert(node);
+            table.confirm_above(ino);
+            ino
+        };
         self.touch_parent(parent);
         self.grant(ino)
     }

@@ -332,7 +332,9 @@ impl Vfs {
             node.since = Some(Instant::now());
             node.file.unopened = true;
             node.file.kernel_pages = Some(published.etag.clone());
-            row_of(node, published.last_modified)
+            let row = row_of(node, published.last_modified);
+            table.confirm_above(ino);
+            row
         };
         if let Some(row) = row {
             self.memory.put(&published.bucket, &published.key, row);

@@ -399,6 +399,18 @@ impl Table {
         found
     }
 
+    /// The store has just taken a key below: whatever others do, the directories that lead to it are there.
+    pub fn confirm_above(&mut self, ino: Ino) {
+        let now = Instant::now();
+        let mut at = ino;
+        while let Some(parent) = self.get(at).map(|node| node.parent).filter(|parent| *parent != ROOT) {
+            if let Some(node) = self.get_mut(parent) {
+                node.checked = node.checked.map(|_| now);
+            }
+            at = parent;
+        }
+    }
+
     /// True when `ino` is `ancestor` or lies below it.
     pub fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
         let mut at = ino;

@@ -77,13 +77,19 @@ impl Meter {
         self.moved.notify_waiters();
     }
 
+    /// `bytes` that had left were not taken: a store that reads and refuses is not fast.
+    pub fn retract(&self, bytes: u64) {
+        let mut inner = self.inner.lock();
+        inner.bytes = inner.bytes.saturating_sub(bytes);
+    }
+
     /// Bytes a second over the recent active time; 0 while nothing was measured.
     pub fn rate(&self) -> u64 {
         let mut inner = self.inner.lock();
         inner.advance(0);
         let Some(&(at, bytes)) = inner.samples.front() else { return 0 };
         let elapsed = (inner.active - at).max(SHORTEST);
-        ((inner.bytes - bytes) as f64 / elapsed.as_secs_f64()) as u64
+        (inner.bytes.saturating_sub(bytes) as f64 / elapsed.as_secs_f64()) as u64
     }
 
     /// When something last moved anywhere.
@@ -126,6 +132,17 @@ mod tests {
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(meter.rate(), rate);
         assert!(rate > 10 << 20 && rate <= 42 << 20, "{rate}");
+    }
+
+    #[test]
+    fn what_was_refused_is_no_rate() {
+        let meter = Meter::new();
+        meter.begin();
+        for _ in 0..10 {
+            meter.record(8 << 20, true);
+            meter.retract(8 << 20);
+        }
+        assert_eq!(meter.rate(), 0);
     }
 
     #[test]

@@ -80,10 +80,12 @@ impl Counts {
         Arc::new(Self { entry: entry.clone(), handed: AtomicU64::new(0), most: AtomicU64::new(0), len })
     }
 
+    /// The attempt under way came to nothing: what was handed over of it was not taken.
     fn restart(&self) {
         let handed = self.handed.swap(0, Relaxed);
         self.entry.in_flight.fetch_add(handed, Relaxed);
         self.entry.sent.fetch_sub(handed, Relaxed);
+        self.entry.shared.meter.retract(handed);
     }
 
     fn hand(&self, bytes: u64) {
@@ -118,6 +120,10 @@ impl SpoolSource {
 impl Source for SpoolSource {
     fn len(&self) -> u64 {
         self.range.end - self.range.start
+    }
+
+    fn refused(&self) {
+        self.counts.restart();
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
@@ -155,6 +161,10 @@ impl MemorySource {
 impl Source for MemorySource {
     fn len(&self) -> u64 {
         self.bytes.len() as u64
+    }
+
+    fn refused(&self) {
+        self.counts.restart();
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
@@ -328,6 +338,7 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
     let store = &target.store;
     fill(entry, base, piece.range.clone()).await?;
     let source = SpoolSource::new(entry, piece.range.clone());
+    let counts = source.counts.clone();
     {
         // What is written from here on marks its bytes again after it is in the file, so the check finds a torn part.
         let mut content = entry.content.lock();
@@ -335,7 +346,10 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         content.waiting.remove(piece.range.clone());
     }
     let checksum = checksum(&entry.file, piece.range.clone(), store.capabilities().upload_checksum).await?;
-    let part = store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await.map_err(Trouble::S3)?;
+    let part = store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await.map_err(|error| {
+        counts.restart();
+        Trouble::S3(error)
+    })?;
     entry.progressed();
     Ok(SentPart { etag: part.etag, checksum })
 }

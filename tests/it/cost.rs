@@ -46,6 +46,15 @@ fn two_hundred_files_in_sixty_new_directories() {
     assert_eq!(stage.store.keys().len(), 260);
 }
 
+/// What is written below a directory says that the directory is there: it is not looked for again while that goes on.
+#[test]
+fn a_directory_that_is_written_to_is_not_looked_for() {
+    let Some(stage) = counted(&["metadata_ttl=3s"], []) else { return };
+    sh(stage.dir(), "mkdir -p d/e; for turn in 1 2 3 4 5 6; do echo $turn > d/e/f; sleep 1; done; cat d/e/f");
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("ListObjectsV2"), 1, "{:?}", requests.summary());
+}
+
 /// "`ls -l` of 5,000 keys costs at most 6 requests"
 #[test]
 fn listing_five_thousand_keys() {
@@ -194,7 +203,7 @@ fn parts_travel_while_the_application_writes() {
 /// Promise 3: "ahead of the store by at most one part or one second of the measured rate, whichever is more: a progress bar is honest"
 #[test]
 fn a_store_that_takes_nothing_holds_the_writer_back() {
-    let Some(stage) = counted(&[], []) else { return };
+    let Some(stage) = counted(&["close_timeout=30s"], []) else { return };
     stage.double().fault(When::operation("UploadPart"), Fault::Error(503, "SlowDown"));
     let (written, bytes) = (AtomicU64::new(0), noise(1, 64 * MIB));
     std::thread::scope(|scope| {
