@@ -73,7 +73,7 @@ pub struct Config {
     pub file_mode: Option<u32>,
     /// Permission bits of directories.
     pub dir_mode: Option<u32>,
-    /// `ownership=store` is `Some(true)`, `off` is `Some(false)`; `None` follows semantics 28.
+    /// `ownership=store` is `Some(true)`, `off` is `Some(false)`; `None` follows promise 28.
     pub ownership: Option<bool>,
     /// Symbolic links are made and shown.
     pub symlinks: bool,
@@ -121,7 +121,7 @@ pub struct Config {
     pub allow_bucket_changes: bool,
     /// Largest number of keys that one directory rename may move.
     pub rename_limit: u64,
-    /// Glob patterns of temporary names (semantics 10): the effective list.
+    /// Glob patterns of temporary names (promise 10): the effective list.
     pub ignore: Vec<String>,
     /// Desktop indexers are kept out.
     pub no_index: bool,
@@ -199,7 +199,7 @@ pub struct MountFlags {
     pub remount: bool,
 }
 
-/// `on_conflict=` (semantics 12).
+/// `on_conflict=` (promise 12).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnConflict {
     /// Ours is published beside theirs.

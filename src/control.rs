@@ -40,7 +40,7 @@ pub enum Request {
     Flush {
         /// The file.
         path: Option<PathBuf>,
-        /// Publish a temporary name under that very name (semantics 10).
+        /// Publish a temporary name under that very name (promise 10).
         as_is: bool,
     },
     /// Drops listings, so that everything is asked anew.

@@ -39,6 +39,10 @@
 //! never in a cache directory, people delete those) and the remembered attributes. The cache directory can be deleted at any
 //! time. Every mount locks sub-directories of its own.
 //!
+//! # What users are promised
+//! README.md numbers it. "Promise 12" in a comment is its row 12, and `tests/it/promises.rs` sees to it that every row has a test
+//! that quotes it.
+//!
 //! # Deliberately absent
 //! The kernel's write-back cache (sizes and the order of writes must be ours), a HEAD per file, hidden objects of ours in the
 //! bucket, and every retry that could outlive the caller's deadline.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::ObjectVersion;
 use crate::s3::ETag;
 
-/// Bytes of a block. 64 KiB, so that a read of up to 64 KiB at any offset costs at most 128 KiB (semantics 17), and a
+/// Bytes of a block. 64 KiB, so that a read of up to 64 KiB at any offset costs at most 128 KiB (promise 17), and a
 /// 64 KiB read every 1 MiB at most twice what was asked for; runs join blocks into large GETs, so small blocks cost no request.
 pub const BLOCK: u64 = 64 * 1024;
 

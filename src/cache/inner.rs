@@ -232,7 +232,7 @@ impl Inner {
     }
 
     /// Takes in blocks that just came: writes them, sums them, makes them visible. Blocks: runs in the blocking pool.
-    /// The landing that completes an object is withheld until its whole checksum holds (semantics 16).
+    /// The landing that completes an object is withheld until its whole checksum holds (promise 16).
     pub fn land(self: &Arc<Self>, entry: &Arc<Entry>, first: u64, data: Bytes) -> Result<(), CacheError> {
         let sums: Vec<u32> = data.chunks(BLOCK as usize).map(sum_of).collect();
         let written = self.file_for(entry).is_some_and(|file| self.write(&file, first, &data));

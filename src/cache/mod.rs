@@ -37,7 +37,7 @@ mod tests;
 
 pub use reader::Reader;
 
-/// A read ends within this time, by bytes or by an error (semantics 22).
+/// A read ends within this time, by bytes or by an error (promise 22).
 pub const READ_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Shutdown waits so long for the sums of adopted files.
@@ -75,7 +75,7 @@ pub struct CacheConfig {
     pub read_ahead: Option<u64>,
     /// Largest number of GETs at once.
     pub max_connections: usize,
-    /// The endpoint is plain HTTP: whole objects are verified against their whole checksum (semantics 16).
+    /// The endpoint is plain HTTP: whole objects are verified against their whole checksum (promise 16).
     pub checks_ranges_over_http: bool,
 }
 

@@ -20,7 +20,7 @@ pub const MAX_PIECE: u64 = 8 * MIB;
 /// Largest GET of a window near the store.
 const NEAR_PIECE: u64 = 16 * MIB;
 const MIN_PIECE: u64 = 512 * KIB;
-/// What a first read at the start of an object brings, and the size up to which an object is fetched by one GET (semantics 17).
+/// What a first read at the start of an object brings, and the size up to which an object is fetched by one GET (promise 17).
 pub const FIRST: u64 = 128 * KIB;
 /// The kernel's read-ahead requests reach us out of order, each in a task of its own: two windows of 1 MiB may be under way, and
 /// twice as much after posix_fadvise(SEQUENTIAL), which cp calls. Taken for a seek, the first or the last of them would end every

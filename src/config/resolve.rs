@@ -12,7 +12,7 @@ use crate::s3::client::ClientConfig;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Names that never become objects (semantics 10).
+/// Names that never become objects (promise 10).
 pub const TEMPORARY_NAMES: &[&str] = &[
     ".goutputstream-*",
     "*.part",

@@ -11,7 +11,7 @@ use super::errno::errno;
 use crate::vfs::{Attr, Caller, Entry, Error, Ino, Kind, Opened, SetTime};
 
 /// `st_blksize`. stdio takes its buffer size from it, and without a write-back cache every write(2) is a request to us:
-/// 128 KiB makes them 32 times fewer than the kernel's 4 KiB, and stays within the price of a sniff (semantics 17).
+/// 128 KiB makes them 32 times fewer than the kernel's 4 KiB, and stays within the price of a sniff (promise 17).
 const BLOCK_SIZE: u32 = 128 * 1024;
 
 pub(super) fn caller(req: &Request) -> Caller {

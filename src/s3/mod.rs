@@ -92,7 +92,7 @@ pub enum Checksum {
     Crc32c(u32),
     /// MD5, sent as `Content-MD5`.
     Md5([u8; 16]),
-    /// SHA-1; how symbolic links are marked in listings (semantics 29).
+    /// SHA-1; how symbolic links are marked in listings (promise 29).
     Sha1([u8; 20]),
 }
 

@@ -1,4 +1,4 @@
-//! Attributes: what S3's metadata says about owner, mode and times, and what a mount shows of it (semantics 28 and 29).
+//! Attributes: what S3's metadata says about owner, mode and times, and what a mount shows of it (promises 28 and 29).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

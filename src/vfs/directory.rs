@@ -11,7 +11,7 @@ use super::remember::Row;
 use super::{Ino, Root, Vfs, attr};
 use crate::s3::{ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
 
-/// How long an implied directory that lost its last name may stay without a marker (semantics 20), and how long
+/// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
 /// changes of a marker's attributes are gathered.
 const MARKER_DELAY: Duration = Duration::from_secs(2);
 /// What every S3 browser knows a directory by.

@@ -58,7 +58,7 @@ pub enum Error {
 }
 
 impl From<S3Error> for Error {
-    /// The errno whose text helps (semantics 23).
+    /// The errno whose text helps (promise 23).
     fn from(error: S3Error) -> Self {
         let mapped = match error.kind {
             ErrorKind::NoSuchKey | ErrorKind::NoSuchBucket => Self::NoEntry,

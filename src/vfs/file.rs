@@ -16,11 +16,11 @@ use crate::cache::{CacheError, ObjectVersion, Reader};
 use crate::s3::{ErrorKind, ObjectHead};
 use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
 
-/// A new file closed empty becomes an object after it, if it is empty still (semantics 4).
+/// A new file closed empty becomes an object after it, if it is empty still (promise 4).
 const EMPTY_DELAY: Duration = Duration::from_secs(2);
 /// Times that an append is done again behind somebody else's change before it is given up.
 const APPENDS_MOST: u32 = 8;
-/// A HEAD or a listing younger than this needs no other before an open or a change (semantics 14).
+/// A HEAD or a listing younger than this needs no other before an open or a change (promise 14).
 pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
 
 /// Bytes of the object that a staged file changes, through the cache.
@@ -185,7 +185,7 @@ impl Vfs {
         self.publish_or(ino, false).await
     }
 
-    /// As [`Vfs::publish_in_turn`]; what takes longer than `close_timeout` goes on without the caller (semantics 9: a rename that
+    /// As [`Vfs::publish_in_turn`]; what takes longer than `close_timeout` goes on without the caller (promise 9: a rename that
     /// fails makes Dolphin lose the old version).
     pub(super) async fn publish_patiently(&self, ino: Ino) -> Result<()> {
         self.publish_or(ino, true).await
@@ -228,7 +228,7 @@ impl Vfs {
         }
     }
 
-    /// Somebody else changed a file that was only appended to: what was appended goes behind theirs (semantics 12).
+    /// Somebody else changed a file that was only appended to: what was appended goes behind theirs (promise 12).
     /// False where it was not only appended to, or where that fails too: the parked entry keeps the bytes then.
     async fn append_again(&self, ino: Ino, staged: &Arc<Staged>) -> bool {
         const PIECE: u64 = 1 << 20;
@@ -272,7 +272,7 @@ impl Vfs {
         false
     }
 
-    /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (semantics 24).
+    /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (promise 24).
     pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
         let gone = {
             let mut table = self.table.lock();

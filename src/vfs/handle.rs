@@ -16,7 +16,7 @@ use crate::cache::Reader;
 pub struct FileHandle {
     /// Its inode.
     pub ino: Ino,
-    /// Thread group that opened it for writing: only its FLUSH is a close (semantics 4). 0 where it only reads.
+    /// Thread group that opened it for writing: only its FLUSH is a close (promise 4). 0 where it only reads.
     pub opener: u32,
     /// Open for reading.
     pub readable: bool,

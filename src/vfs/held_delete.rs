@@ -1,4 +1,4 @@
-//! The DELETE of a name that a temporary file is about to take (semantics 11): Dolphin unlinks NAME and renames `NAME.part`
+//! The DELETE of a name that a temporary file is about to take (promise 11): Dolphin unlinks NAME and renames `NAME.part`
 //! onto it. Held for a moment, the two are one overwrite, and at no time is there no object.
 
 use std::collections::HashMap;

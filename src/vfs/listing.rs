@@ -30,7 +30,7 @@ pub struct ListedObject {
     pub modified: SystemTime,
     /// Must be restored before it can be read.
     pub archived: bool,
-    /// Written with checksum algorithm SHA1: a symbolic link, perhaps (semantics 29).
+    /// Written with checksum algorithm SHA1: a symbolic link, perhaps (promise 29).
     pub sha1: bool,
 }
 

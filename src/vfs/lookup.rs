@@ -172,7 +172,7 @@ impl Vfs {
         Ok(self.take_listed(parent, name, &listed.segment, object, row, started))
     }
 
-    /// A small object that was written with algorithm SHA1: links are, and listings show it (semantics 29).
+    /// A small object that was written with algorithm SHA1: links are, and listings show it (promise 29).
     pub(super) fn may_be_link(&self, object: &ListedObject) -> bool {
         self.config.symlinks && object.sha1 && object.size <= LINK_MAX
     }

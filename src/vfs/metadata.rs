@@ -1,4 +1,4 @@
-//! Attributes after the data: kept with the object by one coalesced copy in the background (semantics 13).
+//! Attributes after the data: kept with the object by one coalesced copy in the background (promise 13).
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -63,7 +63,7 @@ pub const ROOT: Ino = 1;
 /// How long the kernel may answer from what we told it, at most. Short, because a file manager's window asks again only
 /// when the kernel does; we answer from memory for `metadata_ttl`.
 const KERNEL_TTL: Duration = Duration::from_secs(1);
-/// Reads, lookups, listings, removals and attribute changes end within it (semantics 22).
+/// Reads, lookups, listings, removals and attribute changes end within it (promise 22).
 const DEADLINE: Duration = Duration::from_secs(88);
 
 /// Who asks. `pid` is a thread id, as FUSE gives it.
@@ -203,7 +203,7 @@ pub struct VfsConfig {
     pub file_mode: Option<u32>,
     /// `dir_mode=`.
     pub dir_mode: Option<u32>,
-    /// `ownership=`: `Some(true)` store, `Some(false)` off, `None` the rules of semantics 28.
+    /// `ownership=`: `Some(true)` store, `Some(false)` off, `None` the rules of promise 28.
     pub ownership: Option<bool>,
     /// `symlinks=store`.
     pub symlinks: bool,
@@ -217,7 +217,7 @@ pub struct VfsConfig {
     pub allow_delete: bool,
     /// mkdir and rmdir at the top make and remove buckets.
     pub allow_bucket_changes: bool,
-    /// Glob patterns of temporary names (semantics 10).
+    /// Glob patterns of temporary names (promise 10).
     pub ignore: Vec<String>,
     /// Storage class of new objects, which their copies must name again; `None`: the store's own.
     pub storage_class: Option<String>,
@@ -342,7 +342,7 @@ impl Vfs {
         self.memory.close().await;
     }
 
-    /// statfs(2): 1 PiB free, because 0, nearly full and 16 EiB make Dolphin refuse to copy (semantics 27).
+    /// statfs(2): 1 PiB free, because 0, nearly full and 16 EiB make Dolphin refuse to copy (promise 27).
     pub async fn statfs(&self) -> Result<StatFs> {
         const BLOCK: u32 = 4096;
         const PIB: u64 = 1 << 50;
@@ -391,7 +391,7 @@ impl Vfs {
         self.this.upgrade()
     }
 
-    /// Ends `work` with ETIMEDOUT at the deadline of semantics 22.
+    /// Ends `work` with ETIMEDOUT at the deadline of promise 22.
     async fn within<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
         tokio::time::timeout(DEADLINE, work).await.unwrap_or(Err(Error::TimedOut))
     }

@@ -1,4 +1,4 @@
-//! Who is behind a request: FUSE names a thread, semantics 4 and 10 speak of processes and programs.
+//! Who is behind a request: FUSE names a thread, promises 4 and 10 speak of processes and programs.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Files that nobody waits for: queued by `write_back`, or left in the spool by an earlier run (semantics 2, 8 and 10).
+//! Files that nobody waits for: queued by `write_back`, or left in the spool by an earlier run (promises 2, 8 and 10).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -120,7 +120,7 @@ impl Vfs {
         let _ = tokio::time::timeout(LAST_NEWS, self.followers.wait()).await;
     }
 
-    /// Lock files and file managers' notes end with the mount (semantics 10).
+    /// Lock files and file managers' notes end with the mount (promise 10).
     pub(super) async fn drop_junk(&self) {
         let junk: Vec<Arc<Staged>> = self.table.lock().staged().filter(|staged| staged.is_junk()).cloned().collect();
         for staged in junk {

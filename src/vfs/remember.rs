@@ -1,4 +1,4 @@
-//! Attributes that listings do not carry, remembered by key and ETag in the state directory (semantics 13 and 29).
+//! Attributes that listings do not carry, remembered by key and ETag in the state directory (promises 13 and 29).
 //!
 //! Wrong only by missing: a row whose ETag is not the object's, or that is older than the object, is as if absent. The
 //! database is therefore never fsynced by us, and one that cannot be read is begun anew.

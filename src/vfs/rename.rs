@@ -219,7 +219,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// EBUSY where somebody else has changed what the rename would replace since it was seen here (semantics 12): theirs stays,
+    /// EBUSY where somebody else has changed what the rename would replace since it was seen here (promise 12): theirs stays,
     /// and ours under its old name. Not ESTALE: the kernel would look again and rename over theirs by itself. Asked for, because
     /// not every store honours a condition on CopyObject.
     /// EEXIST of RENAME_NOREPLACE likewise is what the store says, not what was listed.

@@ -1,4 +1,4 @@
-//! setattr: chmod, chown, utimens, truncate. None of the first three ever makes a copy fail (semantics 13).
+//! setattr: chmod, chown, utimens, truncate. None of the first three ever makes a copy fail (promise 13).
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Symbolic links: objects as s3fs writes them, that a website endpoint follows too (semantics 29).
+//! Symbolic links: objects as s3fs writes them, that a website endpoint follows too (promise 29).
 
 use std::ffi::OsStr;
 use std::sync::Arc;

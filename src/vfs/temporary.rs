@@ -1,4 +1,4 @@
-//! Temporary names (semantics 10): what programs write before they rename it to the name that is meant.
+//! Temporary names (promise 10): what programs write before they rename it to the name that is meant.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{Ino, process};
 use crate::glob::{self, matches_key};
 
-/// Names that desktops look for in every directory: absent without a request, unless a listing holds them (semantics 21).
+/// Names that desktops look for in every directory: absent without a request, unless a listing holds them (promise 21).
 const PROBES: &[&str] =
     &[".hidden", ".directory", ".sh_thumbnails", ".xdg-volume-info", "autorun.inf", ".Trash", ".autorun", "autorun", "autorun.sh"];
 /// Programs whose `NAME.part` and `.NAME.XXXXXX` are temporary; from any other such names are ordinary files.
@@ -40,7 +40,7 @@ const JUST_OPENED: Duration = Duration::from_secs(2);
 /// Opens that are remembered.
 const OPENS_MOST: usize = 64;
 
-/// Existing files that were opened for writing a moment ago: GLib's replacement of one follows (semantics 10).
+/// Existing files that were opened for writing a moment ago: GLib's replacement of one follows (promise 10).
 #[derive(Default)]
 pub struct Opens {
     last: Mutex<VecDeque<(Instant, u32, Ino, OsString)>>,
@@ -107,7 +107,7 @@ impl TemporaryNames {
         name.to_str().is_some_and(|name| PROBES.contains(&name) || name.starts_with(".Trash-"))
     }
 
-    /// `.Trash` and `.Trash-UID` cannot be made: file managers then offer to delete (semantics 21).
+    /// `.Trash` and `.Trash-UID` cannot be made: file managers then offer to delete (promise 21).
     pub fn is_trash(name: &OsStr) -> bool {
         name.to_str().is_some_and(|name| name == ".Trash" || name.starts_with(".Trash-"))
     }

@@ -72,7 +72,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// ftruncate(2) when `fh` is given; truncate(2) otherwise, which publishes before it returns (semantics 4).
+    /// ftruncate(2) when `fh` is given; truncate(2) otherwise, which publishes before it returns (promise 4).
     pub(super) async fn truncate(&self, caller: Caller, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
         self.check_writable()?;
         {

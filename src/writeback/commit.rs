@@ -176,7 +176,7 @@ enum Judged {
     Theirs(Verdict),
 }
 
-/// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (semantics 12)?
+/// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (promise 12)?
 async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {

@@ -25,7 +25,7 @@ use crate::s3::multipart::PartPlan;
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
 
-/// A temporary name that was left for so long shows as not uploaded (semantics 10).
+/// A temporary name that was left for so long shows as not uploaded (promise 10).
 const LEFT: Duration = Duration::from_secs(60);
 
 /// How many bytes are reserved between looks at the disk's free space.

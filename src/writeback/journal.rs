@@ -35,7 +35,7 @@ impl PutOff for Deletion {
     const DURABLE: bool = true;
 }
 
-/// Metadata that an object is to carry, if it still is this version (semantics 13).
+/// Metadata that an object is to carry, if it still is this version (promise 13).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataChange {
     /// Its bucket.

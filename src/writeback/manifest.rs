@@ -11,7 +11,7 @@ use crate::s3::{ETag, Part};
 /// Version of the record; a newer one is left alone.
 const VERSION: u32 = 1;
 
-/// Where an entry stands, as its record says (design.md, "State on disk").
+/// Where an entry stands, as its record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {

@@ -68,7 +68,7 @@ impl Target {
 pub enum Expect {
     /// Whatever is there is replaced.
     Anything,
-    /// O_EXCL: nothing; a taken key is [`Error::Exists`] (semantics 12).
+    /// O_EXCL: nothing; a taken key is [`Error::Exists`] (promise 12).
     Absent,
     /// Nothing that we knew of; a conflict is judged by `on_conflict`.
     NewFile,
@@ -351,7 +351,7 @@ impl Writeback {
         found
     }
 
-    /// A whole new content was published under the key: what was parked for it before is wanted no more (semantics 24).
+    /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
     pub async fn supersede(&self, bucket: &str, key: &str) {
         let about = |status: &EntryStatus| status.phase == Phase::Parked && status.bucket == bucket && status.key == key;
         for parked in self.status().into_iter().filter(about) {

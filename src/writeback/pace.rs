@@ -109,7 +109,7 @@ impl Inner {
     }
 }
 
-/// How many bytes a sequential writer may be ahead (semantics 3): one part, or one second of the rate, whichever is
+/// How many bytes a sequential writer may be ahead (promise 3): one part, or one second of the rate, whichever is
 /// more, shared among the files being sent.
 pub(crate) fn allowance(rate: u64, part: u64, writers: usize) -> u64 {
     part.max(rate / writers.max(1) as u64)

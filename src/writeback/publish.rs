@@ -155,7 +155,7 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
     Ok(Outcome::Prepared { snapshot: Arc::new(snapshot), plan, clean })
 }
 
-/// CreateMultipartUpload, between the record of the intent and that of the id (semantics 26).
+/// CreateMultipartUpload, between the record of the intent and that of the id (promise 26).
 async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
     let (target, attributes) = {
         let mut intent = entry.intent.lock();

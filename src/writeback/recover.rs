@@ -175,7 +175,7 @@ async fn clean_up(entry: &Arc<Entry>, record: &Record) {
 }
 
 /// The intent was recorded, the id was not: an upload of the key begun after it and without parts is ours; one with
-/// parts is somebody else's (semantics 26).
+/// parts is somebody else's (promise 26).
 async fn abort_unrecorded(shared: &Arc<Shared>, target: &Target, begun: u64) {
     let since = SystemTime::UNIX_EPOCH + Duration::from_secs(begun);
     let uploads = match target.store.list_uploads(&target.key).await {

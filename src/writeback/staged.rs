@@ -57,7 +57,7 @@ impl Staged {
         self.entry.intent.lock().phase.frees()
     }
 
-    /// Writes. Waits where the writer is too far ahead of the network (semantics 3) or the spool is full of what is on
+    /// Writes. Waits where the writer is too far ahead of the network (promise 3) or the spool is full of what is on
     /// its way; ends with [`Error::TimedOut`] `close_timeout` after the last progress. A write that fails poisons the file.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), Error> {
         self.change(Place::At(offset), data).await.map(drop)
@@ -139,7 +139,7 @@ impl Staged {
         Ok(())
     }
 
-    /// Waits while bytes that could travel are further behind the writer than semantics 3 allows.
+    /// Waits while bytes that could travel are further behind the writer than promise 3 allows.
     async fn hold_back(&self) -> Result<(), Error> {
         let entry = &self.entry;
         let shared = &entry.shared;
