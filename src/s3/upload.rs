@@ -419,24 +419,23 @@ impl Bucket {
         let condition = options.condition.as_ref();
         let mut with = self.extras(condition, options.checksum.as_ref()).await;
         with.acl = false;
-        let list: String = parts
-            .iter()
-            .map(|part| {
-                let sum = part.checksum.as_ref().map(Self::checksum_element).unwrap_or_default();
-                format!(
-                    "<Part>{sum}<PartNumber>{}</PartNumber><ETag>{}</ETag></Part>",
-                    part.number,
-                    super::xml::escape(&part.etag.quoted())
-                )
-            })
-            .collect();
-        let body = Bytes::from(format!(
-            "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"
-        ));
         loop {
+            // Not to a store that refused them: the upload was begun without.
+            let checksums = self.capabilities.lock().upload_checksum != ChecksumKind::Off;
+            let list: String = parts
+                .iter()
+                .map(|part| {
+                    let sum = part.checksum.as_ref().filter(|_| checksums).map(Self::checksum_element).unwrap_or_default();
+                    let etag = super::xml::escape(&part.etag.quoted());
+                    format!("<Part>{sum}<PartNumber>{}</PartNumber><ETag>{etag}</ETag></Part>", part.number)
+                })
+                .collect();
+            let body = Bytes::from(format!(
+                "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"
+            ));
             let mut call =
                 Call::new(&self.core, Operation::CompleteMultipartUpload, Method::POST).key(key).class(Class::Upload).slow(&self.core);
-            call = call.query("uploadId", upload_id).payload(Payload::Bytes(body.clone()));
+            call = call.query("uploadId", upload_id).payload(Payload::Bytes(body));
             call.header("content-type", "application/xml")?;
             call.header("x-amz-mp-object-size", &size.to_string())?;
             // An MD5 has no full-object form in a multipart upload; Content-MD5 would be the XML's.

@@ -434,7 +434,7 @@ pub(super) fn row_of(node: &Node, written: SystemTime) -> Option<Row> {
         mtime: Some(node.mtime),
         atime: Some(node.atime),
         ctime: Some(node.ctime),
-        target: node.target.as_ref().map(|target| target.to_vec()),
+        target: (node.kind == Kind::Symlink).then(|| node.target.as_ref().map(|target| target.to_vec()).unwrap_or_default()),
         written,
     })
 }

@@ -155,8 +155,8 @@ impl Vfs {
         }
         let place = self.place(ino)?;
         let object = self.current_object(ino, &place).await?;
-        // Owner, mode and times that wait for their copy go with this one; one that runs may give the object another ETag.
-        let pending = self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
+        // Owner, mode and times that wait for their copy go with this one.
+        let pending = self.writeback.take_metadata(place.store.bucket(), &place.key);
         let (object, mut wanted) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
@@ -181,11 +181,10 @@ impl Vfs {
         Ok(())
     }
 
-    /// Metadata that an earlier run was told and did not come to send: true here at once, and sent where the object is what it was.
+    /// Metadata that an earlier run was told and did not come to send: sent where the object is what it was.
     pub(super) async fn send_what_was_put_off(self: &Arc<Self>) {
         for journalled in self.writeback.unsent_metadata().await {
             let change = journalled.what.clone();
-            self.remember_sent(&change, &change.etag, change.last_modified);
             let this = self.clone();
             self.spawn(async move {
                 match this.send_again(&change).await {
@@ -204,6 +203,11 @@ impl Vfs {
             Ok(_) | Err(Error::NoEntry) => return Ok(()),
             Err(error) => return Err(error),
         }
+        if self.writeback.metadata_waits(&change.bucket, &change.key) {
+            // Changed again since the mount, which is newer.
+            return Ok(());
+        }
+        self.remember_sent(change, &change.etag, change.last_modified);
         let (this, sent) = (Arc::downgrade(self), change.clone());
         let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
             (Some(this), Ok(outcome)) => {

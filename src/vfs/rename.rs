@@ -123,6 +123,11 @@ impl Vfs {
             (None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
+        // Under another name it is a whole new content, however it was written.
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.file.appended_from = None;
+        }
+        staged.set_appended(false);
         staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
         if let Some(published) = staged.published() {
             // It was too late for another name: it has an object under the old one.
@@ -363,7 +368,9 @@ impl Vfs {
                 return Err(error);
             }
         };
-        let mut keys = self.still_the_same(source, &copied).await?;
+        let mut keys = self.still_the_same(source, &copied).await.inspect_err(|error| {
+            tracing::error!("{}: was copied to {} and stays under the old name too: {error:?}", source.key, destination.key);
+        })?;
         if source.store.capabilities().real_directories {
             let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
             let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();

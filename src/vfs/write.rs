@@ -39,7 +39,8 @@ impl Vfs {
         if let Some(node) = self.table.lock().get_mut(handle.ino) {
             let first = if clean { Some(at) } else { node.file.appended_from };
             node.file.appended_from = first.filter(|_| handle.append);
-            staged.set_appended(node.file.appended_from.is_some());
+            // Nobody is there to append again for a queued file: its conflicts are kept beside.
+            staged.set_appended(self.config.write_back.is_zero() && node.file.appended_from.is_some());
         }
         Ok(u32::try_from(len).unwrap_or(u32::MAX))
     }

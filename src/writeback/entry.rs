@@ -215,6 +215,8 @@ pub(crate) struct Intent {
     pub poisoned: bool,
     /// A write failed because the spool could not hold it.
     pub lacked_room: bool,
+    /// fsync() promised that its bytes are kept.
+    pub synced: bool,
     /// Append again to what others wrote, rather than beside it.
     pub appended: bool,
     pub discarded: bool,
@@ -242,6 +244,12 @@ impl Intent {
         self.guess = guess.map(|guess| guess.key);
     }
 
+    /// It is to be published after all.
+    pub fn revive(&mut self) {
+        (self.failed, self.poisoned, self.held, self.reason) = (None, false, false, None);
+        self.phase = Phase::Sealed;
+    }
+
     /// Where its parts go.
     pub fn parts_target(&self) -> Target {
         let key = self.guess.as_ref().filter(|_| self.held).unwrap_or(&self.target.key);
@@ -265,6 +273,7 @@ impl Intent {
             reason: None,
             poisoned: false,
             lacked_room: false,
+            synced: false,
             appended: false,
             discarded: false,
             failed: None,

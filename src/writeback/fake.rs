@@ -265,7 +265,7 @@ impl Store for Fake {
         let bytes = self.body(&body, checksum, key).await?;
         let part = self.part(upload_id, number, bytes)?;
         self.fault("Part!", key)?;
-        Ok(part)
+        Ok(Part { checksum, ..part })
     }
 
     async fn upload_part_copy(&self, key: &str, upload_id: &str, number: u32, source: CopySource, range: Range<u64>) -> Result<Part> {

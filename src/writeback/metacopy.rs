@@ -110,6 +110,11 @@ impl Copies {
         self.until(|slots| !slots.get(&name).is_some_and(lost)).await;
     }
 
+    /// True while a copy of the key waits or runs.
+    pub fn has(&self, bucket: &str, key: &str) -> bool {
+        self.slots.lock().slots.contains_key(&(bucket.to_owned(), key.to_owned()))
+    }
+
     /// Starts what waits below a prefix and waits until all of it is done.
     pub async fn finish_below(&self, bucket: &str, prefix: &str) {
         let below = |(b, k): &(String, String)| b == bucket && k.starts_with(prefix);
@@ -197,7 +202,7 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
             }
             continue;
         }
-        let Ok(_permit) = copies.permits.acquire().await else { return };
+        let Ok(_permit) = meanwhile(&shared, &name, copies.permits.acquire()).await else { return };
         let publishing = shared.is_publishing(&name.0, &name.1);
         let job = {
             let mut inner = copies.slots.lock();
@@ -208,12 +213,27 @@ async fn work(shared: Arc<Shared>, name: (String, String)) {
             job
         };
         if let Some(job) = job {
-            run(&shared, &name, job).await;
+            meanwhile(&shared, &name, run(&shared, &name, job)).await;
         }
         if let Some(slot) = copies.slots.lock().slots.get_mut(&name) {
             slot.running = false;
         }
         copies.changed.notify_waiters();
+    }
+}
+
+/// Waits for `work`, and goes on recording what comes meanwhile: an outage or a large copy holds up no setattr.
+async fn meanwhile<T>(shared: &Arc<Shared>, name: &(String, String), work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        let changed = shared.copies.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        record(shared, name).await;
+        tokio::select! {
+            done = &mut work => return done,
+            () = changed => {}
+        }
     }
 }
 

@@ -344,11 +344,11 @@ impl Writeback {
 
     /// Queues a parked or unfinished entry again. False where there is no such entry.
     pub fn retry(&self, id: u64) -> bool {
-        let found = self.shared.entry(id).is_some();
-        if found {
-            self.shared.send(Message::Retry(id));
-        }
-        found
+        let Some(entry) = self.shared.entry(id) else { return false };
+        // At once: who looks before the uploader has come to it must not find it parked.
+        entry.intent.lock().revive();
+        self.shared.send(Message::Retry(id));
+        true
     }
 
     /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
@@ -386,6 +386,16 @@ impl Writeback {
     /// Waits until what [`Writeback::update_metadata`] queued for the key is in the spool (or sent, or wanted no more).
     pub async fn metadata_recorded(&self, bucket: &str, key: &str) {
         self.shared.copies.recorded(bucket, key).await;
+    }
+
+    /// True while a metadata copy of the key waits or runs.
+    pub fn metadata_waits(&self, bucket: &str, key: &str) -> bool {
+        self.shared.copies.has(bucket, key)
+    }
+
+    /// Takes back what [`Writeback::update_metadata`] queued for the key and did not begin to send.
+    pub fn take_metadata(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        self.shared.copies.cancel(bucket, key)
     }
 
     /// Cancels what [`Writeback::update_metadata`] queued for the key, and waits for a copy that runs already; gives the

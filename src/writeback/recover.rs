@@ -112,6 +112,10 @@ async fn is_published(entry: &Arc<Entry>, record: &Record) -> bool {
     if record.phase != Phase::Writing || record.held || record.poisoned || !record.local.covers(0..record.size) {
         return false;
     }
+    // Older than the file: what was written since is nowhere else.
+    if entry.file.metadata().map_or(true, |metadata| metadata.len() != record.size) {
+        return false;
+    }
     let store = entry.intent.lock().target.store.clone();
     let Ok(head) = store.head(&record.key).await else { return false };
     if head.size != record.size {

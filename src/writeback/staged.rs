@@ -278,6 +278,7 @@ impl Staged {
             return Ok(());
         }
         self.entry.begun.store(true, Relaxed);
+        self.entry.intent.lock().synced = true;
         self.entry.persist_durably().await
     }
 
@@ -367,7 +368,7 @@ impl Staged {
         };
         if poisoned || failed.is_some() {
             let error = failed.unwrap_or(Error::Poisoned);
-            if self.lacks_room() {
+            if self.lacks_room() && !entry.intent.lock().synced {
                 // Never to be published, and what it holds is the room that others want.
                 publish::discard(entry).await;
                 return Err(Error::Poisoned);

@@ -205,6 +205,27 @@ fn metadata_that_waits_outlives_the_process() {
     });
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_during_a_copy_that_hangs_is_recorded_at_once() {
+    let world = World::new();
+    let writeback = world.open().await;
+    let staged = world.new_file(&writeback, "a").await;
+    staged.write(0, Bytes::from_static(b"x")).await.unwrap();
+    let published = staged.publish().await.unwrap().unwrap();
+    *world.store.delay.lock() = Duration::from_secs(600);
+    let set = |mtime: &str| {
+        let mut attributes = Attributes::default();
+        attributes.metadata.insert("mtime".into(), mtime.into());
+        writeback.update_metadata(world.target("a").store, change("a", &published, attributes), Box::new(|_| {}));
+    };
+    set("1");
+    // It is due after a second, and waits for the store from then on.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    set("2");
+    tokio::time::timeout(Duration::from_secs(10), writeback.metadata_recorded("bucket", "a")).await.unwrap();
+    assert_eq!(writeback.take_metadata("bucket", "a").unwrap().metadata["mtime"], "2");
+}
+
 #[test]
 fn a_published_file_whose_process_died_before_close_returned_is_not_left_over() {
     let world = crash(World::new(), |world| async move {

@@ -351,5 +351,5 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         Trouble::S3(error)
     })?;
     entry.progressed();
-    Ok(SentPart { etag: part.etag, checksum })
+    Ok(SentPart { etag: part.etag, checksum: part.checksum })
 }

@@ -129,9 +129,7 @@ impl Uploader {
             }
             Message::Retry(id) => {
                 if let Some(job) = self.job(id) {
-                    let mut intent = job.entry.intent.lock();
-                    (intent.failed, intent.poisoned, intent.held, intent.reason) = (None, false, false, None);
-                    intent.phase = Phase::Sealed;
+                    job.entry.intent.lock().revive();
                 }
                 self.publish(id, Goal::Object, None);
             }
