@@ -80,15 +80,13 @@ impl Download {
     /// The next whole blocks (the object's last one may be short), or `None` at the end.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, CacheError> {
         loop {
-            if self.pos + self.buffer.len() as u64 >= self.end {
+            if self.space() == 0 {
                 return Ok(self.cut(self.buffer.len()));
             }
             if !self.rest.is_empty() {
                 let rest = std::mem::take(&mut self.rest);
                 self.take(rest);
-                if self.space() == 0 {
-                    return Ok(self.cut(self.buffer.len()));
-                }
+                continue;
             }
             let Some(body) = &mut self.body else {
                 self.connect().await?;
@@ -109,9 +107,6 @@ impl Download {
                 Some(Err(error)) => self.failed(error).await?,
                 None => self.failed(self.error(ErrorKind::Network, "the body stopped short".into())).await?,
             }
-            if self.space() == 0 {
-                return Ok(self.cut(self.buffer.len()));
-            }
         }
     }
 
@@ -120,7 +115,7 @@ impl Download {
         self.end - self.pos
     }
 
-    /// Bytes that the segment lacks.
+    /// Bytes that the segment lacks; 0 at the end of what was asked for, too.
     fn space(&self) -> usize {
         let boundary = (self.pos / SEGMENT as u64 + 1) * SEGMENT as u64;
         (boundary.min(self.end) - self.pos) as usize - self.buffer.len()
@@ -211,7 +206,6 @@ impl Download {
             self.entry.expect(checksum);
         }
         self.skip = at - answer.range.start;
-        self.rest = Bytes::new();
         self.body = Some(answer.body);
         Ok(())
     }

@@ -88,15 +88,17 @@ impl Vfs {
         if wanted.metadata == current.metadata && wanted.headers == current.headers {
             return;
         }
+        self.queue_change(ino, place, change_of(place, &object, wanted));
+    }
+
+    /// The copy follows in the background, and the inode follows it.
+    fn queue_change(&self, ino: Ino, place: &Place, change: MetadataChange) {
         let this = self.this.clone();
-        let change = change_of(place, &object, wanted);
         let MetadataChange { bucket, key, etag: old, attributes: sent, .. } = change.clone();
-        let done = move |result: std::result::Result<PutOutcome, S3Error>| {
-            let Some(this) = this.upgrade() else { return };
-            match result {
-                Ok(outcome) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
-                Err(error) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
-            }
+        let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
+            (Some(this), Ok(outcome)) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
+            (_, Err(error)) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
+            (None, Ok(_)) => {}
         };
         self.writeback.update_metadata(place.store.clone(), change, Box::new(done));
     }
@@ -165,18 +167,10 @@ impl Vfs {
             (object, self.wanted(node, &current))
         };
         change(&mut wanted);
-        let this = self.this.clone();
         if let Some(known) = self.table.lock().get_mut(ino).and_then(|node| node.object.as_mut()) {
             known.attributes = Some(wanted.clone());
         }
-        let change = change_of(&place, &object, wanted);
-        let MetadataChange { bucket, key, etag: old, attributes: sent, .. } = change.clone();
-        let done = move |result: std::result::Result<PutOutcome, S3Error>| match (this.upgrade(), result) {
-            (Some(this), Ok(outcome)) => this.attributes_sent(ino, &bucket, &key, &old, outcome, sent),
-            (_, Err(error)) => tracing::warn!("{key}: attributes were not kept with the object: {error}"),
-            (None, Ok(_)) => {}
-        };
-        self.writeback.update_metadata(place.store.clone(), change, Box::new(done));
+        self.queue_change(ino, &place, change_of(&place, &object, wanted));
         self.writeback.metadata_recorded(place.store.bucket(), &place.key).await;
         Ok(())
     }

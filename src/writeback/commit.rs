@@ -104,12 +104,10 @@ pub(crate) async fn complete(
         return Ok(Verdict::Restart);
     }
     let mut parts = Vec::new();
-    let mut sums = Vec::new();
     for slot in slots.values().filter(|slot| slot.wanted) {
         let Status::Sent(sent) = &slot.status else { return Ok(Verdict::Restart) };
         let size = slot.piece.range.end - slot.piece.range.start;
         parts.push(Part { number: slot.piece.number, etag: sent.etag.clone(), size, checksum: sent.checksum });
-        sums.push((sent.checksum, size));
     }
     let attributes = {
         let mut intent = entry.intent.lock();
@@ -120,7 +118,7 @@ pub(crate) async fn complete(
     entry.persist(!entry.shared.config.write_back.is_zero()).await?;
     let mut options = publish::options(&entry.shared, target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
-    options.checksum = combine(&sums);
+    options.checksum = combine(parts.iter().map(|part| (part.checksum, part.size)));
     let error = match target.store.complete_multipart(&target.key, upload, &parts, snapshot.size, options.clone()).await {
         Ok(outcome) => return Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, outcome))),
         Err(error) => error,
@@ -252,16 +250,15 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
 }
 
 /// The full-object checksum, where every part was sent with one.
-fn combine(parts: &[(Option<Checksum>, u64)]) -> Option<Checksum> {
-    let mut parts = parts.iter();
+fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) -> Option<Checksum> {
     let mut whole = parts.next()?.0?;
     for (checksum, size) in parts {
-        whole = match (whole, (*checksum)?) {
+        whole = match (whole, checksum?) {
             (Checksum::Crc64Nvme(a), Checksum::Crc64Nvme(b)) => {
-                Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, *size))
+                Checksum::Crc64Nvme(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, a, b, size))
             }
             (Checksum::Crc32c(a), Checksum::Crc32c(b)) => {
-                Checksum::Crc32c(crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), *size) as u32)
+                Checksum::Crc32c(crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), size) as u32)
             }
             _ => return None,
         };
@@ -332,7 +329,7 @@ mod tests {
         let (a, b) = (vec![7u8; 1000], vec![9u8; 77]);
         let whole = [a.as_slice(), b.as_slice()].concat();
         let sum = |bytes: &[u8]| Some(Checksum::Crc64Nvme(crc_fast::crc64_nvme(bytes)));
-        assert_eq!(combine(&[(sum(&a), 1000), (sum(&b), 77)]), sum(&whole));
-        assert_eq!(combine(&[(sum(&a), 1000), (None, 77)]), None);
+        assert_eq!(combine([(sum(&a), 1000), (sum(&b), 77)].into_iter()), sum(&whole));
+        assert_eq!(combine([(sum(&a), 1000), (None, 77)].into_iter()), None);
     }
 }

@@ -79,11 +79,6 @@ impl Staged {
         result
     }
 
-    /// A write of it failed because the spool could not hold it.
-    fn lacks_room(&self) -> bool {
-        self.entry.intent.lock().lacked_room
-    }
-
     async fn try_change(&self, place: Place, data: Bytes) -> Result<u64, Error> {
         let entry = &self.entry;
         let len = data.len() as u64;
@@ -358,17 +353,17 @@ impl Staged {
     /// by `write_back`. A clean file answers at once. A failure parks the entry.
     pub async fn publish(&self) -> Result<Option<Published>, Error> {
         let entry = &self.entry;
-        let (held, sends, failed, poisoned) = {
+        let (held, sends, failed, poisoned, gives_way) = {
             let intent = entry.intent.lock();
             if intent.discarded {
                 return Err(Error::Discarded);
             }
             let sends = intent.guess.is_some() && (intent.eager || self.size() > entry.grid.range(1).end);
-            (intent.held, sends, intent.failed.clone(), intent.poisoned)
+            (intent.held, sends, intent.failed.clone(), intent.poisoned, intent.lacked_room && !intent.synced)
         };
         if poisoned || failed.is_some() {
             let error = failed.unwrap_or(Error::Poisoned);
-            if self.lacks_room() && !entry.intent.lock().synced {
+            if gives_way {
                 // Never to be published, and what it holds is the room that others want.
                 publish::discard(entry).await;
                 return Err(Error::Poisoned);
