@@ -37,6 +37,9 @@ const SILENT: Duration = Duration::from_secs(60);
 /// How long the filesystem may take to answer for its root, which asks S3 nothing.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
+/// So many deletes are named in status.
+const DELETES_NAMED: usize = 20;
+
 /// What the layers of one mount share with whoever asks about it.
 pub(crate) struct Layers {
     pub source: String,
@@ -168,8 +171,8 @@ impl Mount {
     }
 
     /// What is not in S3 yet.
-    pub fn uploads(&self) -> Vec<Upload> {
-        self.layers.uploads()
+    pub fn work(&self) -> Vec<Upload> {
+        self.layers.work()
     }
 
     /// Refuses new writers, publishes what was deferred and waits for the uploads, as long as bytes move; gives what is
@@ -178,7 +181,7 @@ impl Mount {
         self.layers.vfs.shutdown().await;
         let report = self.layers.writeback.drain(self.layers.close_timeout).await;
         tracing::info!(published = report.published, left = report.left.len(), "drained");
-        report.left.iter().map(handler::upload).collect()
+        self.layers.work()
     }
 
     /// Unmounts and ends the layers. Does not wait for uploads: see [`Mount::drain`].
@@ -201,6 +204,19 @@ impl Layers {
     /// What the spool holds.
     pub fn uploads(&self) -> Vec<Upload> {
         self.writeback.status().iter().map(handler::upload).collect()
+    }
+
+    /// What is not as in S3 yet: what the spool holds, and deletes. Of many deletes the first are named.
+    pub fn work(&self) -> Vec<Upload> {
+        let mut work = self.uploads();
+        let (count, first) = self.writeback.deletes(DELETES_NAMED);
+        let more = count - first.len();
+        work.extend(first.iter().map(handler::delete));
+        if let Some(last) = work.last_mut().filter(|_| more > 0) {
+            last.reason =
+                Some(last.reason.take().map_or_else(|| format!("and {more} more"), |reason| format!("{reason}; and {more} more")));
+        }
+        work
     }
 }
 

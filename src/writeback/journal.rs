@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::spool::blocking;
-use super::{Attributes, Error};
+use super::{Attributes, Error, Expect};
 use crate::s3::ETag;
 
 /// Something that can be put off.
@@ -26,8 +26,15 @@ pub struct Deletion {
     pub bucket: String,
     /// Its key.
     pub key: String,
-    /// The version that was unlinked.
-    pub etag: ETag,
+    /// The version that was unlinked; `None`: whatever is there (a directory's marker).
+    pub etag: Option<ETag>,
+}
+
+impl Deletion {
+    /// What a publication expects to find that comes instead of it.
+    pub fn replaced_by(&self) -> Expect {
+        self.etag.clone().map_or(Expect::Anything, Expect::Version)
+    }
 }
 
 impl PutOff for Deletion {
@@ -59,7 +66,7 @@ impl PutOff for MetadataChange {
 }
 
 /// What is put off, on disk until [`Journalled::forget`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Journalled<T> {
     /// What it is.
     pub what: T,
@@ -85,6 +92,24 @@ impl<T: PutOff> Journalled<T> {
         Some(Self { what, path: path.to_owned() })
     }
 
+    /// The number in its file's name.
+    pub(crate) fn number(&self) -> u64 {
+        self.path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// As [`Journalled::forget`], of many.
+    pub(crate) async fn forget_all(all: Vec<Self>) {
+        let removed = blocking(move || {
+            for one in all {
+                if let Err(error) = std::fs::remove_file(&one.path) {
+                    tracing::warn!("{}: {error}", one.path.display());
+                }
+            }
+            Ok(())
+        });
+        let _ = removed.await;
+    }
+
     /// It was done, or is wanted no more.
     pub async fn forget(self) {
         let path = self.path.clone();
@@ -103,7 +128,7 @@ mod tests {
     async fn a_deletion_is_read_back_until_it_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("1.delete");
-        let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: ETag::new("e") };
+        let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: Some(ETag::new("e")) };
         let written = Journalled::write(path.clone(), deletion.clone()).await.unwrap();
         assert_eq!(Journalled::<Deletion>::read(&path).unwrap().what, deletion);
         written.forget().await;

@@ -287,10 +287,7 @@ async fn run(shared: &Arc<Shared>, name: &(String, String), mut whole: Job) {
         Err(error) => tracing::warn!("metadata of s3://{}/{} stays on this machine only: {error}", name.0, name.1),
     }
     // An outage does not end it: the next mount tries again.
-    let lasting = outcome
-        .as_ref()
-        .err()
-        .is_some_and(|error| matches!(error.kind, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled));
+    let lasting = outcome.as_ref().is_err_and(|error| error.kind.passes());
     on_done(outcome);
     if let Some(journalled) = recorded.filter(|_| !lasting) {
         journalled.forget().await;

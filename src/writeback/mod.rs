@@ -9,15 +9,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
+use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod commit;
 mod content;
+mod deletes;
 mod entry;
 mod job;
 mod journal;
@@ -263,6 +264,21 @@ pub struct EntryStatus {
     pub held: bool,
 }
 
+/// A delete that waits, or that the store refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteStatus {
+    /// Names it to [`Writeback::retry`] and [`Writeback::discard`].
+    pub id: u64,
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// It is not tried again by itself, and its name shows again.
+    pub refused: bool,
+    /// The last failure, with its remedy.
+    pub reason: Option<String>,
+}
+
 /// What [`Writeback::drain`] achieved.
 #[derive(Clone, Debug)]
 pub struct DrainReport {
@@ -288,6 +304,7 @@ impl Writeback {
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
         recover::resume(&shared, found, account.as_ref()).await;
+        deletes::start(shared.clone());
         Ok(Writeback { shared })
     }
 
@@ -303,14 +320,55 @@ impl Writeback {
         entries.into_iter().map(|entry| Arc::new(Staged::new(entry))).collect()
     }
 
-    /// Makes sure that a deletion which is put off is not forgotten by a crash.
-    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled<Deletion>, Error> {
-        Journalled::write(self.shared.journal_path::<Deletion>(), deletion).await
+    /// Deletes in the background, in batches, after about `delay`; durable when this returns. Until then [`Writeback::hide_deleted`]
+    /// hides the key. A newer call for the same key replaces an older one.
+    pub async fn delete_later(&self, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
+        deletes::delete_later(&self.shared, store, deletion, delay).await
     }
 
-    /// Deletions that an earlier run put off and did not come to. Given once.
-    pub fn put_off(&self) -> Vec<Journalled<Deletion>> {
-        std::mem::take(&mut *self.shared.deletions.lock())
+    /// Takes a delete back: something replaces the key. It stays on record until it is forgotten; what was on its way is waited for.
+    pub async fn take_delete(&self, bucket: &str, key: &str) -> Option<Journalled<Deletion>> {
+        self.shared.deletes.take(bucket, key).await
+    }
+
+    /// What [`Writeback::take_delete`] took is to go on: nothing came in its place.
+    pub fn put_delete_back(&self, store: Arc<dyn Store>, deletion: Journalled<Deletion>) {
+        self.shared.deletes.queue(store, deletion, Duration::ZERO);
+    }
+
+    /// Sends a delete that waits for the key and waits for its end. Fails where the store refuses it.
+    pub async fn settle_delete(&self, bucket: &str, key: &str) -> Result<(), S3Error> {
+        self.shared.deletes.settle(bucket, key, true).await
+    }
+
+    /// As [`Writeback::settle_delete`], of all keys below a prefix.
+    pub async fn settle_deletes_below(&self, bucket: &str, prefix: &str) -> Result<(), S3Error> {
+        self.shared.deletes.settle(bucket, prefix, false).await
+    }
+
+    /// True while the delete of a key below the prefix waits.
+    pub fn deletes_below(&self, bucket: &str, prefix: &str) -> bool {
+        self.shared.deletes.any_below(bucket, prefix)
+    }
+
+    /// True of a key whose delete waits, or ended after `since`: what was asked at that time may tell of it still.
+    pub fn is_deleted(&self, bucket: &str, key: &str, since: Instant) -> bool {
+        self.shared.deletes.hides(bucket, key, since)
+    }
+
+    /// Takes out of a page that was asked for at `since` what [`Writeback::is_deleted`] is true of.
+    pub fn hide_deleted(&self, bucket: &str, since: Instant, page: &mut ListPage) {
+        self.shared.deletes.hide(bucket, since, page);
+    }
+
+    /// `kept` is told of keys (bucket, key) that stay though their delete was promised. Only the first call counts.
+    pub fn on_kept(&self, kept: impl Fn(&[(String, String)]) + Send + Sync + 'static) {
+        self.shared.deletes.on_kept(Box::new(kept));
+    }
+
+    /// How many deletes wait or were refused, and the first `most` of them, the refused ones before the others.
+    pub fn deletes(&self, most: usize) -> (usize, Vec<DeleteStatus>) {
+        self.shared.deletes.status(most)
     }
 
     /// Metadata that an earlier run put off and did not come to send: the newest of each object. Given once.
@@ -342,9 +400,9 @@ impl Writeback {
         publish::drain(&self.shared, deadline).await
     }
 
-    /// Queues a parked or unfinished entry again. False where there is no such entry.
+    /// Queues a parked or unfinished entry again, or a refused delete. False where there is none of this number.
     pub fn retry(&self, id: u64) -> bool {
-        let Some(entry) = self.shared.entry(id) else { return false };
+        let Some(entry) = self.shared.entry(id) else { return deletes::retry(&self.shared, id) };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
         self.shared.send(Message::Retry(id));
@@ -359,14 +417,14 @@ impl Writeback {
         }
     }
 
-    /// Throws a parked or unfinished entry away. False where there is no such entry.
+    /// Throws a parked or unfinished entry away, or takes a delete back. False where there is none of this number.
     pub async fn discard(&self, id: u64) -> bool {
         match self.shared.entry(id) {
             Some(entry) => {
                 publish::discard(&entry).await;
                 true
             }
-            None => false,
+            None => self.shared.deletes.dismiss(id).await,
         }
     }
 

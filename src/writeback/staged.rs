@@ -17,7 +17,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use super::{Attributes, Base, BaseError, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
 use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
@@ -323,6 +323,28 @@ impl Staged {
         }
     }
 
+    /// Its name was removed while it is open: what was queued of it is not published, and ends with the mount or a crash.
+    /// Gives the object that it had become before that could be stopped.
+    pub async fn withhold(&self) -> Option<ETag> {
+        self.set_held(true, None);
+        self.set_junk(true);
+        // Returns when what was on its way has arrived.
+        let _ = self.retarget(self.target(), self.expect()).await;
+        {
+            let mut intent = self.entry.intent.lock();
+            if intent.phase == Phase::Sealed {
+                (intent.phase, intent.sealed) = (Phase::Writing, false);
+            }
+        }
+        self.entry.unrecord().await;
+        self.published().map(|published| published.etag)
+    }
+
+    /// It is published over a version whose delete was put off: that is forgotten when this content is safe.
+    pub fn replaces(&self, deletion: Journalled<Deletion>) {
+        self.entry.replaces.lock().push(deletion);
+    }
+
     /// What its publication expects to find.
     pub fn expect(&self) -> Expect {
         self.entry.intent.lock().expect.clone()
@@ -402,6 +424,7 @@ impl Staged {
         }
         entry.persist_durably().await?;
         if !held {
+            entry.forget_replaced().await;
             let generation = entry.content.lock().generation;
             entry.shared.send(Message::Later { id: entry.id, generation, delay });
         }

@@ -28,6 +28,7 @@ mod support;
 mod temporary;
 mod versions;
 mod write;
+mod write_back;
 
 /// The suites that run on every store, by name.
 const COMMON: &[(&str, &[&str])] = &[
@@ -44,6 +45,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("temporary", temporary::COMMON),
     ("versions", versions::COMMON),
     ("write", write::COMMON),
+    ("write_back", write_back::COMMON),
 ];
 
 /// What SeaweedFS cannot hold is a list of tests that exist, each with its reason.

@@ -63,9 +63,28 @@ async fn connection(stream: TcpStream, service: S3Service, shared: Arc<Shared>) 
 #[error("connection dropped on purpose")]
 struct Dropped;
 
+/// Counts a request for as long as it is open.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let open = shared.open.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut requests = shared.requests.lock();
+        requests.peak = requests.peak.max(open);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shared>, reset: Arc<AtomicBool>) -> Result<Answer, Dropped> {
     let (parts, body) = request.into_parts();
     let asked = classify(&parts, shared.options.domain.as_deref());
+    let _open = Open::new(&shared);
     let faults = shared.faults.lock().take(&asked);
     let mut keep_back = false;
     let mut shape = None;
