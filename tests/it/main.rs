@@ -21,6 +21,7 @@ mod posix;
 mod programs;
 mod promises;
 mod read;
+mod seen;
 mod signatures;
 mod start;
 mod status;

@@ -133,8 +133,15 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
     }
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = match shape {
+        Some(Fault::Shorter(len)) => {
+            let whole = http_body_util::BodyExt::collect(body).await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let cut = whole.slice(..len.min(whole.len()));
+            parts.headers.insert("content-length", cut.len().into());
+            parts.headers.remove("transfer-encoding");
+            Full::new(cut).map_err(|never: Infallible| match never {}).boxed_unsync()
+        }
         Some(fault) => misshape(body, fault, reset).await,
         None => body.boxed_unsync(),
     };
