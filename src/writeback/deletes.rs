@@ -274,7 +274,7 @@ impl Deletes {
 pub(crate) async fn delete_later(shared: &Arc<Shared>, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
     // What is on its way is about another version.
     let replaced = shared.deletes.take(&deletion.bucket, &deletion.key).await;
-    let journalled = Journalled::write(shared.journal_path::<Deletion>(), deletion).await?;
+    let journalled = shared.journal(deletion).await?;
     let raced = shared.deletes.queue(store, journalled, delay);
     for older in replaced.into_iter().chain(raced) {
         older.forget().await;

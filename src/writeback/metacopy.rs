@@ -245,7 +245,7 @@ async fn record(shared: &Arc<Shared>, name: &(String, String)) {
         _ => None,
     });
     if let Some(change) = change {
-        let written = Journalled::write(shared.journal_path::<MetadataChange>(), change.clone()).await;
+        let written = shared.journal(change.clone()).await;
         let record = written.map_or_else(
             |error| {
                 tracing::warn!("metadata of s3://{}/{} is not recorded before it is sent: {error}", name.0, name.1);

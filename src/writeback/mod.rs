@@ -19,7 +19,9 @@ use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3
 mod commit;
 mod content;
 mod deletes;
+mod disk;
 mod entry;
+mod intent;
 mod job;
 mod journal;
 mod manifest;
@@ -40,6 +42,8 @@ mod fake;
 mod tests;
 #[cfg(test)]
 mod tests_durable;
+#[cfg(test)]
+mod tests_power;
 
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
@@ -298,9 +302,13 @@ impl Writeback {
     /// Locks a sub-directory of the spool, adopts what earlier runs of the same identity left, resumes the
     /// uploads that were promised and starts the uploader. Fails where the spool cannot be made or locked.
     pub async fn open(config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
+        Self::open_on(disk::Disk::default(), config, account, hooks).await
+    }
+
+    async fn open_on(disk: disk::Disk, config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         let dir = config.dir.clone();
         let identity = config.identity.clone();
-        let (spool, found) = spool::blocking(move || spool::Spool::open(&dir, &identity)).await?;
+        let (spool, found) = spool::blocking(move || spool::Spool::open(disk, &dir, &identity)).await?;
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
         recover::resume(&shared, found, account.as_ref()).await;

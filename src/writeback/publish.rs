@@ -281,8 +281,9 @@ pub(crate) async fn tidy(entry: &Arc<Entry>) {
 pub(crate) async fn erase(entry: &Arc<Entry>) {
     entry.forget_replaced().await;
     entry.unrecord().await;
-    let path = entry.data.clone();
-    if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+    let (disk, path) = (entry.shared.spool.disk.clone(), entry.data.clone());
+    // Bytes without a record are nobody's: they may come back.
+    if let Err(error) = blocking(move || disk.remove(&path, false)).await {
         tracing::warn!("{}: {error}", entry.data.display());
     }
 }

@@ -1,17 +1,15 @@
 //! The data plane of one staged file: what open handles read and write.
 
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::oneshot;
 
 use super::content::Origin;
-use super::entry::Entry;
+use super::entry::{Entry, Recorded};
 use super::manifest::Phase;
 use super::pace::allowance;
 use super::spool::blocking;
@@ -260,7 +258,7 @@ impl Staged {
             }
             self.entry.unseal().await?;
             let file = self.entry.file.clone();
-            blocking(move || punch(&file, offset, end - offset)).await?;
+            blocking(move || file.punch(offset, end - offset)).await?;
             self.entry.content.lock().punched(offset..end);
         }
         self.entry.charge();
@@ -368,7 +366,7 @@ impl Staged {
     /// Brings the record up to date, if there is one.
     pub async fn record_again(&self) -> Result<(), Error> {
         let recorded = *self.entry.recorded.lock().await;
-        if recorded { self.entry.persist(false).await } else { Ok(()) }
+        if recorded != Recorded::Not { self.entry.persist(false).await } else { Ok(()) }
     }
 
     /// Seals the content as it is now, uploads it and waits until it is in S3. `Ok(None)` where it is held, or queued
@@ -516,20 +514,4 @@ impl Staged {
 enum Place {
     At(u64),
     End,
-}
-
-/// A hole where the filesystem has them, written zeros elsewhere.
-fn punch(file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    if fallocate(file, flags, offset as i64, len as i64).is_ok() {
-        return Ok(());
-    }
-    let zeros = vec![0; 64 << 10];
-    let mut at = offset;
-    while at < offset + len {
-        let step = (offset + len - at).min(zeros.len() as u64);
-        file.write_all_at(&zeros[..step as usize], at)?;
-        at += step;
-    }
-    Ok(())
 }
