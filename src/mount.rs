@@ -258,7 +258,7 @@ async fn may_write(root: &Root) -> bool {
     !matches!(asked, Ok(Err(error)) if matches!(error.kind, ErrorKind::AccessDenied | ErrorKind::Credentials))
 }
 
-/// Names what cache and spool hold across restarts: endpoint and bucket, or the account.
+/// Names what the cache holds across restarts: endpoint and bucket, or the account.
 fn identity(config: &Config, client: &Client) -> String {
     let endpoint = client.endpoint();
     match &config.source {
@@ -283,7 +283,12 @@ fn cache_config(config: &Config, client: &Client) -> CacheConfig {
 fn spool_config(config: &Config, client: &Client) -> SpoolConfig {
     SpoolConfig {
         dir: config.spool_dir.clone(),
-        identity: identity(config, client),
+        service: client.service(),
+        bucket: match &config.source {
+            Source::Bucket { bucket, .. } => Some(bucket.clone()),
+            Source::AllBuckets => None,
+        },
+        read_only: config.mount.ro,
         max_size: config.spool_size,
         min_free_space: config.min_free_space,
         part_size: config.part_size,

@@ -48,6 +48,8 @@ pub(crate) enum Change<'a> {
     SyncDir(&'a Path),
     /// A file takes another's name.
     Rename { from: &'a Path, to: &'a Path },
+    /// A file gets a second name.
+    Link { from: &'a Path, to: &'a Path },
     /// A file goes.
     Remove(&'a Path),
 }
@@ -146,6 +148,12 @@ impl Disk {
         self.before(Change::Rename { from: &temp, to: path })?;
         fs::rename(&temp, path)?;
         if sync { self.sync_parent(path) } else { Ok(()) }
+    }
+
+    /// Gives a file a second name. Durable with the next durable change in the directory of `to`.
+    pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Change::Link { from, to })?;
+        fs::hard_link(from, to)
     }
 
     /// Removes a file. `sync`: it does not come back.

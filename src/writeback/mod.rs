@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
+mod adopt;
 mod commit;
 mod content;
 mod deletes;
@@ -225,8 +226,12 @@ pub enum OnConflict {
 pub struct SpoolConfig {
     /// Parent directory; a locked sub-directory of our own is made in it.
     pub dir: PathBuf,
-    /// Endpoint and bucket (or account): orphans of the same identity are adopted at start.
-    pub identity: String,
+    /// The service, however its endpoint is spelled. What earlier mounts left is gone on with …
+    pub service: String,
+    /// … for this bucket; `None`: for all of its buckets.
+    pub bucket: Option<String>,
+    /// Nothing is written: nothing is gone on with, nor locked.
+    pub read_only: bool,
     /// Most bytes that spool files may hold.
     pub max_size: u64,
     /// Bytes to leave free on the disk.
@@ -299,7 +304,7 @@ pub struct Writeback {
 }
 
 impl Writeback {
-    /// Locks a sub-directory of the spool, adopts what earlier runs of the same identity left, resumes the
+    /// Locks a sub-directory of the spool, goes on with what earlier runs left for the same buckets, resumes the
     /// uploads that were promised and starts the uploader. Fails where the spool cannot be made or locked.
     pub async fn open(config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         Self::open_on(disk::Disk::default(), config, account, hooks).await
@@ -307,8 +312,11 @@ impl Writeback {
 
     async fn open_on(disk: disk::Disk, config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         let dir = config.dir.clone();
-        let identity = config.identity.clone();
-        let (spool, found) = spool::blocking(move || spool::Spool::open(disk, &dir, &identity)).await?;
+        let whose = adopt::Whose { service: config.service.clone(), bucket: config.bucket.clone() };
+        let (spool, found) = match config.read_only {
+            true => (spool::Spool::of_nobody(disk, &dir), Vec::new()),
+            false => spool::blocking(move || spool::Spool::open(disk, &dir, &whose)).await?,
+        };
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
         recover::resume(&shared, found, account.as_ref()).await;

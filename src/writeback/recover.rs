@@ -29,7 +29,12 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
     let put_off = std::mem::take(&mut *shared.deletions.lock());
     for journalled in put_off {
         match stores.of(&journalled.what.bucket).await {
-            Ok(store) => drop(shared.deletes.queue(store, journalled, Duration::ZERO)),
+            // The newest of each key.
+            Ok(store) => {
+                if let Some(older) = shared.deletes.queue(store, journalled, Duration::ZERO) {
+                    older.forget().await;
+                }
+            }
             Err(error) => {
                 let Deletion { bucket, key, .. } = &journalled.what;
                 tracing::warn!("s3://{bucket}/{key} is deleted when its bucket can be reached: {error}");
