@@ -115,7 +115,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// FUSE operations without an answer yet.
     pub operations: usize,
-    /// Files that are not (wholly) in S3 yet.
+    /// Files that are not (wholly) in S3 yet, then deletes that are not: of many the first.
     pub uploads: Vec<Upload>,
     /// Files in the cache.
     pub cache_files: u64,
@@ -125,7 +125,7 @@ pub struct Status {
     pub requests: BTreeMap<String, u64>,
 }
 
-/// A file that is being written, waits, is uploaded or is parked.
+/// A file that is being written, waits, is uploaded or is parked; or a delete.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Upload {
@@ -135,7 +135,7 @@ pub struct Upload {
     pub bucket: String,
     /// Target key.
     pub key: String,
-    /// Phase of the manifest (`writing`, `sealed`, `uploading`, `completing`, `parked` …).
+    /// Phase of the manifest (`writing`, `sealed`, `uploading`, `completing`, `parked` …), [`Upload::DELETING`] or [`Upload::UNDELETED`].
     pub phase: String,
     /// Size in bytes.
     pub size: u64,
@@ -147,6 +147,18 @@ pub struct Upload {
     pub recovered: bool,
     /// Lives under a temporary name until it is renamed.
     pub held: bool,
+}
+
+impl Upload {
+    /// Phase of a delete that waits.
+    pub const DELETING: &str = "deleting";
+    /// Phase of a delete that the store refused: the name shows what S3 holds.
+    pub const UNDELETED: &str = "undeleted";
+
+    /// It is about a delete, which has no bytes.
+    pub fn is_delete(&self) -> bool {
+        [Self::DELETING, Self::UNDELETED].contains(&self.phase.as_str())
+    }
 }
 
 /// Directory of the sockets of this user's mounts.

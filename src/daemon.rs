@@ -173,7 +173,7 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     notify_service_manager("STOPPING=1");
     let left = tokio::select! {
         left = mount.drain() => left,
-        () = stop.asked() => mount.uploads(),
+        () = stop.asked() => mount.work(),
     };
     report(&left, log);
     if let Some(asker) = asker {
@@ -194,10 +194,15 @@ fn may_wait(upload: &Upload) -> bool {
 fn report(left: &[Upload], log: &Log) {
     for upload in left {
         let reason = upload.reason.as_deref().unwrap_or("not finished");
-        tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not uploaded: kept in the spool");
+        if upload.is_delete() {
+            tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not deleted");
+        } else {
+            tracing::warn!(bucket = upload.bucket, key = upload.key, reason, "not uploaded: kept in the spool");
+        }
     }
-    if !left.is_empty() && log.path().is_some() && io::stderr().is_terminal() {
-        eprintln!("packmule: {} files are not uploaded: they are kept in the spool", left.len());
+    let files = left.iter().filter(|upload| !upload.is_delete()).count();
+    if files > 0 && log.path().is_some() && io::stderr().is_terminal() {
+        eprintln!("packmule: {files} files are not uploaded: they are kept in the spool");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::control::Upload;
 use crate::control::server::Server;
 use crate::fuse::session::{Options, Session};
 use crate::s3::client::Client;
-use crate::s3::{Account, explain};
+use crate::s3::{Account, ErrorKind, explain};
 use crate::vfs::{self, Root, Vfs, VfsConfig};
 use crate::writeback::{self, SpoolConfig, Writeback};
 
@@ -36,6 +36,9 @@ const SILENT: Duration = Duration::from_secs(60);
 
 /// How long the filesystem may take to answer for its root, which asks S3 nothing.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// So many deletes are named in status.
+const DELETES_NAMED: usize = 20;
 
 /// What the layers of one mount share with whoever asks about it.
 pub(crate) struct Layers {
@@ -84,6 +87,12 @@ impl Mount {
         let hooks = Arc::new(hooks::Publication::new(config)?);
         let client = Client::new(config.client.clone()).map_err(explained)?;
         let root = open_root(config, &client).await?;
+        let mut config = config.clone();
+        if !config.write_back.is_zero() && !config.mount.ro && !may_write(&root).await {
+            tracing::warn!("the credentials may not write to {}: close() waits for S3's answer, write_back is off", config.fsname);
+            config.write_back = Duration::ZERO;
+        }
+        let config = &config;
 
         let cache = Cache::open(cache_config(config, &client))
             .await
@@ -168,8 +177,8 @@ impl Mount {
     }
 
     /// What is not in S3 yet.
-    pub fn uploads(&self) -> Vec<Upload> {
-        self.layers.uploads()
+    pub fn work(&self) -> Vec<Upload> {
+        self.layers.work()
     }
 
     /// Refuses new writers, publishes what was deferred and waits for the uploads, as long as bytes move; gives what is
@@ -178,7 +187,7 @@ impl Mount {
         self.layers.vfs.shutdown().await;
         let report = self.layers.writeback.drain(self.layers.close_timeout).await;
         tracing::info!(published = report.published, left = report.left.len(), "drained");
-        report.left.iter().map(handler::upload).collect()
+        self.layers.work()
     }
 
     /// Unmounts and ends the layers. Does not wait for uploads: see [`Mount::drain`].
@@ -201,6 +210,19 @@ impl Layers {
     /// What the spool holds.
     pub fn uploads(&self) -> Vec<Upload> {
         self.writeback.status().iter().map(handler::upload).collect()
+    }
+
+    /// What is not as in S3 yet: what the spool holds, and deletes. Of many deletes the first are named.
+    pub fn work(&self) -> Vec<Upload> {
+        let mut work = self.uploads();
+        let (count, first) = self.writeback.deletes(DELETES_NAMED);
+        let more = count - first.len();
+        work.extend(first.iter().map(handler::delete));
+        if let Some(last) = work.last_mut().filter(|_| more > 0) {
+            last.reason =
+                Some(last.reason.take().map_or_else(|| format!("and {more} more"), |reason| format!("{reason}; and {more} more")));
+        }
+        work
     }
 }
 
@@ -227,7 +249,16 @@ async fn open_root(config: &Config, client: &Arc<Client>) -> anyhow::Result<Root
     }
 }
 
-/// Names what cache and spool hold across restarts: endpoint and bucket, or the account.
+/// False where the store says that we may not write: who closes a file must hear of it, and with `write_back` would not. Asked by a
+/// part of an upload that does not exist, which takes the right to write (s3:PutObject) and can never store a thing.
+async fn may_write(root: &Root) -> bool {
+    let Root::Bucket { store, prefix } = root else { return true };
+    let (key, nothing) = (format!("{prefix}packmule"), Arc::new(bytes::Bytes::new()));
+    let asked = tokio::time::timeout(REFUSED, store.upload_part(&key, "none", 1, nothing, None)).await;
+    !matches!(asked, Ok(Err(error)) if matches!(error.kind, ErrorKind::AccessDenied | ErrorKind::Credentials))
+}
+
+/// Names what the cache holds across restarts: endpoint and bucket, or the account.
 fn identity(config: &Config, client: &Client) -> String {
     let endpoint = client.endpoint();
     match &config.source {
@@ -252,7 +283,12 @@ fn cache_config(config: &Config, client: &Client) -> CacheConfig {
 fn spool_config(config: &Config, client: &Client) -> SpoolConfig {
     SpoolConfig {
         dir: config.spool_dir.clone(),
-        identity: identity(config, client),
+        service: client.service(),
+        bucket: match &config.source {
+            Source::Bucket { bucket, .. } => Some(bucket.clone()),
+            Source::AllBuckets => None,
+        },
+        read_only: config.mount.ro,
         max_size: config.spool_size,
         min_free_space: config.min_free_space,
         part_size: config.part_size,

@@ -26,10 +26,12 @@ fn say_left(uploads: &[Upload]) -> usize {
     for upload in uploads {
         let then = match upload.phase.as_str() {
             "writing" | "parked" => "kept in the spool",
+            Upload::UNDELETED => "still there",
             _ => "goes on at the next mount",
         };
         let reason = upload.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
-        eprintln!("packmule: not uploaded, {then}: s3://{}/{} ({}{reason})", upload.bucket, upload.key.escape_debug(), upload.phase);
+        let what = if upload.is_delete() { "deleted" } else { "uploaded" };
+        eprintln!("packmule: not {what}, {then}: s3://{}/{} ({}{reason})", upload.bucket, upload.key.escape_debug(), upload.phase);
     }
     uploads.len()
 }
@@ -49,7 +51,7 @@ pub fn flush(matches: &ArgMatches) -> anyhow::Result<()> {
         left += flush_one(client, Some(path).filter(|_| !whole), as_is)?;
     }
     if left > 0 {
-        bail!("{left} not uploaded; see packmule status");
+        bail!("{left} not done; see packmule status");
     }
     Ok(())
 }

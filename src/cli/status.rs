@@ -109,6 +109,9 @@ fn line(upload: &Upload) -> String {
         (false, false) => "",
     };
     let reason = upload.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
+    if upload.is_delete() {
+        return format!("{:>10}  s3://{}/{}{reason}", upload.phase, upload.bucket, upload.key.escape_debug());
+    }
     format!(
         "{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}",
         upload.phase,
@@ -144,5 +147,7 @@ mod tests {
         assert!(text.contains("uploading  50% of    2.0 KiB  s3://b/a\\n.bin  slow"), "{text}");
         assert!(table(&Status::default()).contains("everything is in S3"));
         assert!(line(&Upload::default()).contains("0%"));
+        let delete = Upload { bucket: "b".into(), key: "k".into(), phase: Upload::DELETING.into(), ..Upload::default() };
+        assert_eq!(line(&delete), "  deleting  s3://b/k");
     }
 }

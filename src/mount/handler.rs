@@ -15,7 +15,7 @@ use crate::control::{Request, Response, Status, Upload};
 use crate::fuse::describe;
 use crate::s3::{Account, explain};
 use crate::vfs::{Caller, Ino, ROOT, Vfs};
-use crate::writeback::EntryStatus;
+use crate::writeback::{DeleteStatus, EntryStatus};
 
 /// S3's limit for a SigV4 link, in seconds.
 const LONGEST_LINK: u64 = 604_800;
@@ -65,7 +65,7 @@ impl Answers {
             pid: std::process::id(),
             uptime_seconds: layers.started.elapsed().as_secs(),
             operations: self.operations.load(Ordering::Relaxed),
-            uploads: layers.uploads(),
+            uploads: layers.work(),
             cache_files: cache.files,
             cache_bytes: cache.bytes,
             requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
@@ -122,8 +122,8 @@ impl Answers {
         };
         let drain = self.layers.writeback.drain(self.layers.close_timeout);
         let Some((bucket, key)) = target else {
-            let report = drain.await;
-            return Ok(Response::Left { uploads: report.left.iter().map(upload).collect() });
+            drain.await;
+            return Ok(Response::Left { uploads: self.layers.work() });
         };
         // One file: the others are started as well, but not waited for.
         tokio::select! {
@@ -174,6 +174,18 @@ pub(super) fn upload(entry: &EntryStatus) -> Upload {
         reason: entry.reason.clone(),
         recovered: entry.recovered,
         held: entry.held,
+    }
+}
+
+/// A delete in the same words: it has no bytes.
+pub(super) fn delete(delete: &DeleteStatus) -> Upload {
+    Upload {
+        id: delete.id,
+        bucket: delete.bucket.clone(),
+        key: delete.key.clone(),
+        phase: if delete.refused { Upload::UNDELETED } else { Upload::DELETING }.into(),
+        reason: delete.reason.clone(),
+        ..Upload::default()
     }
 }
 

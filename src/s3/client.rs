@@ -218,6 +218,11 @@ impl Client {
         self.core.endpoint.shown()
     }
 
+    /// The service that buckets belong to, the same for every way to spell its endpoint.
+    pub fn service(&self) -> String {
+        self.core.endpoint.service()
+    }
+
     fn store(&self, name: &str) -> Result<Arc<Bucket>> {
         if let Some(bucket) = self.buckets.lock().get(name) {
             return Ok(Arc::clone(bucket));

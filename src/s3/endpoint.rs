@@ -175,6 +175,21 @@ impl Endpoint {
         }
     }
 
+    /// The service behind it, the same for every spelling: all of AWS's hosts (regions, dual stack, acceleration, VPC endpoints)
+    /// are one, as bucket names are unique there; of others host, port and path count, and a machine's own addresses are one.
+    pub fn service(&self) -> String {
+        let Some(url) = self.custom.as_ref().filter(|_| !self.is_aws()) else { return "AWS S3".to_owned() };
+        let loopback = match url.host() {
+            Some(url::Host::Domain(name)) => name.trim_end_matches('.') == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        let host = if loopback { "localhost" } else { url.host_str().unwrap_or_default().trim_end_matches('.') };
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{host}{port}{}", url.path().trim_end_matches('/'))
+    }
+
     fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }
@@ -243,6 +258,25 @@ mod tests {
         assert_eq!(at(Some("http://store.lan:9000"), Some(false), "my.site"), "http://my.site.store.lan:9000");
         assert_eq!(at(Some("https://gw.lan/s3/"), None, "b-1"), "https://gw.lan/s3/b-1");
         assert_eq!(at(Some("https://s3.us-east-2.amazonaws.com"), None, "releases"), "https://releases.s3.eu-west-1.amazonaws.com");
+    }
+
+    #[test]
+    fn a_service_has_many_spellings() {
+        let service = |url: &str| Endpoint::new(Some(&Url::parse(url).unwrap()), None, false, false).unwrap().service();
+        let aws = Endpoint::new(None, Some(true), true, true).unwrap().service();
+        for url in [
+            "https://s3.amazonaws.com",
+            "https://s3.dualstack.eu-west-1.amazonaws.com",
+            "http://s3-us-west-2.amazonaws.com/",
+            "https://vpce-1a2b.s3.us-east-1.vpce.amazonaws.com",
+        ] {
+            assert_eq!(service(url), aws, "{url}");
+        }
+        for url in ["http://127.0.0.1:8333", "http://LOCALHOST:8333/", "http://[::1]:8333", "https://localhost.:8333"] {
+            assert_eq!(service(url), "localhost:8333", "{url}");
+        }
+        assert_eq!(service("http://Store.lan:80/s3/"), service("https://store.lan/s3"));
+        assert_ne!(service("http://store.lan:9000"), service("http://store.lan:9001"));
     }
 
     #[test]

@@ -59,6 +59,13 @@ pub enum ErrorKind {
     LocalIo,
 }
 
+impl ErrorKind {
+    /// The same may succeed a moment later: the store or the way to it failed, nobody refused.
+    pub fn passes(self) -> bool {
+        matches!(self, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled)
+    }
+}
+
 /// A failed store operation, with what a human needs to find the reason. Never holds a secret or a signed URL.
 #[derive(Clone, Debug)]
 pub struct S3Error {

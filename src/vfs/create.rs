@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::time::{Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
+use super::deletes::unlinked_object;
 use super::error::{Error, Result};
 use super::file::target;
 use super::inode::{DirState, Node, Place};
@@ -71,15 +72,29 @@ impl Vfs {
     /// A file that exists here alone, until a close publishes it.
     async fn make_file(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, exclusive: bool) -> Result<Ino> {
         let (segment, place) = self.place_for_new(parent, name, false)?;
-        self.within(self.settle_delete(&place)).await?;
         let temporary = self.temporary.classify(name, caller.pid).map(|temporary| {
             let replaced = || self.opens.replaced_by(process::thread_group(caller.pid), parent, name);
             Temporary { leads_to: temporary.leads_to.or_else(replaced), ..temporary }
         });
         let now = SystemTime::now();
         let (stored, attributes) = self.fresh_attributes(Kind::File, owner_of(caller, mode), now);
-        let expect = if exclusive { Expect::Absent } else { Expect::NewFile };
-        let staged = self.writeback.stage(target(&place), expect, None, attributes).await?;
+        // With `write_back` it replaces in one step what was removed under this name; else the gap is the caller's own.
+        let unlinked = if temporary.is_none() && !self.config.write_back.is_zero() {
+            self.take_delete(&place).await?
+        } else {
+            self.within(self.settle_delete(&place)).await?;
+            None
+        };
+        let expect = match &unlinked {
+            Some(unlinked) => unlinked.what.replaced_by(),
+            None if exclusive => Expect::Absent,
+            None => Expect::NewFile,
+        };
+        let staged = self.writeback.stage(target(&place), expect, None, attributes).await.map_err(Error::from);
+        let (staged, unlinked) = match (staged, unlinked) {
+            (Ok(staged), unlinked) => (staged, unlinked),
+            (Err(error), unlinked) => return self.replaced(&place, unlinked, Err(error)).await,
+        };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary));
         if temporary.is_some() {
             staged.set_held(true, guess);
@@ -88,6 +103,11 @@ impl Vfs {
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::File, now);
         node.stored = stored;
         node.since = Some(Instant::now());
+        if let Some(unlinked) = unlinked {
+            node.object = unlinked.what.etag.as_ref().map(unlinked_object);
+            node.file.recovered = node.object.is_none();
+            staged.replaces(unlinked);
+        }
         node.file.staged = Some(staged);
         node.file.temporary = temporary.is_some();
         let ino = self.table.lock().insert(node);
@@ -120,7 +140,9 @@ impl Vfs {
         } else {
             let (segment, place) = self.place_for_new(parent, name, true)?;
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-            self.within(self.put_marker(&place, stored, now)).await?;
+            let unlinked = self.take_delete(&place).await?;
+            let put = self.within(self.put_marker(&place, stored, now)).await;
+            self.replaced(&place, unlinked, put).await?;
             segment
         };
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Directory, now);

@@ -81,11 +81,18 @@ impl Vfs {
 
     async fn list_beginning(&self, dir: Ino, started: Instant) -> Result<Listing> {
         let place = self.place(dir)?;
-        let page = place.store.list(ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() }).await?;
-        let complete = page.next.is_none();
         let mut merger = Merger::new(&place.key);
-        let entries = merger.push(page);
-        Ok(merger.listing(started, entries, complete))
+        let mut request = ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() };
+        loop {
+            let page = self.list(place.store.as_ref(), request.clone()).await?;
+            request.continuation = page.next.clone();
+            // All of a page may have been removed here.
+            let shows = page.entries.iter().any(|entry| entry.key != place.key) || !page.prefixes.is_empty();
+            let entries = merger.push(page);
+            if shows || request.continuation.is_none() {
+                return Ok(merger.listing(started, entries, request.continuation.is_none()));
+            }
+        }
     }
 
     /// The account's buckets as directories.

@@ -449,6 +449,11 @@ impl Table {
         self.nodes.values().filter_map(|node| node.file.staged.as_ref())
     }
 
+    /// All directories.
+    pub fn directories(&self) -> Vec<Ino> {
+        self.nodes.iter().filter(|(_, node)| node.dir.is_some()).map(|(ino, _)| *ino).collect()
+    }
+
     /// Drops listings and what was confirmed; gives the inodes concerned.
     pub fn drop_knowledge(&mut self) -> Vec<Ino> {
         for node in self.nodes.values_mut() {

@@ -10,7 +10,7 @@ use super::listing::{Answer, Listed, ListedObject, Merger};
 use super::path::{Meaning, meaning_of};
 use super::remember::Row;
 use super::{Caller, Entry, Fh, Ino, KERNEL_TTL, MtimeSource, ROOT, Vfs};
-use crate::s3::{ErrorKind, ListRequest, ObjectHead};
+use crate::s3::{ListRequest, ObjectHead};
 use crate::writeback::Attributes;
 
 /// A symbolic link's target is at most PATH_MAX - 1 bytes.
@@ -326,23 +326,22 @@ impl Vfs {
             Meaning::Segment(segment) => segment,
             Meaning::Hidden(segment) => {
                 let place = self.place_below(parent, &segment, false)?;
-                let head = place.store.head(&place.key).await?;
+                let head = self.head_there(&place).await?;
                 return self.adopt_head(parent, name.to_owned(), &segment, &place, head);
             }
             Meaning::Shortened { prefix } => return self.ask_shortened(parent, name, &prefix, started).await,
         };
         let place = self.place_below(parent, &segment, false)?;
-        let below = ListRequest { prefix: format!("{}/", place.key), max_keys: Some(1), ..ListRequest::default() };
-        let (head, page) = tokio::join!(place.store.head(&place.key), place.store.list(below));
-        let page = page?;
-        if !page.entries.is_empty() || !page.prefixes.is_empty() {
+        let below = self.holds_names(place.store.as_ref(), format!("{}/", place.key));
+        let (head, below) = tokio::join!(self.head_there(&place), below);
+        if below? {
             let directory = Place { key: format!("{}/", place.key), store: place.store.clone() };
             let row = self.recall_directory(&directory).await;
             return Ok(self.take_directory(parent, name.to_owned(), &segment, started, row));
         }
         match head {
             Ok(head) => self.adopt_head(parent, name.to_owned(), &segment, &place, head),
-            Err(error) if error.kind == ErrorKind::NoSuchKey => {
+            Err(Error::NoEntry) => {
                 let newer = self.now_absent(parent, name, started);
                 if newer.is_err()
                     && let Some(dir) = self.table.lock().dir_mut(parent)
@@ -354,8 +353,15 @@ impl Vfs {
                 }
                 newer
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// HEAD of an object that was not removed here.
+    async fn head_there(&self, place: &Place) -> Result<ObjectHead> {
+        let since = Instant::now();
+        let head = place.store.head(&place.key).await;
+        if self.writeback.is_deleted(place.store.bucket(), &place.key, since) { Err(Error::NoEntry) } else { Ok(head?) }
     }
 
     /// The one key that begins with `prefix` and whose shortened name this is.
@@ -364,7 +370,7 @@ impl Vfs {
         let mut merger = Merger::new(&place.key);
         let mut request = ListRequest { prefix: format!("{}{prefix}", place.key), delimited: true, ..ListRequest::default() };
         loop {
-            let page = place.store.list(request.clone()).await?;
+            let page = self.list(place.store.as_ref(), request.clone()).await?;
             request.continuation = page.next.clone();
             if let Some(listed) = merger.push(page).iter().find(|listed| listed.name() == name) {
                 return self.adopt_listed(parent, name.to_owned(), listed, started).await;

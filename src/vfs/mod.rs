@@ -18,12 +18,12 @@ use crate::writeback::Writeback;
 
 mod attr;
 mod create;
+mod deletes;
 mod directory;
 mod error;
 mod file;
 mod guard;
 mod handle;
-mod held_delete;
 mod inode;
 mod listing;
 mod lookup;
@@ -47,7 +47,6 @@ pub use error::{Error, Result};
 
 use guard::KeyGuards;
 use handle::Handles;
-use held_delete::HeldDeletes;
 use inode::Table;
 use queued::Recovered;
 use remember::Memory;
@@ -266,7 +265,6 @@ pub struct Vfs {
     /// Listings begun before this moment are no longer used ([`Vfs::refresh`]).
     epoch: AtomicU64,
     recovered: Recovered,
-    held_deletes: HeldDeletes,
     background: tokio_util::task::TaskTracker,
     followers: tokio_util::task::TaskTracker,
     closing: tokio_util::sync::CancellationToken,
@@ -291,7 +289,6 @@ impl Vfs {
             mounted,
             epoch: AtomicU64::new(0),
             recovered,
-            held_deletes: HeldDeletes::default(),
             background: tokio_util::task::TaskTracker::new(),
             followers: tokio_util::task::TaskTracker::new(),
             closing: tokio_util::sync::CancellationToken::new(),
@@ -301,8 +298,8 @@ impl Vfs {
             cache,
             writeback,
         });
+        vfs.watch_deletes();
         if !vfs.config.read_only {
-            vfs.delete_what_was_put_off();
             vfs.send_what_was_put_off().await;
         }
         Ok(vfs)

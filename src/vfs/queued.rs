@@ -51,7 +51,7 @@ impl Recovered {
 }
 
 /// A key's directory prefix and last segment.
-fn split(key: &str) -> (&str, &str) {
+pub(super) fn split(key: &str) -> (&str, &str) {
     key.split_at(key.rfind('/').map_or(0, |at| at + 1))
 }
 

@@ -234,7 +234,7 @@ impl Vfs {
         let mut merger = anchor.merger.clone();
         let request =
             ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
-        let page = place.store.list(request).await?;
+        let page = self.list(place.store.as_ref(), request).await?;
         let next = page.next.clone();
         let entries = merger.push(page);
         let newest = at + 1 == stream.anchors.len() && !stream.ended;

@@ -1,4 +1,4 @@
-//! unlink and rmdir.
+//! unlink and rmdir: at once, or queued (`write_back`).
 
 use std::ffi::OsStr;
 use std::time::{Instant, SystemTime};
@@ -7,7 +7,8 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::inode::{Object, Place};
 use super::{Caller, Ino, Root, Vfs};
-use crate::s3::{ETag, ListRequest};
+use crate::s3::ListRequest;
+use crate::writeback::Published;
 
 /// A deleted file that is open stays readable when it is no larger: its bytes are fetched before the DELETE.
 const KEEP_READABLE: u64 = 64 << 20;
@@ -15,7 +16,7 @@ const KEEP_READABLE: u64 = 64 << 20;
 const PIECE: usize = 1 << 20;
 
 impl Vfs {
-    /// unlink(2): sends its DELETE and returns its result.
+    /// unlink(2): sends its DELETE and returns its result; with `write_back` the DELETE is queued.
     pub async fn unlink(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
         self.check_removable()?;
         self.within(async {
@@ -28,12 +29,7 @@ impl Vfs {
             self.unlink_in_turn(parent, ino).await
         })
         .await
-        .map(|held| {
-            self.gone(parent, name);
-            if held {
-                self.hide(parent, name);
-            }
-        })?;
+        .map(|()| self.gone(parent, name))?;
         self.keep_directory(parent);
         Ok(())
     }
@@ -47,48 +43,49 @@ impl Vfs {
         Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.kind)
     }
 
-    /// True when the DELETE is held.
-    async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<bool> {
+    async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<()> {
         let place = self.place(ino)?;
         self.catch_up(ino);
+        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+        self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
+        // After that: a copy that was still running has given the object another ETag.
         let (object, recovered) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
             (node.object.clone(), node.file.recovered)
         };
-        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         let open = self.handles.is_open(ino);
-        let mut held = false;
         if let Some(object) = object.as_ref().filter(|_| open) {
             self.keep_readable(&place, object).await;
         }
         if let Some(object) = &object {
-            held = self.is_about_to_be_replaced(parent, &place.key);
-            if held {
-                self.hold_delete(&place, object).await?;
-            } else {
-                place.store.delete(&place.key, None).await?;
-            }
+            let held = self.is_about_to_be_replaced(parent, &place.key);
+            self.delete(&place, Some(object.etag.clone()), held).await?;
             self.memory.remove(place.store.bucket(), &place.key);
         }
-        if !open {
-            self.cache.remove(place.store.bucket(), &place.key).await;
-            let published = self.discard_staged(ino).await;
-            // A queued file may have become an object at this very moment, and one that was left may stand over an older one.
-            if published.is_some_and(|etag| object.is_none_or(|object| object.etag != etag)) || recovered {
-                place.store.delete(&place.key, None).await?;
+        let published = if open {
+            match self.staged_now(ino)? {
+                Some(staged) => staged.withhold().await,
+                None => None,
             }
+        } else {
+            self.cache.remove(place.store.bucket(), &place.key).await;
+            self.discard_staged(ino).await
+        };
+        // A queued file may have become an object at this very moment, and one that was left may stand over an older one.
+        let newer = published.map(|published| published.etag).filter(|etag| object.is_none_or(|object| object.etag != *etag));
+        if newer.is_some() || recovered {
+            self.delete(&place, newer.filter(|_| !recovered), false).await?;
         }
-        Ok(held)
+        Ok(())
     }
 
     /// Nobody can reach the content any more. Gives the object that it has become, if it has.
-    pub(super) async fn discard_staged(&self, ino: Ino) -> Option<ETag> {
+    pub(super) async fn discard_staged(&self, ino: Ino) -> Option<Published> {
         let staged = self.staged_now(ino).ok().flatten()?;
         staged.discard().await;
         self.drop_staged(ino);
-        staged.published().map(|published| published.etag)
+        staged.published()
     }
 
     /// Fetches what an open handle may still read, as far as that is small; a larger one answers ESTALE where it is not cached.
@@ -141,6 +138,7 @@ impl Vfs {
                 self.require_empty(ino).await?;
                 // Asked now, not a moment ago: SeaweedFS deletes a bucket with all that is in it.
                 let place = self.place(ino)?;
+                self.settle_deletes_below(&place).await?;
                 let page = place.store.list(ListRequest { max_keys: Some(1), ..ListRequest::default() }).await?;
                 if !page.entries.is_empty() {
                     return Err(Error::NotEmpty);
@@ -151,8 +149,18 @@ impl Vfs {
             let place = self.place(ino)?;
             let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
             let marked = self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false));
-            if marked || place.store.capabilities().real_directories {
-                self.delete_marker(&place).await?;
+            // Its name is gone, though what was below it is in S3 still: the marker's delete hides it until that has gone too.
+            let below = self.writeback.deletes_below(place.store.bucket(), &place.key);
+            let marked = marked || place.store.capabilities().real_directories;
+            if !self.config.write_back.is_zero() && (marked || below) {
+                self.delete(&place, None, false).await?;
+            } else {
+                if below {
+                    self.settle_deletes_below(&place).await?;
+                }
+                if marked {
+                    self.delete_marker(&place).await?;
+                }
             }
             self.memory.remove(place.store.bucket(), &place.key);
             Ok(())

@@ -104,22 +104,31 @@ impl Vfs {
         // A temporary name that is a key already is a file like any other.
         let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
         let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
-        if object.is_some() {
-            self.within(self.settle_delete(&step.target)).await?;
-            if unsent {
-                self.publish_in_turn(ino).await?;
-            }
-            return self.within(self.move_object(ino, step)).await;
+        // Queued whole contents take nothing of the object along: that is removed under the old name, and they go to the new one.
+        let leaves = object.as_ref().filter(|_| {
+            let whole = staged.as_ref().is_some_and(|staged| staged.is_dirty() && staged.is_whole());
+            whole && !self.config.write_back.is_zero() && temporary.is_none()
+        });
+        if object.is_some() && leaves.is_none() {
+            let unlinked = self.take_delete(&step.target).await?;
+            let moved = async {
+                if unsent {
+                    self.publish_in_turn(ino).await?;
+                }
+                self.within(self.move_object(ino, step, unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.as_ref()))).await
+            };
+            let moved = moved.await;
+            return self.replaced(&step.target, unlinked, moved).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
         let unlinked = match temporary {
-            None => self.take_held_delete(&step.target),
+            None => self.take_delete(&step.target).await?,
             // The name is to be free, and nothing is published under it soon.
             Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
         };
         let expect = match (&over, &unlinked) {
             (Some(over), _) => Expect::Version(over.etag.clone()),
-            (None, Some(unlinked)) => Expect::Version(unlinked.what.etag.clone()),
+            (None, Some(unlinked)) => unlinked.what.replaced_by(),
             (None, None) if step.exclusive => Expect::Absent,
             (None, None) => Expect::NewFile,
         };
@@ -134,18 +143,18 @@ impl Vfs {
             // It was too late for another name: it has an object under the old one.
             staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
             self.catch_up(ino);
-            self.within(self.move_object(ino, step)).await?;
-            if let Some(unlinked) = unlinked {
-                unlinked.forget().await;
-            }
-            return Ok(());
+            let etag = unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.as_ref());
+            let moved = self.within(self.move_object(ino, step, etag)).await;
+            return self.replaced(&step.target, unlinked, moved).await;
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
         failpoint::pass("rename-recorded");
         let replaces_unlinked = unlinked.is_some();
-        if let Some(unlinked) = unlinked {
-            unlinked.forget().await;
+        match unlinked {
+            Some(unlinked) if self.config.write_back.is_zero() => unlinked.forget().await,
+            Some(unlinked) => staged.replaces(unlinked),
+            None => {}
         }
         let (closed, left) = {
             let mut table = self.table.lock();
@@ -157,7 +166,13 @@ impl Vfs {
         };
         if left {
             // What an earlier run queued may be a new version of an object that lies under the old name.
-            self.within(async { Ok(step.source.store.delete(&step.source.key, None).await?) }).await?;
+            self.within(self.delete(&step.source, None, false)).await?;
+        } else if let Some(leaves) = leaves {
+            self.within(self.delete(&step.source, Some(leaves.etag.clone()), false)).await?;
+            self.memory.remove(step.source.store.bucket(), &step.source.key);
+            if let Some(node) = self.table.lock().get_mut(ino) {
+                node.object = None;
+            }
         }
         let over = match self.relink(ino, step).await {
             // What was replaced had its publication on its way: that is the version which is there now.
@@ -198,22 +213,20 @@ impl Vfs {
         let replaced = replaced?;
         let staged = self.staged_now(replaced).ok().flatten()?;
         if self.handles.is_open(replaced) {
-            // It can be read until it is closed.
-            let _ = staged.withdraw().await;
-        } else {
-            self.discard_staged(replaced).await;
+            return staged.withhold().await;
         }
-        staged.published()
+        self.discard_staged(replaced).await
     }
 
     /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
-    async fn move_object(&self, ino: Ino, step: &Move) -> Result<()> {
+    /// `unlinked`: the version under the new name that was removed here and is in S3 still.
+    async fn move_object(&self, ino: Ino, step: &Move, unlinked: Option<&ETag>) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.key(source.store.bucket(), &source.key).await;
         let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
         let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
         self.writeback.cancel_metadata(destination.store.bucket(), &destination.key).await;
-        self.require_unchanged(step).await?;
+        self.require_unchanged(step, unlinked).await?;
         // A copy that was still running has given the object another ETag.
         let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
         let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
@@ -246,14 +259,15 @@ impl Vfs {
     /// and ours under its old name. Not ESTALE: the kernel would look again and rename over theirs by itself. Asked for, because
     /// not every store honours a condition on CopyObject.
     /// EEXIST of RENAME_NOREPLACE likewise is what the store says, not what was listed.
-    async fn require_unchanged(&self, step: &Move) -> Result<()> {
-        let over = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.clone()));
+    async fn require_unchanged(&self, step: &Move, unlinked: Option<&ETag>) -> Result<()> {
+        let over = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.as_ref()?.etag.clone().into()));
+        let over = over.as_ref().or(unlinked);
         if over.is_none() && !step.exclusive {
             return Ok(());
         }
         let refusal = match (step.target.store.head(&step.target.key).await, over) {
             (Ok(_), None) => Error::Exists,
-            (Ok(head), Some(over)) if head.etag != over.etag => Error::Busy,
+            (Ok(head), Some(over)) if head.etag != *over => Error::Busy,
             (Err(error), _) if error.kind != ErrorKind::NoSuchKey => return Err(error.into()),
             _ => return Ok(()),
         };
@@ -371,6 +385,8 @@ impl Vfs {
         let (source, destination) = (&step.source, &step.target);
         let _source = self.guards.tree(source.store.bucket(), &source.key).await;
         let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        self.settle_deletes_below(source).await?;
+        self.settle_deletes_below(destination).await?;
         self.require_room(step).await?;
         self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let objects = self.list_tree(source).await?;

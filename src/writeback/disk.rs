@@ -50,6 +50,8 @@ pub(crate) enum Change<'a> {
     SyncDir(&'a Path),
     /// A file takes another's name.
     Rename { from: &'a Path, to: &'a Path },
+    /// A file gets a second name.
+    Link { from: &'a Path, to: &'a Path },
     /// A file goes.
     Remove(&'a Path),
 }
@@ -89,6 +91,7 @@ impl Disk {
             Change::Punch { .. } => failpoint::pass("spool-punch"),
             Change::Sync(_) => failpoint::pass("spool-sync"),
             Change::SyncDir(_) => failpoint::pass("spool-sync-dir"),
+            Change::Link { .. } => failpoint::pass("spool-link"),
             Change::Rename { .. } => failpoint::pass("spool-rename"),
             Change::Remove(_) => failpoint::pass("spool-remove"),
         }
@@ -157,6 +160,12 @@ impl Disk {
         self.before(Change::Rename { from: &temp, to: path })?;
         fs::rename(&temp, path)?;
         if sync { self.sync_parent(path) } else { Ok(()) }
+    }
+
+    /// Gives a file a second name. Durable with the next durable change in the directory of `to`.
+    pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Change::Link { from, to })?;
+        fs::hard_link(from, to)
     }
 
     /// Removes a file. `sync`: it does not come back.

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
+use super::deletes::Deletes;
 use super::disk::SpoolFile;
 use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub spool: Spool,
     pub meter: Meter,
     pub copies: Copies,
+    pub deletes: Deletes,
     /// Woken when an entry leaves or ends a publication.
     pub changed: Notify,
     /// Publications that ended well.
@@ -71,6 +73,7 @@ impl Shared {
             spool,
             meter: Meter::new(),
             copies: Copies::new(),
+            deletes: Deletes::default(),
             changed: Notify::new(),
             publications: AtomicU64::new(0),
             inbox,
@@ -226,6 +229,8 @@ pub(crate) struct Entry {
     pub progress: Mutex<Instant>,
     /// When its content changed last.
     pub changed: Mutex<Instant>,
+    /// Deletes of the versions that it replaces: on record until its content is, so that a crash before undeletes nothing.
+    pub replaces: Mutex<Vec<Journalled<Deletion>>>,
 }
 
 impl Entry {
@@ -284,6 +289,7 @@ impl Entry {
             sent: AtomicU64::new(0),
             progress: Mutex::new(Instant::now()),
             changed: Mutex::new(Instant::now()),
+            replaces: Mutex::default(),
         });
         shared.insert(&entry);
         entry.charge();
@@ -436,6 +442,14 @@ impl Entry {
         let filling = content.frontier().saturating_sub(cell.start);
         let behind = if waiting + flying == 0 { 0 } else { waiting + flying + filling };
         (behind, cell.end - cell.start)
+    }
+
+    /// The content is safe, or is wanted no more: what it replaces is not to be deleted by itself.
+    pub async fn forget_replaced(&self) {
+        let replaced = std::mem::take(&mut *self.replaces.lock());
+        if !replaced.is_empty() {
+            Journalled::forget_all(replaced).await;
+        }
     }
 
     /// `bucket/key`, for messages.

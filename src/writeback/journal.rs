@@ -1,5 +1,6 @@
 //! What was promised and put off: one small file each in the mount's spool directory, so that a crash forgets none.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::disk::Disk;
 use super::spool::blocking;
-use super::{Attributes, Error};
+use super::{Attributes, Error, Expect};
 use crate::s3::ETag;
 
 /// Something that can be put off.
@@ -25,8 +26,15 @@ pub struct Deletion {
     pub bucket: String,
     /// Its key.
     pub key: String,
-    /// The version that was unlinked.
-    pub etag: ETag,
+    /// The version that was unlinked; `None`: whatever is there (a directory's marker).
+    pub etag: Option<ETag>,
+}
+
+impl Deletion {
+    /// What a publication expects to find that comes instead of it.
+    pub fn replaced_by(&self) -> Expect {
+        self.etag.clone().map_or(Expect::Anything, Expect::Version)
+    }
 }
 
 impl PutOff for Deletion {
@@ -58,6 +66,7 @@ impl PutOff for MetadataChange {
 }
 
 /// What is put off, on disk until [`Journalled::forget`].
+#[derive(Clone)]
 pub struct Journalled<T> {
     /// What it is.
     pub what: T,
@@ -80,6 +89,28 @@ impl<T: PutOff> Journalled<T> {
         Some(Self { what, path: path.to_owned(), disk: disk.clone() })
     }
 
+    /// The number in its file's name.
+    pub(crate) fn number(&self) -> u64 {
+        self.path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// As [`Journalled::forget`], of many.
+    pub(crate) async fn forget_all(all: Vec<Self>) {
+        let removed = blocking(move || {
+            let mut last: BTreeMap<Option<&Path>, &Self> = BTreeMap::new();
+            for one in &all {
+                if let Err(error) = one.disk.remove(&one.path, false) {
+                    tracing::warn!("{}: {error}", one.path.display());
+                }
+                last.insert(one.path.parent(), one);
+            }
+            last.into_values().filter(|_| T::DURABLE).try_for_each(|one| one.disk.sync_parent(&one.path))
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// It was done, or is wanted no more: what is durable must not come back, it would be done to what has the name by then.
     pub async fn forget(self) {
         let (disk, path) = (self.disk.clone(), self.path.clone());
@@ -98,7 +129,7 @@ mod tests {
     async fn a_deletion_is_read_back_until_it_is_forgotten() {
         let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
         let path = dir.path().join("1.delete");
-        let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: ETag::new("e") };
+        let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: Some(ETag::new("e")) };
         let written = Journalled::write(disk.clone(), path.clone(), deletion.clone()).await.unwrap();
         assert_eq!(Journalled::<Deletion>::read(&disk, &path).unwrap().what, deletion);
         written.forget().await;

@@ -109,11 +109,11 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn record() -> Record {
+    pub fn record() -> Record {
         Record {
             version: VERSION,
             phase: Phase::Sealed,

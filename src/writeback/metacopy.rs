@@ -290,10 +290,7 @@ async fn run(shared: &Arc<Shared>, name: &(String, String), mut whole: Job) {
     }
     failpoint::pass("metadata-answered");
     // An outage does not end it: the next mount tries again.
-    let lasting = outcome
-        .as_ref()
-        .err()
-        .is_some_and(|error| matches!(error.kind, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled));
+    let lasting = outcome.as_ref().is_err_and(|error| error.kind.passes());
     on_done(outcome);
     if let Some(journalled) = recorded.filter(|_| !lasting) {
         journalled.forget().await;

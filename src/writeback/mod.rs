@@ -9,15 +9,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
+use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
+mod adopt;
 mod commit;
 mod content;
+mod deletes;
 mod disk;
 mod entry;
 mod intent;
@@ -224,8 +226,12 @@ pub enum OnConflict {
 pub struct SpoolConfig {
     /// Parent directory; a locked sub-directory of our own is made in it.
     pub dir: PathBuf,
-    /// Endpoint and bucket (or account): orphans of the same identity are adopted at start.
-    pub identity: String,
+    /// The service, however its endpoint is spelled. What earlier mounts left is gone on with …
+    pub service: String,
+    /// … for this bucket; `None`: for all of its buckets.
+    pub bucket: Option<String>,
+    /// Nothing is written: nothing is gone on with, nor locked.
+    pub read_only: bool,
     /// Most bytes that spool files may hold.
     pub max_size: u64,
     /// Bytes to leave free on the disk.
@@ -267,6 +273,21 @@ pub struct EntryStatus {
     pub held: bool,
 }
 
+/// A delete that waits, or that the store refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteStatus {
+    /// Names it to [`Writeback::retry`] and [`Writeback::discard`].
+    pub id: u64,
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// It is not tried again by itself, and its name shows again.
+    pub refused: bool,
+    /// The last failure, with its remedy.
+    pub reason: Option<String>,
+}
+
 /// What [`Writeback::drain`] achieved.
 #[derive(Clone, Debug)]
 pub struct DrainReport {
@@ -283,7 +304,7 @@ pub struct Writeback {
 }
 
 impl Writeback {
-    /// Locks a sub-directory of the spool, adopts what earlier runs of the same identity left, resumes the
+    /// Locks a sub-directory of the spool, goes on with what earlier runs left for the same buckets, resumes the
     /// uploads that were promised and starts the uploader. Fails where the spool cannot be made or locked.
     pub async fn open(config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         Self::open_on(disk::Disk::default(), config, account, hooks).await
@@ -291,11 +312,15 @@ impl Writeback {
 
     async fn open_on(disk: disk::Disk, config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         let dir = config.dir.clone();
-        let identity = config.identity.clone();
-        let (spool, found) = spool::blocking(move || spool::Spool::open(disk, &dir, &identity)).await?;
+        let whose = adopt::Whose { service: config.service.clone(), bucket: config.bucket.clone() };
+        let (spool, found) = match config.read_only {
+            true => (spool::Spool::of_nobody(disk, &dir), Vec::new()),
+            false => spool::blocking(move || spool::Spool::open(disk, &dir, &whose)).await?,
+        };
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
         recover::resume(&shared, found, account.as_ref()).await;
+        deletes::start(shared.clone());
         Ok(Writeback { shared })
     }
 
@@ -311,14 +336,55 @@ impl Writeback {
         entries.into_iter().map(|entry| Arc::new(Staged::new(entry))).collect()
     }
 
-    /// Makes sure that a deletion which is put off is not forgotten by a crash.
-    pub async fn journal(&self, deletion: Deletion) -> Result<Journalled<Deletion>, Error> {
-        self.shared.journal(deletion).await
+    /// Deletes in the background, in batches, after about `delay`; durable when this returns. Until then [`Writeback::hide_deleted`]
+    /// hides the key. A newer call for the same key replaces an older one.
+    pub async fn delete_later(&self, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
+        deletes::delete_later(&self.shared, store, deletion, delay).await
     }
 
-    /// Deletions that an earlier run put off and did not come to. Given once.
-    pub fn put_off(&self) -> Vec<Journalled<Deletion>> {
-        std::mem::take(&mut *self.shared.deletions.lock())
+    /// Takes a delete back: something replaces the key. It stays on record until it is forgotten; what was on its way is waited for.
+    pub async fn take_delete(&self, bucket: &str, key: &str) -> Option<Journalled<Deletion>> {
+        self.shared.deletes.take(bucket, key).await
+    }
+
+    /// What [`Writeback::take_delete`] took is to go on: nothing came in its place.
+    pub fn put_delete_back(&self, store: Arc<dyn Store>, deletion: Journalled<Deletion>) {
+        self.shared.deletes.queue(store, deletion, Duration::ZERO);
+    }
+
+    /// Sends a delete that waits for the key and waits for its end. Fails where the store refuses it.
+    pub async fn settle_delete(&self, bucket: &str, key: &str) -> Result<(), S3Error> {
+        self.shared.deletes.settle(bucket, key, true).await
+    }
+
+    /// As [`Writeback::settle_delete`], of all keys below a prefix.
+    pub async fn settle_deletes_below(&self, bucket: &str, prefix: &str) -> Result<(), S3Error> {
+        self.shared.deletes.settle(bucket, prefix, false).await
+    }
+
+    /// True while the delete of a key below the prefix waits.
+    pub fn deletes_below(&self, bucket: &str, prefix: &str) -> bool {
+        self.shared.deletes.any_below(bucket, prefix)
+    }
+
+    /// True of a key whose delete waits, or ended after `since`: what was asked at that time may tell of it still.
+    pub fn is_deleted(&self, bucket: &str, key: &str, since: Instant) -> bool {
+        self.shared.deletes.hides(bucket, key, since)
+    }
+
+    /// Takes out of a page that was asked for at `since` what [`Writeback::is_deleted`] is true of.
+    pub fn hide_deleted(&self, bucket: &str, since: Instant, page: &mut ListPage) {
+        self.shared.deletes.hide(bucket, since, page);
+    }
+
+    /// `kept` is told of keys (bucket, key) that stay though their delete was promised. Only the first call counts.
+    pub fn on_kept(&self, kept: impl Fn(&[(String, String)]) + Send + Sync + 'static) {
+        self.shared.deletes.on_kept(Box::new(kept));
+    }
+
+    /// How many deletes wait or were refused, and the first `most` of them, the refused ones before the others.
+    pub fn deletes(&self, most: usize) -> (usize, Vec<DeleteStatus>) {
+        self.shared.deletes.status(most)
     }
 
     /// Metadata that an earlier run put off and did not come to send: the newest of each object. Given once.
@@ -350,9 +416,9 @@ impl Writeback {
         publish::drain(&self.shared, deadline).await
     }
 
-    /// Queues a parked or unfinished entry again. False where there is no such entry.
+    /// Queues a parked or unfinished entry again, or a refused delete. False where there is none of this number.
     pub fn retry(&self, id: u64) -> bool {
-        let Some(entry) = self.shared.entry(id) else { return false };
+        let Some(entry) = self.shared.entry(id) else { return deletes::retry(&self.shared, id) };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
         self.shared.send(Message::Retry(id));
@@ -367,14 +433,14 @@ impl Writeback {
         }
     }
 
-    /// Throws a parked or unfinished entry away. False where there is no such entry.
+    /// Throws a parked or unfinished entry away, or takes a delete back. False where there is none of this number.
     pub async fn discard(&self, id: u64) -> bool {
         match self.shared.entry(id) {
             Some(entry) => {
                 publish::discard(&entry).await;
                 true
             }
-            None => false,
+            None => self.shared.deletes.dismiss(id).await,
         }
     }
 

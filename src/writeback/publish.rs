@@ -122,6 +122,14 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
     let target = entry.intent.lock().target.clone();
     // A metadata copy in between would change the ETag that the publication is conditional on.
     entry.shared.copies.settle(target.store.bucket(), &target.key).await;
+    // A delete that came after it would hit the new object where the store knows no conditions.
+    if let Some(deletion) = entry.shared.deletes.take(target.store.bucket(), &target.key).await {
+        let mut intent = entry.intent.lock();
+        if matches!(intent.expect, Expect::Absent | Expect::NewFile) {
+            intent.expect = deletion.what.replaced_by();
+        }
+        entry.replaces.lock().push(deletion);
+    }
     let (snapshot, plan, clean) = {
         let _writer = entry.writer.lock().await;
         let mut intent = entry.intent.lock();
@@ -277,6 +285,7 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
 
 /// Removes the record of a published entry, unless it was written to meanwhile.
 pub(crate) async fn tidy(entry: &Arc<Entry>) {
+    entry.forget_replaced().await;
     // From here on a writer makes a record of its own; one that wrote before is seen below.
     entry.begun.store(false, Relaxed);
     if entry.content.lock().is_dirty() {
@@ -291,6 +300,7 @@ pub(crate) async fn tidy(entry: &Arc<Entry>) {
 
 /// Removes what an entry has on disk.
 pub(crate) async fn erase(entry: &Arc<Entry>) {
+    entry.forget_replaced().await;
     entry.unrecord().await;
     let (disk, path) = (entry.shared.spool.disk.clone(), entry.data.clone());
     // Bytes without a record are nobody's: they may come back.
@@ -345,6 +355,7 @@ pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
     };
     entry.shared.remove(entry);
     entry.shared.send(Message::Forget(entry.id));
+    entry.forget_replaced().await;
     entry.unrecord().await;
     if whole {
         return Some(entry.data.clone());
@@ -358,6 +369,7 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     let before = shared.publications.load(Relaxed);
     let began = Instant::now();
     shared.copies.hurry();
+    shared.deletes.hurry();
     for entry in shared.entries() {
         shared.send(Message::Due { id: entry.id, generation: None });
     }
@@ -365,7 +377,7 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     loop {
         let changed = shared.changed.notified();
         let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
-        if !pending && shared.copies.len() == 0 && shared.chores.load(Relaxed) == 0 {
+        if !pending && shared.copies.len() == 0 && shared.deletes.len() == 0 && shared.chores.load(Relaxed) == 0 {
             break;
         }
         if shared.meter.progress().max(began).elapsed() > deadline {

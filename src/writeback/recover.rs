@@ -9,6 +9,7 @@ use super::content::Content;
 use super::disk::SpoolFile;
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
+use super::journal::Deletion;
 use super::manifest::{Phase, Record};
 use super::plan::{How, Piece};
 use super::publish::{self, StoreReader};
@@ -24,23 +25,30 @@ const SKEW: Duration = Duration::from_secs(300);
 
 /// Takes every entry in; what was promised goes on in the background.
 pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dyn Account) {
-    let mut stores: BTreeMap<String, Result<Arc<dyn Store>, S3Error>> = BTreeMap::new();
-    for Found { data, record_path, mut record } in found {
-        if !stores.contains_key(&record.bucket) {
-            stores.insert(record.bucket.clone(), account.bucket(&record.bucket).await);
+    let mut stores = Stores { account, known: BTreeMap::new() };
+    let put_off = std::mem::take(&mut *shared.deletions.lock());
+    for journalled in put_off {
+        match stores.of(&journalled.what.bucket).await {
+            // The newest of each key.
+            Ok(store) => {
+                if let Some(older) = shared.deletes.queue(store, journalled, Duration::ZERO) {
+                    older.forget().await;
+                }
+            }
+            Err(error) => {
+                let Deletion { bucket, key, .. } = &journalled.what;
+                tracing::warn!("s3://{bucket}/{key} is deleted when its bucket can be reached: {error}");
+            }
         }
-        let store = match stores.get(&record.bucket) {
-            Some(Ok(store)) => store.clone(),
-            Some(Err(error)) => {
-                tracing::warn!(
-                    "s3://{}/{} waits in {} until its bucket can be reached: {error}",
-                    record.bucket,
-                    record.key,
-                    data.display()
-                );
+    }
+    for Found { data, record_path, mut record } in found {
+        let store = match stores.of(&record.bucket).await {
+            Ok(store) => store,
+            Err(error) => {
+                let Record { bucket, key, .. } = &record;
+                tracing::warn!("s3://{bucket}/{key} waits in {} until its bucket can be reached: {error}", data.display());
                 continue;
             }
-            None => continue,
         };
         let base_store = match &record.base {
             Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
@@ -81,6 +89,23 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
                 clean_up(&entry, &record).await;
             }
         });
+    }
+}
+
+/// The buckets of what was left, each looked for once.
+struct Stores<'a> {
+    account: &'a dyn Account,
+    known: BTreeMap<String, Result<Arc<dyn Store>, S3Error>>,
+}
+
+impl Stores<'_> {
+    async fn of(&mut self, bucket: &str) -> Result<Arc<dyn Store>, S3Error> {
+        if let Some(known) = self.known.get(bucket) {
+            return known.clone();
+        }
+        let found = self.account.bucket(bucket).await;
+        self.known.insert(bucket.to_owned(), found.clone());
+        found
     }
 }
 
@@ -225,7 +250,7 @@ async fn patiently<T, F: Future<Output = Result<T, S3Error>>>(mut call: impl FnM
     let mut pause = Duration::from_millis(500);
     loop {
         match call().await {
-            Err(error) if matches!(error.kind, ErrorKind::Network | ErrorKind::TimedOut | ErrorKind::Server | ErrorKind::Throttled) => {
+            Err(error) if error.kind.passes() => {
                 tracing::debug!("{error}");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(30));

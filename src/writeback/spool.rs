@@ -4,8 +4,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::Error;
+use super::adopt::{self, Contents, Whose};
 use super::disk::Disk;
 use super::journal::{Journalled, PutOff};
 use super::manifest::Record;
@@ -31,7 +33,7 @@ pub(crate) struct Spool {
 /// A sub-directory, flock()ed until this is dropped.
 struct Locked {
     dir: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// An entry that an earlier run left.
@@ -45,33 +47,50 @@ pub(crate) struct Found {
 }
 
 impl Spool {
-    /// Takes over every unlocked sub-directory of the identity, or makes one. Those that are locked or of other
-    /// identities are not touched.
-    pub fn open(disk: Disk, parent: &Path, identity: &str) -> io::Result<(Spool, Vec<Found>)> {
+    /// Locks a sub-directory of its own, and goes on with all that earlier mounts left for these buckets and nobody has
+    /// locked: see [`super::adopt`].
+    pub fn open(disk: Disk, parent: &Path, whose: &Whose) -> io::Result<(Spool, Vec<Found>)> {
         disk.make_dirs(parent)?;
-        let (mut locked, mut found) = (Vec::new(), Vec::new());
+        let _turn = turn(parent)?;
+        let (mut locked, mut mixed, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for entry in fs::read_dir(parent)? {
             let entry = entry?;
             let dir = entry.path();
-            if !entry.file_type()?.is_dir() || fs::read_to_string(dir.join("identity")).ok().as_deref() != Some(identity) {
+            if !entry.file_type()?.is_dir() || fs::read_to_string(dir.join("identity")).ok().as_deref() != Some(whose.service.as_str()) {
                 continue;
             }
             let Some(lock) = lock(&dir)? else { continue };
-            found.extend(scan(&disk, &dir)?);
-            let empty = fs::read_dir(&dir)?.flatten().all(|e| matches!(e.file_name().to_str(), Some("identity" | "lock" | "reserve")));
-            // One empty directory is enough.
-            if empty && !locked.is_empty() {
-                fs::remove_dir_all(&dir)?;
-            } else {
-                locked.push(Locked { dir, _lock: lock });
+            let contents = Contents::of(&disk, &dir, whose)?;
+            match (contents.is_empty(), contents.mixed) {
+                // One empty directory is enough.
+                (true, false) if !locked.is_empty() => fs::remove_dir_all(&dir)?,
+                (true, true) => {}
+                (false, true) => mixed.push((Locked { dir, _lock: Some(lock) }, contents)),
+                (_, false) => {
+                    found.extend(contents.found);
+                    locked.push(Locked { dir, _lock: Some(lock) });
+                }
             }
         }
         let own = match locked.pop() {
             Some(own) => own,
-            None => Self::create(&disk, parent, identity)?,
+            None => Self::create(&disk, parent, &whose.service)?,
         };
+        let mut found = adopt::once_each(&disk, found)?;
+        for (folder, contents) in mixed {
+            let (moved, all) = contents.move_to(&disk, &own.dir, &found)?;
+            found.extend(moved);
+            if !all {
+                locked.push(folder);
+            }
+        }
         disk.set_aside(&own.dir);
         Ok((Spool { disk, own, adopted: locked }, found))
+    }
+
+    /// That of a mount which writes nothing: it locks nothing, and goes on with nothing.
+    pub fn of_nobody(disk: Disk, parent: &Path) -> Spool {
+        Spool { disk, own: Locked { dir: parent.to_owned(), _lock: None }, adopted: Vec::new() }
     }
 
     fn create(disk: &Disk, parent: &Path, identity: &str) -> io::Result<Locked> {
@@ -84,7 +103,7 @@ impl Spool {
             // Locked before it has an identity: a mount that starts at the same time cannot take it for an orphan.
             if let Some(lock) = lock(&dir)? {
                 disk.replace(&dir.join("identity"), identity.as_bytes(), true)?;
-                return Ok(Locked { dir, _lock: lock });
+                return Ok(Locked { dir, _lock: Some(lock) });
             }
         }
         Err(io::Error::other(format!("no sub-directory could be made in {}", parent.display())))
@@ -116,7 +135,7 @@ impl Spool {
 }
 
 /// Entries with a readable record and their file. Spool files without a record hold nothing that was promised.
-fn scan(disk: &Disk, dir: &Path) -> io::Result<Vec<Found>> {
+pub(super) fn scan(disk: &Disk, dir: &Path) -> io::Result<Vec<Found>> {
     let (mut found, mut orphans) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -146,6 +165,19 @@ fn scan(disk: &Disk, dir: &Path) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
+/// Mounts that start at the same time look one after the other: while one looks into a folder, it is locked and would be
+/// passed over.
+fn turn(parent: &Path) -> io::Result<Option<File>> {
+    const LONGEST: Duration = Duration::from_secs(20);
+    let until = Instant::now() + LONGEST;
+    loop {
+        match lock(parent)? {
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            turn => return Ok(turn),
+        }
+    }
+}
+
 fn lock(dir: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
     match file.try_lock() {
@@ -163,16 +195,20 @@ mod tests {
     #[test]
     fn a_mount_locks_its_own_and_leaves_others_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, found) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
+        let open = |service: &str| {
+            let whose = Whose { service: service.into(), bucket: None };
+            Spool::open(Disk::default(), dir.path(), &whose).unwrap()
+        };
+        let (first, found) = open("a");
         assert!(found.is_empty());
-        let (second, _) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
+        let (second, _) = open("a");
         assert_ne!(first.own.dir, second.own.dir);
-        let (other, _) = Spool::open(Disk::default(), dir.path(), "b").unwrap();
+        let (other, _) = open("b");
         fs::write(other.data(7), "x").unwrap();
         drop((first, second));
-        let (third, _) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
+        let (third, _) = open("a");
         // One of the two was taken over, the other one was empty and went.
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count(), 2);
         assert!(other.data(7).exists() && third.own.dir.exists());
     }
 }

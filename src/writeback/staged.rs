@@ -15,7 +15,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use super::{Attributes, Base, BaseError, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
 use crate::failpoint;
 use crate::s3::ETag;
 
@@ -306,13 +306,6 @@ impl Staged {
         self.go_to(target, expect, Some((held, guess))).await
     }
 
-    /// Another file has taken its name: it is never published, and stays for those who have it open. What cannot be stopped any
-    /// more is waited for: [`Staged::published`] tells.
-    pub async fn withdraw(&self) -> Result<(), Error> {
-        let (target, expect) = (self.target(), self.expect());
-        self.go_to(target, expect, Some((true, None))).await
-    }
-
     async fn go_to(&self, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>) -> Result<(), Error> {
         if self.entry.intent.lock().discarded {
             return Err(Error::Discarded);
@@ -329,6 +322,21 @@ impl Staged {
         if intent.base.as_ref().is_some_and(|known| known.etag == *from) {
             intent.base = Some(base);
         }
+    }
+
+    /// Its name is another file's, or nobody's, while it is open: what was queued of it is not published, and ends with the mount
+    /// or a crash. Gives what it had become before that could be stopped.
+    pub async fn withhold(&self) -> Option<Published> {
+        self.set_junk(true);
+        // Returns when what was on its way has arrived.
+        let _ = self.go_to(self.target(), self.expect(), Some((true, None))).await;
+        self.entry.unrecord().await;
+        self.published()
+    }
+
+    /// It is published over a version whose delete was put off: that is forgotten when this content is safe.
+    pub fn replaces(&self, deletion: Journalled<Deletion>) {
+        self.entry.replaces.lock().push(deletion);
     }
 
     /// What its publication expects to find.
@@ -411,6 +419,7 @@ impl Staged {
         entry.persist_durably().await?;
         failpoint::pass("queued");
         if !held {
+            entry.forget_replaced().await;
             let generation = entry.content.lock().generation;
             entry.shared.send(Message::Later { id: entry.id, generation, delay });
         }

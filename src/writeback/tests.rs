@@ -36,7 +36,9 @@ impl World {
     pub fn config(&self) -> SpoolConfig {
         SpoolConfig {
             dir: self.dir.path().into(),
-            identity: "id".into(),
+            service: "id".into(),
+            bucket: None,
+            read_only: false,
             max_size: 1 << 30,
             min_free_space: 0,
             part_size: None,

@@ -103,6 +103,11 @@ impl Model {
                     self.make_durable(naming);
                 }
             }
+            Change::Link { from, to } => {
+                let inode = self.names[from];
+                self.names.insert(to.to_owned(), inode);
+                self.name(to, Naming::Link(to.to_owned(), inode));
+            }
             Change::Rename { from, to } => {
                 let inode = self.names.remove(from).unwrap();
                 self.names.insert(to.to_owned(), inode);

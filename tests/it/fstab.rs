@@ -62,7 +62,7 @@ fn script(store: &Store, script: &str) -> Option<Output> {
     fs::set_permissions(&passwd, fs::Permissions::from_mode(0o600)).unwrap();
     // umount(8) finds its helper only for a mountpoint in libmount's utab, where `_netdev` puts it; others it takes from statfs(2),
     // which says "fuse" without the subtype (util-linux 2.38, lookup_umount_fs_by_statfs).
-    let options = format!("_netdev,endpoint_url={},region=us-east-1,passwd_file={},write_back=30s", store.endpoint(), passwd.display());
+    let options = format!("_netdev,endpoint_url={},region=us-east-1,passwd_file={},write_back=1h", store.endpoint(), passwd.display());
     let mut command = Command::new("timeout");
     command.args(["120", "unshare"]).args(way).args(["sh", "-euc", &format!("{BEGINNING}{script}")]);
     let like = packmule(store.home(), &[]);

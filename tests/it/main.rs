@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod account;
+mod adoption;
 mod architecture;
 mod attr;
 mod client;
@@ -22,6 +23,7 @@ mod posix;
 mod programs;
 mod promises;
 mod read;
+mod seen;
 mod signatures;
 mod start;
 mod status;
@@ -29,6 +31,7 @@ mod support;
 mod temporary;
 mod versions;
 mod write;
+mod write_back;
 
 /// The suites that run on every store, by name.
 const COMMON: &[(&str, &[&str])] = &[
@@ -45,6 +48,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("temporary", temporary::COMMON),
     ("versions", versions::COMMON),
     ("write", write::COMMON),
+    ("write_back", write_back::COMMON),
 ];
 
 /// What SeaweedFS cannot hold is a list of tests that exist, each with its reason.

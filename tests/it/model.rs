@@ -63,7 +63,9 @@ impl Subject {
             });
             let spool = SpoolConfig {
                 dir: home.join("spool"),
-                identity: "model".into(),
+                service: "model".into(),
+                bucket: None,
+                read_only: false,
                 max_size: 1 << 30,
                 min_free_space: 0,
                 part_size: None,

@@ -125,6 +125,10 @@ impl Uploader {
             if let Err(error) = entry.persist(true).await {
                 tracing::warn!("{}: {error}", entry.record.display());
             }
+            if park {
+                // The version that it was to replace is the only one that S3 has.
+                entry.forget_replaced().await;
+            }
             for waiter in waiters.into_iter().chain(next.into_iter().filter_map(|(_, reply)| reply)) {
                 let _ = waiter.send(Err(error.clone()));
             }

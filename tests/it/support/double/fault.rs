@@ -19,6 +19,8 @@ pub enum Fault {
     Reset(usize),
     /// Served, but the connection ends in good order after so many bytes of the answer's body.
     Truncate(usize),
+    /// Served, but only so many bytes of the answer's body come, and its Content-Length agrees with them.
+    Shorter(usize),
     /// Served, but one bit of the answer's body at this offset is turned over.
     Corrupt(usize),
     /// Done, but the answer never comes: the connection is reset.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -71,6 +71,8 @@ pub struct Shared {
     options: Arc<Options>,
     faults: Mutex<fault::Faults>,
     requests: Mutex<Requests>,
+    /// Requests without an answer yet.
+    open: AtomicUsize,
     /// Buckets that are not in the options' region.
     elsewhere: Mutex<BTreeMap<String, String>>,
     down: AtomicBool,
@@ -125,6 +127,7 @@ impl Double {
             options,
             faults: Mutex::default(),
             requests: Mutex::default(),
+            open: AtomicUsize::new(0),
             elsewhere: Mutex::default(),
             down: AtomicBool::new(false),
         });
@@ -191,6 +194,11 @@ impl Double {
         let state = self.state.lock();
         let Some(bucket) = state.buckets.get(bucket) else { return Vec::new() };
         bucket.uploads.iter().map(|(id, upload)| (upload.key.clone(), id.clone())).collect()
+    }
+
+    /// Requests that have no answer yet.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
     }
 
     /// What was asked since the start or the last reset.

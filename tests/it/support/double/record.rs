@@ -17,6 +17,8 @@ pub struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
     pub log: Vec<Entry>,
+    /// Most that were open at once.
+    pub peak: usize,
     /// Bytes of request bodies.
     pub bytes_up: u64,
     /// Bytes of answers' bodies.

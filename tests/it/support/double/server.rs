@@ -63,9 +63,28 @@ async fn connection(stream: TcpStream, service: S3Service, shared: Arc<Shared>) 
 #[error("connection dropped on purpose")]
 struct Dropped;
 
+/// Counts a request for as long as it is open.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let open = shared.open.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut requests = shared.requests.lock();
+        requests.peak = requests.peak.max(open);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shared>, reset: Arc<AtomicBool>) -> Result<Answer, Dropped> {
     let (parts, body) = request.into_parts();
     let asked = classify(&parts, shared.options.domain.as_deref());
+    let _open = Open::new(&shared);
     let faults = shared.faults.lock().take(&asked);
     let mut keep_back = false;
     let mut shape = None;
@@ -114,8 +133,15 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         reset.store(true, Ordering::SeqCst);
         return Err(Dropped);
     }
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = match shape {
+        Some(Fault::Shorter(len)) => {
+            let whole = http_body_util::BodyExt::collect(body).await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let cut = whole.slice(..len.min(whole.len()));
+            parts.headers.insert("content-length", cut.len().into());
+            parts.headers.remove("transfer-encoding");
+            Full::new(cut).map_err(|never: Infallible| match never {}).boxed_unsync()
+        }
         Some(fault) => misshape(body, fault, reset).await,
         None => body.boxed_unsync(),
     };

@@ -1,0 +1,427 @@
+//! `write_back=DELAY`: what is queued costs no request until its time, is safe meanwhile, and goes at once when asked to.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::support::double::{Fault, Requests, When};
+use crate::support::files::{self, errno, noise, output, sh};
+use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::stage::{Stage, on_every_store};
+use crate::support::store::Store;
+
+/// Longer than any test: what goes before goes because it was asked to.
+const LATER: &str = "write_back=1h";
+const DELETES: &[&str] = &["DeleteObject", "DeleteObjects"];
+const CHANGES: &[&str] = &["PutObject", "CopyObject", "CreateMultipartUpload", "DeleteObject", "DeleteObjects"];
+
+/// A mount of a double with these objects; what it asks from now on is counted.
+fn counted<'a>(options: &[&str], objects: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Stage> {
+    if !can_mount() {
+        return None;
+    }
+    let store = Store::double();
+    for (key, bytes) in objects {
+        store.put(key, bytes);
+    }
+    let stage = Stage::with(store, options);
+    stage.double().reset_requests();
+    Some(stage)
+}
+
+fn flush(stage: &Stage) {
+    stage.mount.ask(&["flush"], stage.dir());
+}
+
+/// What `packmule flush` says that must fail.
+fn flush_fails(stage: &Stage) -> String {
+    let said = output(stage.mount.command().arg("flush").arg(stage.dir()));
+    assert!(!said.status.success(), "{said:?}");
+    String::from_utf8_lossy(&said.stderr).into_owned()
+}
+
+fn changes(stage: &Stage) -> Requests {
+    let requests = stage.double().requests();
+    eprintln!("{:?}", requests.summary());
+    requests
+}
+
+/// Nobody on the mount sees a name, whichever way they look.
+fn assert_gone(stage: &Stage, name: &str) {
+    let path = stage.path(name);
+    let directory = path.parent().unwrap();
+    let last = path.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(!files::names(directory).contains(&last), "{name} is listed");
+    assert_eq!(errno(fs::metadata(&path)), Errno::ENOENT, "{name}");
+    assert_eq!(errno(fs::read(&path)), Errno::ENOENT, "{name}");
+}
+
+/// Files of the mount's spool with this extension.
+fn spooled(mount: &Mount, extension: &str) -> Vec<PathBuf> {
+    let spool = mount.home().join("state/packmule/spool");
+    let folders = fs::read_dir(&spool).unwrap_or_else(|error| panic!("{}: {error}", spool.display()));
+    let files = folders.flatten().filter_map(|folder| fs::read_dir(folder.path()).ok()).flatten().flatten();
+    files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+on_every_store! {
+    /// Promise 11: "With `write_back` deletes are queued"
+    fn a_tree_is_removed(store) {
+        for n in 0..30 {
+            store.put(&format!("t/d{}/f{n}", n % 3), "x");
+        }
+        store.put("t/d0/a b&<c>é", "x");
+        store.put("kept", "x");
+        let mut stage = Stage::with(store, &[LATER, "metadata_ttl=0"]);
+        fs::create_dir(stage.path("t/made")).unwrap();
+        let before = stage.store.keys();
+        sh(stage.dir(), "rm -r t");
+        assert_eq!(stage.store.keys(), before, "nothing was to be deleted yet");
+        assert_gone(&stage, "t");
+        assert_eq!(files::names(stage.dir()), ["kept"]);
+        stage.mount.umount();
+        assert_eq!(stage.store.keys(), ["kept"]);
+    }
+
+    /// Promise 11: "With `write_back` deletes are queued", also when what was removed is made anew.
+    fn what_is_made_anew_stays(store) {
+        store.put("f", "before");
+        store.put("d/x", "before");
+        store.put("g", "moved");
+        store.put("h", "before");
+        let mut stage = Stage::with(store, &[LATER, "metadata_ttl=0"]);
+        sh(stage.dir(), "rm f h; rm -r d; echo after > f; mkdir d; echo after > d/y; mv g h; ln -s f l");
+        assert_eq!(files::names(stage.dir()), ["d", "f", "h", "l"]);
+        assert_eq!(files::names(&stage.path("d")), ["y"]);
+        stage.mount.remount();
+        assert_eq!(files::names(stage.dir()), ["d", "f", "h", "l"]);
+        assert_eq!(stage.store.bytes("f"), "after\n");
+        assert_eq!(stage.store.bytes("d/y"), "after\n");
+        assert_eq!(stage.store.bytes("h"), "moved");
+        assert!(stage.store.get("d/x").is_none() && stage.store.get("g").is_none());
+    }
+
+    /// Promise 26: "kill -9 at any moment", of a mount that has removed names.
+    fn a_crash_forgets_no_delete(store) {
+        for n in 0..10 {
+            store.put(&format!("t/f{n}"), "x");
+        }
+        store.put("kept", "x");
+        let mut stage = Stage::with(store, &[LATER]);
+        sh(stage.dir(), "rm -r t");
+        stage.mount.crash();
+        assert_eq!(stage.store.keys().len(), 11);
+        stage.mount.again();
+        assert_eq!(files::names(stage.dir()), ["kept"]);
+        stage.store.eventually("the deletes are done", |store| store.keys() == ["kept"]);
+        stage.store.eventually("their records are gone", |_| spooled(&stage.mount, "delete").is_empty());
+    }
+}
+
+/// 1000 files in a directory and more than a page of them in another.
+#[test]
+fn rm_of_a_big_directory_costs_few_requests() {
+    let keys: Vec<String> = (0..1000).map(|n| format!("t/f{n:04}")).chain((0..1500).map(|n| format!("u/f{n:04}"))).collect();
+    let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], keys.iter().map(|key| (key.as_str(), "x"))) else { return };
+    sh(stage.dir(), "rm -r t u");
+    assert_eq!(changes(&stage).of_any(DELETES), 0);
+    assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+    // A listing of its own, not what was known before.
+    stage.mount.ask(&["refresh"], stage.dir());
+    assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+    let listings = stage.double().requests().total();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    let requests = changes(&stage);
+    assert!(listings <= 10, "{listings} requests before the deletes");
+    assert!((3..=4).contains(&requests.of_any(DELETES)), "{:?}", requests.summary());
+}
+
+/// What is deleted stays hidden while the store is away, over a refresh and over a kill -9 with a remount.
+#[test]
+fn no_name_flickers_back() {
+    let Some(mut stage) = counted(&[LATER, "metadata_ttl=0", "negative_metadata_ttl=0"], [("d/f", "x"), ("d/g", "x"), ("e/f", "x")]) else {
+        return;
+    };
+    sh(stage.dir(), "rm d/f; rm -r e");
+    for operation in DELETES {
+        stage.double().fault(When::operation(operation), Fault::Error(503, "SlowDown"));
+    }
+    for turn in ["before", "after a refresh", "after a crash"] {
+        match turn {
+            "after a refresh" => drop(stage.mount.ask(&["refresh"], stage.dir())),
+            "after a crash" => {
+                stage.mount.crash();
+                stage.mount.again();
+                // These are due at once, and tried.
+                stage.store.eventually("a delete is tried", |_| stage.double().requests().of_any(DELETES) > 0);
+            }
+            _ => {}
+        }
+        assert_gone(&stage, "d/f");
+        assert_gone(&stage, "e");
+        assert_eq!(files::names(&stage.path("d")), ["g"], "{turn}");
+        assert_eq!(stage.store.keys(), ["d/f", "d/g", "e/f"], "{turn}");
+    }
+    stage.store.eventually("status tells of them", |_| {
+        let status = stage.mount.status();
+        status.contains("deleting") && status.contains("/d/f") && status.contains("slow down")
+    });
+    stage.double().clear_faults();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), ["d/g"]);
+    assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
+}
+
+/// A new content under a removed name is one overwrite, on the condition that nobody else has changed it.
+#[test]
+fn a_new_content_cancels_the_delete() {
+    let Some(stage) = counted(&[LATER], [("f", "before"), ("g", "before"), ("h", "before")]) else { return };
+    sh(stage.dir(), "rm f g h; echo new > f; echo new > .g.tmp; mv .g.tmp g; echo new > h; rm h");
+    assert_eq!(changes(&stage).of_any(CHANGES), 0);
+    let records: String = spooled(&stage.mount, "delete").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    assert!(records.contains("\"h\"") && !records.contains("\"f\""), "{records}");
+    flush(&stage);
+    let requests = changes(&stage);
+    assert_eq!((requests.of("PutObject"), requests.of_any(DELETES)), (2, 1), "{:?}", requests.summary());
+    assert_eq!(stage.store.keys(), ["f", "g"]);
+    assert!(["f", "g"].iter().all(|key| stage.store.bytes(key) == "new\n"));
+
+    // Theirs, made between our rm and our upload, is not overwritten; ours is kept beside it.
+    sh(stage.dir(), "rm f; echo newer > f");
+    stage.store.put("f", "theirs");
+    flush(&stage);
+    assert_eq!(stage.store.bytes("f"), "theirs");
+    let beside: Vec<_> = stage.store.keys().into_iter().filter(|key| key.starts_with("f (conflict of ")).collect();
+    assert_eq!(beside.len(), 1, "{:?}", stage.store.keys());
+    assert_eq!(stage.store.bytes(&beside[0]), "newer\n");
+}
+
+/// Somebody else's version under a removed name is not deleted, and shows.
+#[test]
+fn a_delete_spares_what_somebody_else_has_written_since() {
+    let Some(stage) = counted(&[LATER], [("f", "before"), ("g", "before")]) else { return };
+    sh(stage.dir(), "rm f g");
+    stage.store.put("f", "theirs");
+    flush(&stage);
+    assert_eq!(stage.store.keys(), ["f"]);
+    assert_eq!(fs::read(stage.path("f")).unwrap(), b"theirs");
+    assert_gone(&stage, "g");
+}
+
+/// What the store refuses is told with its reason, its name shows again, and it can be tried again.
+#[test]
+fn a_refused_delete_shows_the_name_again() {
+    for names in ["f", "f g"] {
+        let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], [("f", "content"), ("g", "content"), ("h", "content")]) else { return };
+        sh(stage.dir(), &format!("ls; rm {names}"));
+        for operation in DELETES {
+            stage.double().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
+        }
+        let said = flush_fails(&stage);
+        assert!(said.contains("not deleted") && said.contains("/f") && said.contains("denied"), "{said}");
+        assert_eq!(files::names(stage.dir()), ["f", "g", "h"]);
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"content");
+        let status = stage.mount.status();
+        assert!(status.contains("undeleted") && status.contains("denied"), "{status}");
+        stage.double().clear_faults();
+        sh(stage.dir(), &format!("rm {names}"));
+        flush(&stage);
+        assert!(!stage.store.keys().contains(&"f".to_owned()));
+        assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
+    }
+}
+
+/// An outage is ridden out: flush and unmount say what is left, and the next mount resumes it.
+#[test]
+fn deletes_ride_an_outage_out() {
+    let Some(mut stage) = counted(&[LATER, "close_timeout=2s", "retries=0"], [("f", "x"), ("g", "x")]) else { return };
+    sh(stage.dir(), "rm f g");
+    stage.double().set_down(true);
+    let said = flush_fails(&stage);
+    assert!(said.contains("not deleted, goes on at the next mount: s3://releases/f"), "{said}");
+    stage.mount.umount_leaving("g");
+    stage.double().set_down(false);
+    assert_eq!(stage.store.keys(), ["f", "g"]);
+    stage.mount.again();
+    stage.store.eventually("the deletes are done", |store| store.keys().is_empty());
+}
+
+/// Keys that XML cannot carry go one by one, and keep no other.
+#[test]
+fn strange_keys_are_deleted_too() {
+    let Some(stage) = counted(&[LATER], [("d/a\u{1}b", "x"), ("d/plain", "x"), ("d/other", "x")]) else { return };
+    sh(stage.dir(), "rm -r d");
+    assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+    flush(&stage);
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+}
+
+/// A directory is renamed without what was removed from it, onto a name that was removed.
+#[test]
+fn a_tree_is_renamed_without_what_was_removed() {
+    let Some(stage) = counted(&[LATER], [("a/gone", "x"), ("a/kept", "x"), ("b/old", "x")]) else { return };
+    sh(stage.dir(), "rm a/gone; rm -r b; mv a b");
+    assert_eq!(files::names(&stage.path("b")), ["kept"]);
+    flush(&stage);
+    assert_eq!(stage.store.keys().iter().filter(|key| !key.ends_with('/')).collect::<Vec<_>>(), ["b/kept"]);
+}
+
+/// A file that is open when it is removed is not published by what was queued of it.
+#[test]
+fn a_queued_file_that_is_open_when_it_is_removed() {
+    let Some(stage) = counted(&[LATER], []) else { return };
+    files::write(&stage.path("f"), b"content").unwrap();
+    let open = fs::File::open(stage.path("f")).unwrap();
+    fs::remove_file(stage.path("f")).unwrap();
+    flush(&stage);
+    assert_eq!(std::io::read_to_string(&open).unwrap(), "content");
+    drop(open);
+    flush(&stage);
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    assert_eq!(changes(&stage).of_any(CHANGES), 0);
+}
+
+/// Without `write_back` unlink sends its DELETE and returns the store's answer.
+#[test]
+fn without_write_back_unlink_tells_the_truth() {
+    let Some(stage) = counted(&[], [("f", "x"), ("g", "x")]) else { return };
+    fs::remove_file(stage.path("f")).unwrap();
+    assert_eq!(stage.store.keys(), ["g"]);
+    stage.double().fault(When::operation("DeleteObject"), Fault::Error(403, "AccessDenied"));
+    assert_eq!(errno(fs::remove_file(stage.path("g"))), Errno::EACCES);
+}
+
+/// close() asks nothing of the store; bytes and intent are durable in the spool when it returns.
+#[test]
+fn close_returns_before_any_request() {
+    let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], []) else { return };
+    files::names(stage.dir());
+    stage.double().reset_requests();
+    stage.double().set_down(true);
+    files::write(&stage.path("f"), &noise(1, 9 << 20)).unwrap();
+    assert_eq!(stage.double().requests().total(), 0);
+    let records = spooled(&stage.mount, "json");
+    assert_eq!(records.len(), 1);
+    let record = fs::read_to_string(&records[0]).unwrap();
+    assert!(record.contains("\"durable\":true") && record.contains("\"phase\":\"sealed\""), "{record}");
+    assert!(fs::read(records[0].with_extension("data")).unwrap() == noise(1, 9 << 20));
+    stage.double().set_down(false);
+}
+
+/// Rename, rewrite and delete before the upload cost no request, and several closes are one upload.
+#[test]
+fn what_changes_before_its_upload_costs_one_upload() {
+    let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], [("old", "before")]) else { return };
+    files::names(stage.dir());
+    stage.double().reset_requests();
+    files::write(&stage.path("a"), b"one").unwrap();
+    files::write(&stage.path("a"), b"two").unwrap();
+    OpenOptions::new().append(true).open(stage.path("a")).unwrap().write_all(b"three").unwrap();
+    fs::rename(stage.path("a"), stage.path("b")).unwrap();
+    fs::rename(stage.path("b"), stage.path("c")).unwrap();
+    sh(stage.dir(), "chmod 600 c; touch -d '2001-02-03 04:05:06 UTC' c; echo x > gone; rm gone");
+    assert_eq!(stage.double().requests().total(), 0, "{:?}", stage.double().requests().summary());
+    flush(&stage);
+    let requests = changes(&stage);
+    assert_eq!((requests.of("PutObject"), requests.of_any(CHANGES)), (1, 1), "{:?}", requests.summary());
+    assert_eq!(stage.store.bytes("c"), "twothree");
+    assert!(stage.store.get("c").unwrap().metadata["mtime"].starts_with("981173106"));
+
+    // An overwrite that is renamed: the new content, and the old name's delete.
+    stage.double().reset_requests();
+    sh(stage.dir(), "echo after > old; mv old new");
+    assert_eq!(changes(&stage).of_any(CHANGES), 0);
+    assert_eq!(files::names(stage.dir()), ["c", "new"]);
+    flush(&stage);
+    let requests = changes(&stage);
+    assert_eq!((requests.of("PutObject"), requests.of_any(CHANGES)), (1, 2), "{:?}", requests.summary());
+    assert_eq!(stage.store.keys(), ["c", "new"]);
+}
+
+/// Several closes of a file within the delay are one upload, which comes by itself.
+#[test]
+fn several_closes_are_one_upload() {
+    let Some(stage) = counted(&["write_back=3s"], []) else { return };
+    for turn in 0..5 {
+        files::write(&stage.path("f"), format!("turn {turn}").as_bytes()).unwrap();
+    }
+    stage.store.eventually("the last one is in S3", |store| store.get("f").is_some_and(|seen| seen.bytes == "turn 4"));
+    let requests = changes(&stage);
+    assert_eq!(requests.of("PutObject"), 1, "{:?}", requests.summary());
+}
+
+/// Small files are uploaded many at once.
+#[test]
+fn small_files_travel_together() {
+    let Some(stage) = counted(&[LATER], []) else { return };
+    stage.double().fault(When::operation("PutObject"), Fault::Delay(Duration::from_millis(100)));
+    for n in 0..40 {
+        files::write(&stage.path(&format!("f{n}")), b"content").unwrap();
+    }
+    flush(&stage);
+    let requests = changes(&stage);
+    assert_eq!(requests.of("PutObject"), 40);
+    assert!(requests.peak >= 8, "{} at once", requests.peak);
+}
+
+/// `packmule umount` starts what is queued at once; umount(8) does in `fstab::mount_and_umount`, SIGTERM above.
+#[test]
+fn umount_starts_the_queue() {
+    let Some(mut stage) = counted(&[LATER], [("gone", "x")]) else { return };
+    sh(stage.dir(), "echo content > f; rm gone");
+    stage.mount.umount_by_command();
+    assert_eq!(stage.store.keys(), ["f"]);
+}
+
+/// With the store gone flush, `packmule umount` and SIGTERM end `close_timeout` after the last progress, and say what is left.
+#[test]
+fn what_is_left_is_said() {
+    let Some(mut stage) = counted(&[LATER, "close_timeout=3s", "retries=0"], [("gone", "x")]) else { return };
+    sh(stage.dir(), "echo content > f; rm gone");
+    stage.double().set_down(true);
+    let said = flush_fails(&stage);
+    for name in ["not uploaded, goes on at the next mount: s3://releases/f", "not deleted, goes on at the next mount: s3://releases/gone"] {
+        assert!(said.contains(name), "{said}");
+    }
+    let mut command = stage.mount.command();
+    command.arg("umount").arg(stage.dir()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let asked = command.spawn().unwrap();
+    let said = asked.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(text.contains("s3://releases/f") && text.contains("s3://releases/gone"), "{text}");
+    stage.mount.crash();
+    stage.double().set_down(false);
+    stage.mount.again();
+    stage.store.eventually("what was left is done", |store| store.keys() == ["f"]);
+    assert_eq!(stage.store.bytes("f"), "content\n");
+}
+
+/// A delete on its way when the file is made anew never meets the new object, on a store that knows no conditions either.
+#[test]
+fn a_delete_on_its_way_does_not_hit_the_new_object() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put("f", "before");
+    store.put("g", "before");
+    let stage = Stage { mount: Mount::start(Setup::of(&store).option("write_back=1s")), store };
+    for operation in DELETES {
+        stage.double().fault(When::operation(operation), Fault::Delay(Duration::from_secs(3)));
+    }
+    sh(stage.dir(), "rm f g");
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while stage.double().open() == 0 {
+        assert!(std::time::Instant::now() < until, "no delete was sent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    files::write(&stage.path("f"), b"after").unwrap();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), ["f"]);
+    assert_eq!(stage.store.bytes("f"), "after");
+}
