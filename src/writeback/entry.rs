@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::content::Content;
 use super::deletes::Deletes;
@@ -20,7 +20,7 @@ use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, SpoolConfig, Target};
+use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, SpoolConfig, Target, transfer};
 use crate::s3::multipart::PartPlan;
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub hooks: Arc<dyn Hooks>,
     pub spool: Spool,
     pub meter: Meter,
+    /// Chunks that transfers may hold.
+    pub memory: Arc<Semaphore>,
     pub copies: Copies,
     pub deletes: Deletes,
     /// Woken when an entry leaves or ends a publication.
@@ -68,6 +70,7 @@ impl Shared {
         let (inbox, receiver) = mpsc::unbounded_channel();
         let (deletions, metadata) = (spool.put_off(), spool.put_off());
         let shared = Shared {
+            memory: Arc::new(Semaphore::new(transfer::chunks_in_memory(config.memory_limit))),
             config,
             hooks,
             spool,

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 
 use super::fake::{Fake, OneBucket};
 use super::publish::StoreReader;
 use super::*;
-use crate::s3::{ErrorKind, ObjectHeaders};
+use crate::s3::{ErrorKind, ObjectHeaders, Source};
 
 pub(super) const MIB: usize = 1 << 20;
 
@@ -91,7 +92,7 @@ impl World {
     }
 
     pub fn files(&self) -> Vec<String> {
-        let dirs = std::fs::read_dir(self.dir.path()).unwrap().flatten();
+        let dirs = std::fs::read_dir(self.dir.path()).unwrap().flatten().filter(|entry| entry.path().is_dir());
         let names = dirs.flat_map(|dir| {
             std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect::<Vec<_>>()
         });
@@ -418,4 +419,21 @@ async fn discarded_files_leave_no_trace() {
     assert!(matches!(staged.publish().await, Err(Error::Discarded)));
     until(|| world.nothing_pending()).await;
     assert!(world.files().is_empty() && writeback.status().is_empty() && world.store.object("a").is_none());
+}
+
+#[tokio::test]
+async fn transfers_hold_no_more_than_their_share_of_the_memory() {
+    let world = World::new();
+    let writeback = world.open_with(|config| (config.memory_limit, config.write_back) = (32 << 20, Duration::from_secs(3600))).await;
+    let staged = world.new_file(&writeback, "f").await;
+    write_all(&staged, &pattern(MIB, 1)).await;
+    let entry = writeback.shared.entry(staged.id()).unwrap();
+    let mut bodies: Vec<_> = (0..33).map(|_| transfer::SpoolSource::new(&entry, 0..MIB as u64).open()).collect();
+    let mut held = Vec::new();
+    for body in &mut bodies[..32] {
+        held.push(body.next().await.unwrap().unwrap());
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(200), bodies[32].next()).await.is_err(), "more than 8 MiB are held");
+    held.pop();
+    assert_eq!(bodies[32].next().await.unwrap().unwrap(), pattern(MIB, 1).slice(..256 << 10));
 }

@@ -20,7 +20,7 @@ fn crash<F: Future<Output = ()>>(world: World, life: impl FnOnce(Arc<World>) -> 
     runtime.block_on(life(world.clone()));
     runtime.shutdown_timeout(Duration::from_secs(5));
     let next = tempfile::tempdir().unwrap();
-    for dir in std::fs::read_dir(world.dir.path()).unwrap().flatten() {
+    for dir in std::fs::read_dir(world.dir.path()).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
         let copy = next.path().join(dir.file_name());
         std::fs::create_dir(&copy).unwrap();
         for file in std::fs::read_dir(dir.path()).unwrap().flatten() {

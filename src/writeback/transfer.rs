@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
 use md5::{Digest, Md5};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::disk::SpoolFile;
 use super::entry::Entry;
@@ -55,6 +56,24 @@ impl From<Trouble> for Error {
             Trouble::Stale | Trouble::Gone => Error::Stale,
             Trouble::Local(error) => error,
         }
+    }
+}
+
+/// Chunks that all transfers of a mount may hold together: a quarter of `memory_limit`. Never so few that some connections
+/// which hang, each with a chunk or two, would hold up the others.
+pub(crate) fn chunks_in_memory(memory_limit: u64) -> usize {
+    usize::try_from(memory_limit / 4 / CHUNK as u64).unwrap_or(usize::MAX).clamp(32, Semaphore::MAX_PERMITS)
+}
+
+/// A chunk on its way, with its share of the memory.
+struct Held {
+    chunk: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.chunk
     }
 }
 
@@ -129,16 +148,18 @@ impl Source for SpoolSource {
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
         self.counts.restart();
         let (file, counts, end) = (self.entry.file.clone(), self.counts.clone(), self.range.end);
+        let memory = self.entry.shared.memory.clone();
         stream::try_unfold(self.range.start, move |at| {
-            let (file, counts) = (file.clone(), counts.clone());
+            let (file, counts, memory) = (file.clone(), counts.clone(), memory.clone());
             async move {
                 if at >= end {
                     return Ok(None);
                 }
                 let len = CHUNK.min((end - at) as usize);
+                let permit = memory.acquire_owned().await.map_err(io::Error::other)?;
                 let chunk = tokio::task::spawn_blocking(move || read_exact(&file, at, len)).await.map_err(io::Error::other)??;
                 counts.hand(chunk.len() as u64);
-                Ok(Some((chunk, at + len as u64)))
+                Ok(Some((Bytes::from_owner(Held { chunk, _permit: permit }), at + len as u64)))
             }
         })
         .boxed()
