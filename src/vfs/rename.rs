@@ -1,7 +1,6 @@
 //! rename: a file's key changes by a server-side copy and a delete, a tree's by many of them; what is not published yet just
 //! changes its target.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 
 use futures::{StreamExt, TryStreamExt};
@@ -10,17 +9,14 @@ use super::attr::Kind;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
-use super::listing::Listing;
-use super::lookup::LINK_MAX;
 use super::temporary::is_junk;
-use super::{Caller, Ino, Vfs, attr};
+use super::{Caller, Ino, Vfs};
 use crate::failpoint;
 use crate::s3::multipart::copy_object;
-use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
-use crate::writeback::{Attributes, Expect, Published, Staged};
+use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome};
+use crate::writeback::{Attributes, Expect, Staged};
 
-/// Keys of one DeleteObjects (S3's own limit).
-const DELETE_MOST: usize = 1000;
+mod tree;
 
 /// One name, and what it is to become.
 struct Move {
@@ -89,8 +85,25 @@ impl Vfs {
 
     async fn rename_file(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let order = self.order(ino)?;
-        let _turn = order.lock().await;
-        self.catch_up(ino);
+        let turn = order.lock().await;
+        // An upload that nobody waits for must not end under a name that is about to be another file's, or in the middle of a copy.
+        let mut paused = Vec::new();
+        for queued in [Some(ino), step.replaced].into_iter().flatten() {
+            if let Some(staged) = self.staged_now(queued)?.filter(|staged| staged.is_queued()) {
+                staged.pause().await;
+                self.catch_up(queued);
+                paused.push(staged);
+            }
+        }
+        let renamed = self.rename_in_turn(caller, ino, step).await;
+        paused.iter().for_each(|staged| staged.resume());
+        drop(turn);
+        // What was closed under a temporary name is published by now, unless it waits.
+        self.retire(ino).await;
+        renamed
+    }
+
+    async fn rename_in_turn(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
         let (staged, object, held, over) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
@@ -174,16 +187,7 @@ impl Vfs {
                 node.object = None;
             }
         }
-        let over = match self.relink(ino, step).await {
-            // What was replaced had its publication on its way: that is the version which is there now.
-            Some(published) if published.key == step.target.key && !over.as_ref().is_some_and(|over| over.etag == published.etag) => {
-                if temporary.is_none() {
-                    staged.retarget(target(&step.target), Expect::Version(published.etag.clone())).await?;
-                }
-                Some(Object::from(&published))
-            }
-            _ => over,
-        };
+        self.relink(ino, step).await;
         // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
             node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
@@ -193,16 +197,13 @@ impl Vfs {
             if staged.size() == 0 {
                 return self.publish_empty_later(ino, &staged).await;
             }
-            let published = self.publish_patiently(ino).await;
-            drop(_turn);
-            self.retire(ino).await;
-            return published;
+            return self.publish_patiently(ino).await;
         }
         Ok(())
     }
 
-    /// Moves the node to its new name; what had the name is nobody's any more. Gives what that was published as, if it was here.
-    async fn relink(&self, ino: Ino, step: &Move) -> Option<Published> {
+    /// Moves the node to its new name; what had the name is nobody's any more.
+    async fn relink(&self, ino: Ino, step: &Move) {
         let replaced = {
             let mut table = self.table.lock();
             if let Some(node) = table.get_mut(ino) {
@@ -210,12 +211,13 @@ impl Vfs {
             }
             table.relink(ino, step.to.0, &step.to.1, step.segment.clone())
         };
-        let replaced = replaced?;
-        let staged = self.staged_now(replaced).ok().flatten()?;
-        if self.handles.is_open(replaced) {
-            return staged.withhold().await;
+        let Some(replaced) = replaced else { return };
+        if !self.handles.is_open(replaced) {
+            self.discard_staged(replaced).await;
+        } else if let Ok(Some(staged)) = self.staged_now(replaced) {
+            // It can be read until it is closed.
+            staged.withhold().await;
         }
-        self.discard_staged(replaced).await
     }
 
     /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
@@ -356,205 +358,6 @@ impl Vfs {
         Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
     }
 
-    /// Moves all that is below a directory. Nothing that waits for its publication gets one under the old name meanwhile.
-    async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
-        let queued: Vec<_> = {
-            let table = self.table.lock();
-            let files = table.below(dir).into_iter().filter_map(|ino| Some((ino, &table.get(ino)?.file)));
-            let staged = files.filter(|(_, file)| !file.temporary).filter_map(|(ino, file)| Some((ino, file.staged.clone()?)));
-            staged.filter(|(_, staged)| staged.is_queued()).collect()
-        };
-        for (_, staged) in &queued {
-            staged.set_held(true, None);
-            // Returns when what is on its way already has arrived, where the listing finds it.
-            let _ = staged.retarget(staged.target(), staged.expect()).await;
-        }
-        let result = self.move_tree(dir, step).await;
-        for (ino, staged) in queued {
-            staged.set_held(false, None);
-            match staged.publish_later(self.config.write_back).await {
-                Ok(()) => self.follow_up(ino, &staged),
-                Err(error) => tracing::warn!("{}: {error}", staged.target().key),
-            }
-        }
-        result
-    }
-
-    /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
-    async fn move_tree(&self, dir: Ino, step: &Move) -> Result<()> {
-        let (source, destination) = (&step.source, &step.target);
-        let _source = self.guards.tree(source.store.bucket(), &source.key).await;
-        let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
-        self.settle_deletes_below(source).await?;
-        self.settle_deletes_below(destination).await?;
-        self.require_room(step).await?;
-        self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
-        let objects = self.list_tree(source).await?;
-        let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
-        let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
-            Ok(copied) => copied,
-            Err(error) => {
-                tracing::error!(
-                    "{}: the directory was not renamed: {error:?}; all of it is still there, and some of it is under {} too",
-                    source.key,
-                    destination.key
-                );
-                return Err(error);
-            }
-        };
-        let mut keys = self.still_the_same(source, &copied).await.inspect_err(|error| {
-            tracing::error!("{}: was copied to {} and stays under the old name too: {error:?}", source.key, destination.key);
-        })?;
-        if source.store.capabilities().real_directories {
-            let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
-            let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
-            let implied: Vec<String> = above.into_iter().filter(|key| !known.contains(key)).map(str::to_owned).collect();
-            keys.extend(implied.into_iter().map(|key| (key, None)));
-        }
-        // Markers last, the deepest first: a real directory that loses its marker before its names stays.
-        keys.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
-        for batch in keys.chunks(DELETE_MOST) {
-            for (key, error) in source.store.delete_many(batch).await? {
-                tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
-            }
-        }
-        self.retarget_below(dir, source, destination, &copied).await?;
-        self.relink(dir, step).await;
-        let mut table = self.table.lock();
-        for ino in table.below(dir) {
-            if let Some(node) = table.get_mut(ino) {
-                node.checked = node.checked.filter(|_| ino == dir);
-                node.file.kernel_pages = None;
-                // Names stay as they are, ETags may not.
-                if let Some(state) = node.dir.as_deref_mut() {
-                    let lasting = |listing: &Listing| listing.entries.iter().all(|entry| entry.object.is_none());
-                    state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// ENOTEMPTY (EEXIST with RENAME_NOREPLACE) where something lies below the target that nobody here has seen: asked for, not
-    /// looked up in a listing, because copies would replace it.
-    async fn require_room(&self, step: &Move) -> Result<()> {
-        let target = &step.target;
-        let below = ListRequest { prefix: target.key.clone(), max_keys: Some(2), ..ListRequest::default() };
-        let page = self.within(async { Ok(target.store.list(below).await?) }).await?;
-        if step.exclusive && !page.entries.is_empty() {
-            return Err(Error::Exists);
-        }
-        let others = page.entries.iter().any(|entry| entry.key != target.key);
-        if others { Err(Error::NotEmpty) } else { Ok(()) }
-    }
-
-    /// The sources that are what was copied, to be deleted: not every store honours the ETags of a DeleteObjects. What somebody
-    /// else has changed meanwhile stays where it is.
-    async fn still_the_same(&self, source: &Place, copied: &[Copied]) -> Result<Vec<(String, Option<ETag>)>> {
-        let now: HashMap<String, ETag> = self.list_tree(source).await?.into_iter().map(|entry| (entry.key, entry.etag)).collect();
-        let unchanged = |copy: &&Copied| match (copy.etag(), now.get(&copy.source)) {
-            (Some(copied), Some(now)) if copied != *now => {
-                tracing::warn!("{}: changed by somebody else while it was renamed: their version stays under the old name", copy.source);
-                false
-            }
-            (_, found) => found.is_some(),
-        };
-        Ok(copied.iter().filter(unchanged).map(|copy| (copy.source.clone(), copy.etag())).collect())
-    }
-
-    /// All objects below a prefix, refused over `rename_limit`.
-    async fn list_tree(&self, place: &Place) -> Result<Vec<ListEntry>> {
-        let mut objects = Vec::new();
-        let mut request = ListRequest { prefix: place.key.clone(), ..ListRequest::default() };
-        loop {
-            let page = self.within(async { Ok(place.store.list(request.clone()).await?) }).await?;
-            objects.extend(page.entries);
-            if objects.len() as u64 > self.config.rename_limit {
-                tracing::error!(
-                    "{}: more than {} objects are not renamed at once: raise rename_limit, or rename its parts",
-                    place.key,
-                    self.config.rename_limit
-                );
-                return Err(Error::TooLarge);
-            }
-            match page.next {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(objects),
-            }
-        }
-    }
-
-    async fn copy_below(&self, from: &Place, to: &Place, entry: ListEntry) -> Result<Copied> {
-        let below = entry.key.get(from.key.len()..).unwrap_or_default();
-        let source = Place { store: from.store.clone(), key: entry.key.clone() };
-        let target = Place { store: to.store.clone(), key: format!("{}{below}", to.key) };
-        // A marker is made anew: some stores keep none that could be copied (SeaweedFS), and only ours carry anything.
-        if entry.size == 0 && entry.key.ends_with('/') {
-            let row = self.recall_directory(&source).await;
-            let (stored, mtime) =
-                row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
-            self.within(self.put_marker(&target, stored, mtime)).await?;
-            self.memory.remove(source.store.bucket(), &source.key);
-            return Ok(Copied { source: entry.key, objects: None });
-        }
-        let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
-        let mut object = super::inode::Object {
-            etag: entry.etag.clone(),
-            size: entry.size,
-            version_id: None,
-            last_modified: entry.last_modified,
-            archived: false,
-            attributes: None,
-            decoded: false,
-        };
-        let link = entry.sha1 && entry.size <= LINK_MAX;
-        let single = entry.size <= source.store.capabilities().max_single_copy;
-        let current = match single && !link {
-            // CopyObject carries everything over but the class; only what is sent anew must be known.
-            true => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
-            false => {
-                let head = source.store.head(&source.key).await?;
-                let tags = if head.tag_count > 0 { source.store.get_tags(&source.key).await? } else { Vec::new() };
-                object = super::lookup::object_of(head);
-                Attributes { tags, ..object.attributes.clone().unwrap_or_default() }
-            }
-        };
-        let mut wanted = current.clone();
-        if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()).filter(|link| !link.is_empty()) {
-            wanted.headers.website_redirect = self.redirect_of(&target.key, link);
-        }
-        let outcome = self.copy(&source, &target, &object, &current, &wanted).await?;
-        if let Some(row) = row {
-            let written = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-            self.memory.put(target.store.bucket(), &target.key, super::remember::Row { etag: outcome.etag.clone(), written, ..row });
-            self.memory.remove(source.store.bucket(), &source.key);
-        }
-        let copy = copied_object(&object, &outcome);
-        self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;
-        Ok(Copied { source: entry.key, objects: Some((object.etag, copy)) })
-    }
-
-    /// Files of the tree that are not published yet go to its new place, and expect their own object's copy there.
-    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place, copied: &[Copied]) -> Result<()> {
-        let below = self.table.lock().below(dir);
-        for ino in below {
-            let Ok(Some(staged)) = self.staged_now(ino) else { continue };
-            let now = staged.target();
-            let Some(rest) = now.key.strip_prefix(&from.key) else { continue };
-            let place = Place { store: to.store.clone(), key: format!("{}{rest}", to.key) };
-            match copied.iter().find(|copy| copy.source == now.key).and_then(|copy| copy.objects.as_ref()) {
-                Some((source, copy)) => {
-                    if let Some(node) = self.table.lock().get_mut(ino) {
-                        node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
-                    }
-                    self.move_staged(&staged, source, &place, copy.clone()).await?;
-                }
-                None => staged.retarget(target(&place), staged.expect()).await?,
-            }
-        }
-        Ok(())
-    }
-
     /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.
     async fn move_staged(&self, staged: &Staged, source: &ETag, place: &Place, copy: Object) -> Result<()> {
         let expect = match staged.expect() {
@@ -563,24 +366,6 @@ impl Vfs {
         };
         staged.rebase(source, self.base_of(place, &copy));
         Ok(staged.retarget(target(place), expect).await?)
-    }
-}
-
-/// The directories that lead to a key, with their slashes, from the one whose key is `shortest` long down.
-fn directories_of(key: &str, shortest: usize) -> impl Iterator<Item = &str> {
-    key.match_indices('/').map(move |(at, _)| &key[..=at]).filter(move |directory| directory.len() >= shortest)
-}
-
-/// An object of a tree that has its copy.
-struct Copied {
-    source: String,
-    /// The version that was copied, and the copy; none of a marker.
-    objects: Option<(ETag, Object)>,
-}
-
-impl Copied {
-    fn etag(&self) -> Option<ETag> {
-        self.objects.as_ref().map(|(source, _)| source.clone())
     }
 }
 

@@ -256,7 +256,8 @@ impl Entry {
             Ok(file)
         })
         .await?;
-        let intent = Intent::new(target, expect, base, attributes);
+        let mut intent = Intent::new(target, expect, base, attributes);
+        intent.order = id;
         let entry = Self::build(shared, id, file, data, shared.spool.record(id), Content::new(size), intent);
         Ok(entry)
     }
@@ -339,6 +340,7 @@ impl Entry {
             Record {
                 version: Record::current(),
                 phase: if intent.phase.frees() && !intent.sealed { Phase::Writing } else { intent.phase },
+                order: intent.order,
                 bucket: intent.target.store.bucket().to_owned(),
                 key: intent.target.key.clone(),
                 expect: intent.expect.clone(),

@@ -43,6 +43,10 @@ pub(crate) struct Intent {
     pub recovered: bool,
     /// The store is being asked what it has of it: the publication begins with the answer.
     pub resuming: bool,
+    /// Its name is being changed, or taken.
+    pub paused: bool,
+    /// Grows with each change of the name: of two entries under one name, the greater is what the name means.
+    pub order: u64,
     /// Closed: it goes once it is published.
     pub retired: bool,
     /// The base cannot be copied from inside the store: its bytes are fetched.
@@ -98,6 +102,8 @@ impl Intent {
             failed: None,
             recovered: false,
             resuming: false,
+            paused: false,
+            order: 0,
             retired: false,
             fetches: false,
             completing: None,

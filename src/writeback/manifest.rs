@@ -55,6 +55,9 @@ pub(crate) struct BaseRecord {
 pub(crate) struct Record {
     pub version: u32,
     pub phase: Phase,
+    /// Of two records under one key, the greater is the newer.
+    #[serde(default)]
+    pub order: u64,
     pub bucket: String,
     pub key: String,
     pub expect: Expect,
@@ -117,6 +120,7 @@ pub(crate) mod tests {
         Record {
             version: VERSION,
             phase: Phase::Sealed,
+            order: 1,
             bucket: "b".into(),
             key: "k\u{1}é".into(),
             expect: Expect::Version(ETag::new("e")),

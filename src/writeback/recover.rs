@@ -17,7 +17,7 @@ use super::spool::{Found, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
-use super::{Base, Error, Target};
+use super::{Base, Error, Expect, Staged, Target};
 use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
 
 /// How far the store's clock may be behind ours.
@@ -41,6 +41,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             }
         }
     }
+    let mut promises: BTreeMap<(String, String), Vec<(Arc<Entry>, Record)>> = BTreeMap::new();
     for Found { data, record_path, mut record } in found {
         let store = match stores.of(&record.bucket).await {
             Ok(store) => store,
@@ -74,21 +75,44 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             record.base.as_ref().map(|b| b.size),
         );
         let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
+        if promised {
+            promises.entry((record.bucket.clone(), record.key.clone())).or_default().push((entry, record));
+            continue;
+        }
         // Bytes that were not fsynced are whole while the kernel is the same.
-        if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.spool.disk.boot) {
+        if record.held && !worthless && !record.poisoned && intact(&record, &shared.spool.disk.boot) {
             shared.recovered.lock().push(entry.clone());
         }
-        let shared = shared.clone();
+        let _shared = shared.clone();
         tokio::spawn(async move {
-            if worthless || !promised && is_published(&entry, &record).await {
-                clean_up(&entry, &record).await;
+            let discarded = worthless || is_published(&entry, &record).await;
+            clean_up(&entry, &record).await;
+            if discarded {
                 publish::discard(&entry).await;
-            } else if promised {
-                go_on(&shared, &entry, &record).await;
-            } else {
-                clean_up(&entry, &record).await;
             }
         });
+    }
+    for mut versions in promises.into_values() {
+        versions.sort_by_key(|(_, record)| record.order);
+        // The name means the newest.
+        shared.recovered.lock().extend(versions.last().map(|(entry, _)| entry.clone()));
+        tokio::spawn(go_on_in_turn(shared.clone(), versions));
+    }
+}
+
+/// What was promised under one name goes on, the oldest first: it may have been on its way when a newer one took its place, and what
+/// that is conditional on is then what becomes of the older.
+async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<(Arc<Entry>, Record)>) {
+    let mut before: Option<Arc<Entry>> = None;
+    for (entry, record) in versions {
+        if let Some(older) = before.take()
+            && let Ok(Some(published)) = Staged::new(older).settled().await
+            && published.key == record.key
+        {
+            entry.intent.lock().expect = Expect::Version(published.etag);
+        }
+        go_on(&shared, &entry, &record).await;
+        before = Some(entry);
     }
 }
 
@@ -173,6 +197,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.durable = record.durable.then_some(0);
     intent.sealed = promised;
     intent.recovered = true;
+    intent.order = record.order;
     intent.resuming = promised;
     intent.retired = true;
     intent.phase = match record.phase {
@@ -272,7 +297,7 @@ async fn completed(store: &dyn Store, record: &Record) -> Option<super::Publishe
         size: head.size,
         last_modified: head.last_modified,
         attributes: record.attributes.clone(),
-        replaced: !matches!(record.expect, super::Expect::Absent | super::Expect::NewFile),
+        replaced: !matches!(record.expect, Expect::Absent | Expect::NewFile),
     })
 }
 

@@ -324,6 +324,22 @@ impl Staged {
         }
     }
 
+    /// What is queued of it is not published before [`Staged::resume`]. What cannot be stopped any more is waited for:
+    /// [`Staged::published`] tells.
+    pub async fn pause(&self) {
+        let (reply, paused) = oneshot::channel();
+        self.entry.shared.send(Message::Pause { id: self.entry.id, reply });
+        let _ = paused.await;
+    }
+
+    /// Ends [`Staged::pause`].
+    pub fn resume(&self) {
+        self.entry.intent.lock().paused = false;
+        let generation = self.entry.content.lock().generation;
+        let delay = self.entry.shared.config.write_back;
+        self.entry.shared.send(Message::Later { id: self.entry.id, generation, delay });
+    }
+
     /// Its name is another file's, or nobody's, while it is open: what was queued of it is not published, and ends with the mount
     /// or a crash. Gives what it had become before that could be stopped.
     pub async fn withhold(&self) -> Option<Published> {

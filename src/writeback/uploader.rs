@@ -36,6 +36,8 @@ pub(crate) enum Message {
     Due { id: u64, generation: Option<u64> },
     /// The name has changed, and perhaps whether it is a temporary one.
     Retarget { id: u64, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>, reply: oneshot::Sender<()> },
+    /// Publish nothing that nobody waits for, until it is resumed. What may be committed already is waited for.
+    Pause { id: u64, reply: oneshot::Sender<()> },
     /// Never publish; kept with its reason.
     Park(u64, Error),
     /// Publish what was parked or unfinished.
@@ -120,6 +122,7 @@ impl Uploader {
                         && !intent.held
                         && !intent.poisoned
                         && !intent.resuming
+                        && !intent.paused
                         && generation.is_none_or(|g| g == content.generation)
                         && content.is_dirty()
                 });
@@ -141,7 +144,7 @@ impl Uploader {
                 }
                 self.shared.chores.fetch_sub(1, Relaxed);
             }
-            Message::Retarget { .. } | Message::Discard { .. } => self.redirect(message),
+            Message::Retarget { .. } | Message::Discard { .. } | Message::Pause { .. } => self.redirect(message),
             Message::Resume { id, upload } => self.resume(id, upload),
             Message::Found { id, published } => {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
@@ -190,8 +193,9 @@ impl Uploader {
 
     /// A new name, or the end of the entry. What may be committed already is waited for.
     fn redirect(&mut self, message: Message) {
-        let (Message::Retarget { id, .. } | Message::Discard { id, .. }) = &message else { return };
+        let (Message::Retarget { id, .. } | Message::Discard { id, .. } | Message::Pause { id, .. }) = &message else { return };
         let id = *id;
+        let order = Entry::number(&self.shared);
         let Some(job) = self.job(id) else { return };
         if job.is_committing() {
             job.after.push(message);
@@ -202,6 +206,7 @@ impl Uploader {
                 let (parts, stops) = {
                     let mut intent = job.entry.intent.lock();
                     (intent.target, intent.expect) = (target, expect);
+                    intent.order = order;
                     if let Some((held, guess)) = held {
                         intent.hold(held, guess);
                     }
@@ -231,6 +236,22 @@ impl Uploader {
                     }
                     let _ = reply.send(());
                 });
+            }
+            Message::Pause { reply, .. } => {
+                let stops = {
+                    let mut intent = job.entry.intent.lock();
+                    intent.paused = true;
+                    let stops = job.waiters.is_empty() && job.state.step != Step::Idle;
+                    if stops && intent.phase.frees() {
+                        intent.phase = Phase::Sealed;
+                    }
+                    stops
+                };
+                if stops {
+                    self.apply(id, Event::Stop);
+                    self.stop_transfers(id);
+                }
+                let _ = reply.send(());
             }
             Message::Discard { reply, .. } => {
                 job.entry.intent.lock().discarded = true;

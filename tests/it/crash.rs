@@ -264,7 +264,8 @@ fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>
         let found = recognise(known, bytes.as_deref());
         assert!(found.is_some(), "{scene}: {name} in S3 ({len:?} bytes) is none of {known:?}; left: {left:?}; {flushed:?}");
         let seen = fs::read(mount.path(name)).ok();
-        assert!(seen == bytes, "{scene}: {name} shows {:?} bytes and is {len:?}", seen.map(|seen| seen.len()));
+        let keys = store.keys();
+        assert!(seen == bytes, "{scene}: {name} shows {:?} bytes and is {len:?}; keys {keys:?}; left {left:?}", seen.map(|seen| seen.len()));
         if let Some(synced) = known.synced.filter(|synced| found != Some(Some(*synced))) {
             // Closed or not: its bytes are in the spool, and listed.
             let entry = left.iter().find(|entry| entry["key"] == name && entry["size"] == synced.len);
@@ -272,6 +273,8 @@ fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>
             assert!(holds(&mount.home().join("state"), &synced.bytes()), "{scene}: the fsynced bytes of {name} are nowhere");
         }
     }
+    let conflicts: Vec<String> = store.keys().into_iter().filter(|key| key.contains("conflict of")).collect();
+    assert!(conflicts.is_empty(), "{scene}: nobody else wrote anything: {conflicts:?}");
     for entry in &left {
         assert_eq!(entry["phase"], "writing", "{scene}: neither published nor unfinished: {entry}");
     }
