@@ -31,19 +31,23 @@ impl Vfs {
         if link.len() as u64 > LINK_MAX {
             return Err(Error::NameTooLong);
         }
-        match self.within(self.resolve(parent, name)).await {
+        self.within(self.make_link(caller, parent, name, link)).await
+    }
+
+    async fn make_link(&self, caller: Caller, parent: Ino, name: &OsStr, link: &[u8]) -> Result<Entry> {
+        match self.resolve(parent, name).await {
             Ok(_) => return Err(Error::Exists),
             Err(Error::NoEntry) => {}
             Err(error) => return Err(error),
         }
         let (segment, place) = self.place_for_new(parent, name, false)?;
-        self.within(self.settle_delete(&place)).await?;
+        self.settle_delete(&place).await?;
         let now = SystemTime::now();
         let (stored, mut attributes) = self.fresh_attributes(Kind::Symlink, owner_of(caller, 0o777), now);
         attributes.headers.content_type = Some("text/plain; charset=utf-8".to_owned());
         attributes.headers.website_redirect = self.redirect_of(&place.key, link);
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        let outcome = self.within(put_link(&place, link, &attributes)).await?;
+        let outcome = put_link(&place, link, &attributes).await?;
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Symlink, now);
         node.stored = stored;
         (node.since, node.checked) = (Some(Instant::now()), Some(Instant::now()));

@@ -15,7 +15,7 @@ use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::transfer::Trouble;
 use super::{Error, Expect, Guess, Published, Target};
-use crate::s3::ErrorKind;
+use crate::s3::{ErrorKind, slow};
 
 /// How often stalled publications are looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -317,7 +317,9 @@ impl Uploader {
         let context =
             Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
         let task = tokio::spawn(async move {
-            let outcome = publish::perform(&entry, context, &action).await;
+            let slowed = entry.clone();
+            let told: slow::Listener = Arc::new(move |pause| slowed.slowed(pause));
+            let outcome = slow::listen(told, publish::perform(&entry, context, &action)).await;
             drop(place);
             shared.send(Message::Done { id, action, outcome });
         });
@@ -513,7 +515,7 @@ impl Uploader {
                 job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit
             })
             // While it only waits for its turn, the others' progress is progress.
-            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.progress().elapsed() > limit)
+            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.seen(limit).elapsed() > limit)
             .map(|(&id, _)| id)
             .collect();
         for id in stalled {
