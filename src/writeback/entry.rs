@@ -1,7 +1,6 @@
 //! What all parts of write-back share: the mount's state, and one entry a staged file.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -11,15 +10,16 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::content::Content;
+use super::disk::SpoolFile;
+use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
-use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
+use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
 use super::pace::{Life, Meter};
 use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Guess, Hooks, Published, SpoolConfig, Target};
-use crate::s3::Part;
+use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, SpoolConfig, Target};
 use crate::s3::multipart::PartPlan;
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
@@ -49,7 +49,6 @@ pub(crate) struct Shared {
     used: AtomicU64,
     /// Bytes that may still be taken before the disk is looked at again.
     credit: AtomicI64,
-    pub boot: String,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
     /// Uploads being aborted and publications being told of: drain() waits for them.
@@ -80,7 +79,6 @@ impl Shared {
             next_id: AtomicU64::new(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_micros() as u64)),
             used: AtomicU64::new(0),
             credit: AtomicI64::new(0),
-            boot: boot_id(),
             unconditional: AtomicBool::new(false),
             chores: AtomicUsize::new(0),
             recovered: Mutex::default(),
@@ -90,9 +88,10 @@ impl Shared {
         (Arc::new(shared), receiver)
     }
 
-    /// A new file for [`Journalled`].
-    pub fn journal_path<T: PutOff>(&self) -> PathBuf {
-        self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(T::EXTENSION)
+    /// Writes down what is put off.
+    pub async fn journal<T: PutOff>(&self, what: T) -> Result<Journalled<T>, Error> {
+        let path = self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(T::EXTENSION);
+        Journalled::write(self.spool.disk.clone(), path, what).await
     }
 
     /// Tells the uploader. It lives as long as the runtime; after that nothing is left to be told.
@@ -188,111 +187,22 @@ impl Shared {
     }
 }
 
-impl Phase {
-    /// Its end will free spool space without anybody's help.
-    pub(crate) fn frees(self) -> bool {
-        matches!(self, Phase::Sealed | Phase::Uploading | Phase::Completing)
-    }
-}
-
-/// What is to happen with an entry's content, and what has happened.
-pub(crate) struct Intent {
-    pub target: Target,
-    pub expect: Expect,
-    pub base: Option<Base>,
-    pub attributes: Attributes,
-    /// What travelled with the upload that was begun or published last.
-    pub travelled: Option<Attributes>,
-    pub held: bool,
-    /// Not worth keeping: it ends with the mount, and status is silent about it.
-    pub junk: bool,
-    pub guess: Option<String>,
-    /// Parts go to the guessed key at any size.
-    pub eager: bool,
-    pub phase: Phase,
-    pub upload: Option<UploadRecord>,
-    pub published: Option<Published>,
-    pub reason: Option<String>,
-    pub poisoned: bool,
-    /// A write failed because the spool could not hold it.
-    pub lacked_room: bool,
-    /// fsync() promised that its bytes are kept.
-    pub synced: bool,
-    /// Append again to what others wrote, rather than beside it.
-    pub appended: bool,
-    pub discarded: bool,
-    /// A part sent ahead was refused for good: writers are told at once.
-    pub failed: Option<Error>,
-    /// Left by an earlier run.
-    pub recovered: bool,
-    /// Closed: it goes once it is published.
-    pub retired: bool,
-    /// The base cannot be copied from inside the store: its bytes are fetched.
-    pub fetches: bool,
-    /// The parts that Complete was sent with.
-    pub completing: Option<Vec<Part>>,
-    /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
-    pub sealed: bool,
-    /// The generation whose bytes were fsynced.
-    pub durable: Option<u64>,
-}
-
-impl Intent {
-    /// See [`super::Staged::set_held`].
-    pub fn hold(&mut self, held: bool, guess: Option<Guess>) {
-        self.held = held;
-        self.eager = guess.as_ref().is_some_and(|guess| guess.eager);
-        self.guess = guess.map(|guess| guess.key);
-    }
-
-    /// It is to be published after all.
-    pub fn revive(&mut self) {
-        (self.failed, self.poisoned, self.held, self.reason) = (None, false, false, None);
-        self.phase = Phase::Sealed;
-    }
-
-    /// Where its parts go.
-    pub fn parts_target(&self) -> Target {
-        let key = self.guess.as_ref().filter(|_| self.held).unwrap_or(&self.target.key);
-        Target { store: self.target.store.clone(), key: key.clone() }
-    }
-
-    pub fn new(target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Self {
-        Self {
-            target,
-            expect,
-            base,
-            attributes,
-            travelled: None,
-            held: false,
-            junk: false,
-            guess: None,
-            eager: false,
-            phase: Phase::Writing,
-            upload: None,
-            published: None,
-            reason: None,
-            poisoned: false,
-            lacked_room: false,
-            synced: false,
-            appended: false,
-            discarded: false,
-            failed: None,
-            recovered: false,
-            retired: false,
-            fetches: false,
-            completing: None,
-            sealed: false,
-            durable: None,
-        }
-    }
+/// Whether an entry has a record on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    #[default]
+    Not,
+    /// A killed process leaves it.
+    Once,
+    /// A power cut leaves it.
+    Durably,
 }
 
 /// One staged file.
 pub(crate) struct Entry {
     pub id: u64,
     pub shared: Arc<Shared>,
-    pub file: Arc<File>,
+    pub file: Arc<SpoolFile>,
     pub data: PathBuf,
     pub record: PathBuf,
     /// Held while the spool file changes, and while a snapshot must stand still.
@@ -305,8 +215,8 @@ pub(crate) struct Entry {
     pub begun: AtomicBool,
     /// How often the store refused this publication though no object stood in its way.
     pub refusals: AtomicU32,
-    /// One record is written at a time; true once there is one.
-    pub recorded: tokio::sync::Mutex<bool>,
+    /// One record is written at a time.
+    pub recorded: tokio::sync::Mutex<Recorded>,
     /// Bytes of this entry counted in [`Shared::used`].
     charged: AtomicU64,
     /// Bytes given to part transfers and not handed to a socket yet.
@@ -329,10 +239,10 @@ impl Entry {
     ) -> Result<Arc<Entry>, Error> {
         let id = shared.next_id.fetch_add(1, Relaxed);
         let data = shared.spool.data(id);
-        let path = data.clone();
+        let (disk, path) = (shared.spool.disk.clone(), data.clone());
         let size = base.as_ref().map(|b| b.size);
         let file = blocking(move || {
-            let file = Spool::create_file(&path)?;
+            let file = disk.create(&path)?;
             if let Some(size) = size.filter(|&size| size > 0) {
                 file.set_len(size)?;
             }
@@ -348,7 +258,7 @@ impl Entry {
     pub fn build(
         shared: &Arc<Shared>,
         id: u64,
-        file: File,
+        file: SpoolFile,
         data: PathBuf,
         record: PathBuf,
         content: Content,
@@ -368,7 +278,8 @@ impl Entry {
             grid,
             begun: AtomicBool::new(recovered),
             refusals: AtomicU32::new(0),
-            recorded: tokio::sync::Mutex::new(recovered),
+            // What an earlier run wrote may be durable.
+            recorded: tokio::sync::Mutex::new(if recovered { Recorded::Durably } else { Recorded::Not }),
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -420,7 +331,8 @@ impl Entry {
         self.seen().elapsed()
     }
 
-    /// Writes the record as things stand. `sync`: it survives a power cut once this returns.
+    /// Writes the record as things stand. `sync`: it survives a power cut once this returns. One that would replace a durable
+    /// record always does: else a cut could leave neither.
     pub async fn persist(&self, sync: bool) -> Result<(), Error> {
         let mut recorded = self.recorded.lock().await;
         let record = {
@@ -454,20 +366,24 @@ impl Entry {
                 reason: intent.reason.clone(),
                 completing: intent.completing.clone(),
                 durable: intent.durable == Some(content.generation),
-                boot: self.shared.boot.clone(),
+                boot: self.shared.spool.disk.boot.to_string(),
             }
         };
-        let path = self.record.clone();
-        blocking(move || record.store(&path, sync)).await?;
-        *recorded = true;
+        let sync = sync || *recorded == Recorded::Durably;
+        let (disk, path) = (self.shared.spool.disk.clone(), self.record.clone());
+        blocking(move || disk.replace(&path, &record.encode()?, sync)).await?;
+        *recorded = if sync { Recorded::Durably } else { Recorded::Once };
         Ok(())
     }
 
-    /// Before the content of a sealed entry changes: what a crash leaves from here on may be torn, so its record says
-    /// that it is being written. Call it with `writer` held.
+    /// Before the content changes: it is no longer what is in S3 or what was sealed. What a crash leaves of a sealed entry from
+    /// here on may be torn, so its record says that it is being written. Call it with `writer` held.
     pub async fn unseal(&self) -> Result<(), Error> {
         let durable = {
             let mut intent = self.intent.lock();
+            if intent.phase == Phase::Published {
+                intent.phase = Phase::Writing;
+            }
             if !std::mem::take(&mut intent.sealed) {
                 return Ok(());
             }
@@ -485,7 +401,7 @@ impl Entry {
             let _writer = self.writer.lock().await;
             let generation = self.content.lock().generation;
             let file = self.file.clone();
-            blocking(move || file.sync_data()).await?;
+            blocking(move || file.sync()).await?;
             self.intent.lock().durable = Some(generation);
         }
         self.persist(true).await
@@ -545,9 +461,11 @@ impl Entry {
     /// Removes the record, if one was written.
     pub async fn unrecord(&self) {
         let mut recorded = self.recorded.lock().await;
-        if std::mem::take(&mut *recorded) {
-            let path = self.record.clone();
-            if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+        let was = std::mem::take(&mut *recorded);
+        if was != Recorded::Not {
+            let (disk, path) = (self.shared.spool.disk.clone(), self.record.clone());
+            // One that came back would publish an old content over what has the name by then.
+            if let Err(error) = blocking(move || disk.remove(&path, was == Recorded::Durably)).await {
                 tracing::warn!("{}: {error}", self.record.display());
             }
         }

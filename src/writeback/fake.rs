@@ -72,6 +72,13 @@ impl Fake {
         self.inner.lock().fault = Some(Box::new(fault));
     }
 
+    /// The bucket as it is now.
+    pub fn snapshot(&self) -> Fake {
+        let inner = self.inner.lock();
+        let copy = Inner { objects: inner.objects.clone(), uploads: inner.uploads.clone(), next: inner.next, ..Inner::default() };
+        Fake { inner: Mutex::new(copy), ..Fake::default() }
+    }
+
     pub fn heal(&self) {
         self.inner.lock().fault = None;
     }

@@ -1,12 +1,11 @@
 //! What was promised and put off: one small file each in the mount's spool directory, so that a crash forgets none.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::disk::Disk;
 use super::spool::blocking;
 use super::{Attributes, Error};
 use crate::s3::ETag;
@@ -59,36 +58,32 @@ impl PutOff for MetadataChange {
 }
 
 /// What is put off, on disk until [`Journalled::forget`].
-#[derive(Debug)]
 pub struct Journalled<T> {
     /// What it is.
     pub what: T,
     path: PathBuf,
+    disk: Disk,
 }
 
 impl<T: PutOff> Journalled<T> {
-    pub(crate) async fn write(path: PathBuf, what: T) -> Result<Self, Error> {
+    pub(crate) async fn write(disk: Disk, path: PathBuf, what: T) -> Result<Self, Error> {
         let text = serde_json::to_vec(&what).map_err(|error| Error::from(std::io::Error::other(error)))?;
-        let to = path.clone();
-        blocking(move || {
-            let mut file = File::create(&to)?;
-            file.write_all(&text)?;
-            if T::DURABLE { file.sync_data() } else { Ok(()) }
-        })
-        .await?;
-        Ok(Self { what, path })
+        let this = Self { what, path, disk };
+        let (disk, path) = (this.disk.clone(), this.path.clone());
+        blocking(move || disk.replace(&path, &text, T::DURABLE)).await?;
+        Ok(this)
     }
 
     /// `None` where it was cut short: the call that put it off had not returned.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
+    pub(crate) fn read(disk: &Disk, path: &Path) -> Option<Self> {
         let what = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        Some(Self { what, path: path.to_owned() })
+        Some(Self { what, path: path.to_owned(), disk: disk.clone() })
     }
 
-    /// It was done, or is wanted no more.
+    /// It was done, or is wanted no more: what is durable must not come back, it would be done to what has the name by then.
     pub async fn forget(self) {
-        let path = self.path.clone();
-        if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+        let (disk, path) = (self.disk.clone(), self.path.clone());
+        if let Err(error) = blocking(move || disk.remove(&path, T::DURABLE)).await {
             tracing::warn!("{}: {error}", self.path.display());
         }
     }
@@ -101,12 +96,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_deletion_is_read_back_until_it_is_forgotten() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
         let path = dir.path().join("1.delete");
         let deletion = Deletion { bucket: "b".into(), key: "k\n".into(), etag: ETag::new("e") };
-        let written = Journalled::write(path.clone(), deletion.clone()).await.unwrap();
-        assert_eq!(Journalled::<Deletion>::read(&path).unwrap().what, deletion);
+        let written = Journalled::write(disk.clone(), path.clone(), deletion.clone()).await.unwrap();
+        assert_eq!(Journalled::<Deletion>::read(&disk, &path).unwrap().what, deletion);
         written.forget().await;
-        assert!(Journalled::<Deletion>::read(&path).is_none());
+        assert!(Journalled::<Deletion>::read(&disk, &path).is_none());
     }
 }

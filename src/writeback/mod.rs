@@ -18,7 +18,9 @@ use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Sto
 
 mod commit;
 mod content;
+mod disk;
 mod entry;
+mod intent;
 mod job;
 mod journal;
 mod manifest;
@@ -39,6 +41,8 @@ mod fake;
 mod tests;
 #[cfg(test)]
 mod tests_durable;
+#[cfg(test)]
+mod tests_power;
 
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
@@ -282,9 +286,13 @@ impl Writeback {
     /// Locks a sub-directory of the spool, adopts what earlier runs of the same identity left, resumes the
     /// uploads that were promised and starts the uploader. Fails where the spool cannot be made or locked.
     pub async fn open(config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
+        Self::open_on(disk::Disk::default(), config, account, hooks).await
+    }
+
+    async fn open_on(disk: disk::Disk, config: SpoolConfig, account: Arc<dyn Account>, hooks: Arc<dyn Hooks>) -> Result<Writeback, Error> {
         let dir = config.dir.clone();
         let identity = config.identity.clone();
-        let (spool, found) = spool::blocking(move || spool::Spool::open(&dir, &identity)).await?;
+        let (spool, found) = spool::blocking(move || spool::Spool::open(disk, &dir, &identity)).await?;
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
         recover::resume(&shared, found, account.as_ref()).await;
@@ -305,7 +313,7 @@ impl Writeback {
 
     /// Makes sure that a deletion which is put off is not forgotten by a crash.
     pub async fn journal(&self, deletion: Deletion) -> Result<Journalled<Deletion>, Error> {
-        Journalled::write(self.shared.journal_path::<Deletion>(), deletion).await
+        self.shared.journal(deletion).await
     }
 
     /// Deletions that an earlier run put off and did not come to. Given once.

@@ -1,17 +1,18 @@
 //! What an earlier run left in the spool: resumed where it was promised, kept where it was not.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::commit;
 use super::content::Content;
-use super::entry::{Entry, Intent, Shared};
+use super::disk::SpoolFile;
+use super::entry::{Entry, Shared};
+use super::intent::Intent;
 use super::manifest::{Phase, Record};
 use super::plan::{How, Piece};
 use super::publish::{self, StoreReader};
-use super::spool::{Found, Spool, blocking};
+use super::spool::{Found, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
@@ -45,17 +46,17 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
             _ => Some(store.clone()),
         };
-        let path = data.clone();
-        let file = match blocking(move || Spool::open_file(&path)).await {
+        let (disk, path) = (shared.spool.disk.clone(), data.clone());
+        let file = match blocking(move || disk.open(&path)).await {
             Ok(file) => file,
             Err(error) => {
                 tracing::warn!("{}: {error}", data.display());
                 continue;
             }
         };
-        catch_up(&mut record, &file, &shared.boot);
+        catch_up(&mut record, &file, &shared.spool.disk.boot);
         let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
-        let promised = promised(&record, &shared.boot);
+        let promised = promised(&record, &shared.spool.disk.boot);
         let intent = intent(&record, store, base_store, promised);
         let content = Content::restored(
             record.size,
@@ -66,7 +67,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
         );
         let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
         // Bytes that were not fsynced are whole while the kernel is the same.
-        if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.boot) {
+        if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.spool.disk.boot) {
             shared.recovered.lock().push(entry.clone());
         }
         let shared = shared.clone();
@@ -96,12 +97,12 @@ fn intact(record: &Record, boot: &str) -> bool {
 
 /// The record of a file that is being written is as old as its first write, or its last fsync. Under the same kernel all of a
 /// new file is there; where it changes an object, only the record tells its bytes from the object's.
-fn catch_up(record: &mut Record, file: &File, boot: &str) {
+fn catch_up(record: &mut Record, file: &SpoolFile, boot: &str) {
     let same_kernel = !boot.is_empty() && record.boot == boot;
     if record.phase != Phase::Writing || record.base.is_some() || !same_kernel {
         return;
     }
-    if let Ok(size) = file.metadata().map(|metadata| metadata.len()) {
+    if let Ok(size) = file.len() {
         record.size = size;
         (record.local, record.dirty) = (std::iter::once(0..size).collect(), std::iter::once(0..size).collect());
     }
@@ -113,7 +114,7 @@ async fn is_published(entry: &Arc<Entry>, record: &Record) -> bool {
         return false;
     }
     // Older than the file: what was written since is nowhere else.
-    if entry.file.metadata().map_or(true, |metadata| metadata.len() != record.size) {
+    if entry.file.len().ok() != Some(record.size) {
         return false;
     }
     let store = entry.intent.lock().target.store.clone();
@@ -147,6 +148,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.durable = record.durable.then_some(0);
     intent.sealed = promised;
     intent.recovered = true;
+    intent.resuming = promised;
     intent.retired = true;
     intent.phase = match record.phase {
         Phase::Parked => Phase::Parked,

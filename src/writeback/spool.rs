@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::disk::Disk;
 use super::journal::{Journalled, PutOff};
 use super::manifest::Record;
 
@@ -19,6 +20,8 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Resul
 
 /// Sub-directories of the spool that this process holds the locks of.
 pub(crate) struct Spool {
+    /// Where all changes are made.
+    pub disk: Disk,
     /// Where new entries go.
     own: Locked,
     /// Those of earlier runs; their entries stay in them.
@@ -44,8 +47,8 @@ pub(crate) struct Found {
 impl Spool {
     /// Takes over every unlocked sub-directory of the identity, or makes one. Those that are locked or of other
     /// identities are not touched.
-    pub fn open(parent: &Path, identity: &str) -> io::Result<(Spool, Vec<Found>)> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    pub fn open(disk: Disk, parent: &Path, identity: &str) -> io::Result<(Spool, Vec<Found>)> {
+        disk.make_dirs(parent)?;
         let (mut locked, mut found) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(parent)? {
             let entry = entry?;
@@ -54,8 +57,8 @@ impl Spool {
                 continue;
             }
             let Some(lock) = lock(&dir)? else { continue };
-            found.extend(scan(&dir)?);
-            let empty = fs::read_dir(&dir)?.flatten().all(|e| matches!(e.file_name().to_str(), Some("identity" | "lock")));
+            found.extend(scan(&disk, &dir)?);
+            let empty = fs::read_dir(&dir)?.flatten().all(|e| matches!(e.file_name().to_str(), Some("identity" | "lock" | "reserve")));
             // One empty directory is enough.
             if empty && !locked.is_empty() {
                 fs::remove_dir_all(&dir)?;
@@ -65,21 +68,22 @@ impl Spool {
         }
         let own = match locked.pop() {
             Some(own) => own,
-            None => Self::create(parent, identity)?,
+            None => Self::create(&disk, parent, identity)?,
         };
-        Ok((Spool { own, adopted: locked }, found))
+        disk.set_aside(&own.dir);
+        Ok((Spool { disk, own, adopted: locked }, found))
     }
 
-    fn create(parent: &Path, identity: &str) -> io::Result<Locked> {
+    fn create(disk: &Disk, parent: &Path, identity: &str) -> io::Result<Locked> {
         for _ in 0..100 {
             let dir = parent.join(format!("{:016x}", rand::random::<u64>()));
-            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            match disk.make_dir(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => made?,
             }
             // Locked before it has an identity: a mount that starts at the same time cannot take it for an orphan.
             if let Some(lock) = lock(&dir)? {
-                fs::write(dir.join("identity"), identity)?;
+                disk.replace(&dir.join("identity"), identity.as_bytes(), true)?;
                 return Ok(Locked { dir, _lock: lock });
             }
         }
@@ -92,7 +96,7 @@ impl Spool {
         let files = dirs.filter_map(|locked| fs::read_dir(&locked.dir).ok()).flatten().flatten().map(|entry| entry.path());
         let mut journalled: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == T::EXTENSION)).collect();
         journalled.sort_by_key(|path| path.file_stem().and_then(|number| number.to_str()?.parse::<u64>().ok()));
-        journalled.into_iter().filter_map(|path| Journalled::read(&path)).collect()
+        journalled.into_iter().filter_map(|path| Journalled::read(&self.disk, &path)).collect()
     }
 
     /// Path of an entry's bytes.
@@ -105,16 +109,6 @@ impl Spool {
         self.own.dir.join(format!("{id}.json"))
     }
 
-    /// A new, empty spool file.
-    pub fn create_file(path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
-    }
-
-    /// A spool file that is there.
-    pub fn open_file(path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(path)
-    }
-
     /// Bytes that the spool's disk has left for us.
     pub fn free(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.own.dir).map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()))
@@ -122,8 +116,8 @@ impl Spool {
 }
 
 /// Entries with a readable record and their file. Spool files without a record hold nothing that was promised.
-fn scan(dir: &Path) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
+fn scan(disk: &Disk, dir: &Path) -> io::Result<Vec<Found>> {
+    let (mut found, mut orphans) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         match path.extension().and_then(|e| e.to_str()) {
@@ -131,13 +125,23 @@ fn scan(dir: &Path) -> io::Result<Vec<Found>> {
                 Ok(record) if path.with_extension("data").exists() => {
                     found.push(Found { data: path.with_extension("data"), record_path: path, record })
                 }
-                Ok(_) => fs::remove_file(&path)?,
+                Ok(_) => disk.remove(&path, false)?,
+                // A power cut took the bytes of a record that was never meant to be durable.
+                Err(_) if fs::metadata(&path)?.len() == 0 => {
+                    disk.remove(&path, false)?;
+                    orphans.push(path.with_extension("data"));
+                }
                 Err(error) => tracing::warn!("{}: {error}: left where it is", path.display()),
             },
-            Some("tmp") => fs::remove_file(&path)?,
-            Some("data") if !path.with_extension("json").exists() => fs::remove_file(&path)?,
+            Some("tmp") => disk.remove(&path, false)?,
+            Some("data") if !path.with_extension("json").exists() => orphans.push(path),
             _ => {}
         }
+    }
+    orphans.sort();
+    orphans.dedup();
+    for orphan in orphans.into_iter().filter(|orphan| orphan.exists()) {
+        disk.remove(&orphan, false)?;
     }
     Ok(found)
 }
@@ -159,14 +163,14 @@ mod tests {
     #[test]
     fn a_mount_locks_its_own_and_leaves_others_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, found) = Spool::open(dir.path(), "a").unwrap();
+        let (first, found) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
         assert!(found.is_empty());
-        let (second, _) = Spool::open(dir.path(), "a").unwrap();
+        let (second, _) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
         assert_ne!(first.own.dir, second.own.dir);
-        let (other, _) = Spool::open(dir.path(), "b").unwrap();
+        let (other, _) = Spool::open(Disk::default(), dir.path(), "b").unwrap();
         fs::write(other.data(7), "x").unwrap();
         drop((first, second));
-        let (third, _) = Spool::open(dir.path(), "a").unwrap();
+        let (third, _) = Spool::open(Disk::default(), dir.path(), "a").unwrap();
         // One of the two was taken over, the other one was empty and went.
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         assert!(other.data(7).exists() && third.own.dir.exists());

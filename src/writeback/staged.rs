@@ -1,23 +1,22 @@
 //! The data plane of one staged file: what open handles read and write.
 
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::oneshot;
 
 use super::content::Origin;
-use super::entry::Entry;
+use super::entry::{Entry, Recorded};
 use super::manifest::Phase;
 use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
 use super::{Attributes, Base, BaseError, Error, Expect, Guess, Published, Target, publish, transfer};
+use crate::failpoint;
 use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
@@ -261,7 +260,7 @@ impl Staged {
             }
             self.entry.unseal().await?;
             let file = self.entry.file.clone();
-            blocking(move || punch(&file, offset, end - offset)).await?;
+            blocking(move || file.punch(offset, end - offset)).await?;
             self.entry.content.lock().punched(offset..end);
         }
         self.entry.charge();
@@ -275,7 +274,9 @@ impl Staged {
         }
         self.entry.begun.store(true, Relaxed);
         self.entry.intent.lock().synced = true;
-        self.entry.persist_durably().await
+        self.entry.persist_durably().await?;
+        failpoint::pass("synced");
+        Ok(())
     }
 
     /// Changes what travels with the content. After the upload began it makes the entry dirty; [`Staged::publish`] then
@@ -304,6 +305,13 @@ impl Staged {
     /// follows from both.
     pub async fn retarget_held(&self, target: Target, expect: Expect, held: bool, guess: Option<Guess>) -> Result<(), Error> {
         self.go_to(target, expect, Some((held, guess))).await
+    }
+
+    /// Another file has taken its name: it is never published, and stays for those who have it open. What cannot be stopped any
+    /// more is waited for: [`Staged::published`] tells.
+    pub async fn withdraw(&self) -> Result<(), Error> {
+        let (target, expect) = (self.target(), self.expect());
+        self.go_to(target, expect, Some((true, None))).await
     }
 
     async fn go_to(&self, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>) -> Result<(), Error> {
@@ -347,7 +355,7 @@ impl Staged {
     /// Brings the record up to date, if there is one.
     pub async fn record_again(&self) -> Result<(), Error> {
         let recorded = *self.entry.recorded.lock().await;
-        if recorded { self.entry.persist(false).await } else { Ok(()) }
+        if recorded != Recorded::Not { self.entry.persist(false).await } else { Ok(()) }
     }
 
     /// Seals the content as it is now, uploads it and waits until it is in S3. `Ok(None)` where it is held, or queued
@@ -402,6 +410,7 @@ impl Staged {
             intent.reason = None;
         }
         entry.persist_durably().await?;
+        failpoint::pass("queued");
         if !held {
             let generation = entry.content.lock().generation;
             entry.shared.send(Message::Later { id: entry.id, generation, delay });
@@ -494,20 +503,4 @@ impl Staged {
 enum Place {
     At(u64),
     End,
-}
-
-/// A hole where the filesystem has them, written zeros elsewhere.
-fn punch(file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    if fallocate(file, flags, offset as i64, len as i64).is_ok() {
-        return Ok(());
-    }
-    let zeros = vec![0; 64 << 10];
-    let mut at = offset;
-    while at < offset + len {
-        let step = (offset + len - at).min(zeros.len() as u64);
-        file.write_all_at(&zeros[..step as usize], at)?;
-        at += step;
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use crate::s3::{ErrorKind, ObjectHeaders};
 
 pub(super) const MIB: usize = 1 << 20;
 
-struct Plain;
+pub(super) struct Plain;
 
 impl Hooks for Plain {
     fn headers(&self, _: &str, _: &str) -> ObjectHeaders {
@@ -93,7 +93,7 @@ impl World {
         let names = dirs.flat_map(|dir| {
             std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect::<Vec<_>>()
         });
-        names.filter(|name| name != "lock" && name != "identity").collect()
+        names.filter(|name| !["lock", "identity", "reserve"].contains(&name.as_str())).collect()
     }
 }
 

@@ -116,6 +116,47 @@ fn an_interrupted_upload_goes_on_with_the_parts_that_arrived() {
 }
 
 #[test]
+fn a_drain_waits_until_the_store_was_asked_what_it_has() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        world.store.fail(|op, _| (op == "Complete").then_some(ErrorKind::Network));
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(20 * MIB, 0)).await;
+        let publication = tokio::spawn(async move { staged.publish().await });
+        until(|| world.store.count("Complete") > 0).await;
+        publication.abort();
+    });
+    run(async {
+        *world.store.delay.lock() = Duration::from_millis(200);
+        let writeback = world.open().await;
+        // It would send everything anew, and leave one of the two uploads behind.
+        writeback.drain(Duration::from_secs(10)).await;
+        assert!(world.bytes("a") == pattern(20 * MIB, 0));
+        until(|| world.nothing_pending()).await;
+        assert_eq!((world.store.count("ListParts"), world.store.count("Part"), world.store.count("Create")), (1, 0, 0));
+    });
+}
+
+#[test]
+fn what_was_fsynced_after_a_publication_is_kept_too() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        let staged = world.new_file(&writeback, "a").await;
+        staged.write(0, Bytes::from_static(b"old")).await.unwrap();
+        staged.publish().await.unwrap();
+        staged.write(0, Bytes::from_static(b"newer")).await.unwrap();
+        staged.sync().await.unwrap();
+    });
+    run(async {
+        let writeback = world.open().await;
+        let status = writeback.status();
+        assert_eq!((status.len(), status[0].phase, status[0].size), (1, Phase::Writing, 5), "{status:?}");
+        assert!(writeback.retry(status[0].id));
+        until(|| world.bytes("a") == "newer").await;
+    });
+}
+
+#[test]
 fn a_completed_upload_whose_answer_was_lost_is_recognised() {
     let world = crash(World::new(), |world| async move {
         let writeback = world.open().await;

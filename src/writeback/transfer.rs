@@ -1,9 +1,7 @@
 //! One transfer: a part or a whole object from the spool file to the store.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,11 +9,13 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
 use md5::{Digest, Md5};
 
+use super::disk::SpoolFile;
 use super::entry::Entry;
 use super::plan::{How, Piece};
 use super::spool::blocking;
 use super::state::SentPart;
 use super::{Base, BaseError, Error, Target};
+use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
 
 /// Bytes read from the spool at once: small enough that 32 transfers hold little, large enough that the hop to the
@@ -179,7 +179,7 @@ impl Source for MemorySource {
 
 /// Reads exactly `len` bytes; what lies past the end of the file is zeros (the file was cut meanwhile: the bytes are
 /// sent again anyway).
-pub(crate) fn read_exact(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
+pub(crate) fn read_exact(file: &SpoolFile, at: u64, len: usize) -> io::Result<Bytes> {
     let mut buffer = BytesMut::zeroed(len);
     let mut done = 0;
     while done < len {
@@ -229,7 +229,7 @@ impl Hasher {
 }
 
 /// The checksum of a range of the spool file.
-pub(crate) async fn checksum(file: &Arc<File>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
+pub(crate) async fn checksum(file: &Arc<SpoolFile>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
     if kind == ChecksumKind::Off {
         return Ok(None);
     }
@@ -350,6 +350,7 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         counts.restart();
         Trouble::S3(error)
     })?;
+    failpoint::pass("part-answered");
     entry.progressed();
     Ok(SentPart { etag: part.etag, checksum: part.checksum })
 }

@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::entry::{Entry, Shared};
+use super::entry::{Entry, Recorded, Shared};
 use super::job::{Job, Key, Place};
 use super::manifest::Phase;
 use super::plan::How;
 use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
-use super::transfer::Trouble;
 use super::{Error, Expect, Guess, Published, Target};
-use crate::s3::{ErrorKind, slow};
+use crate::failpoint;
+use crate::s3::slow;
 
 /// How often stalled publications are looked for.
 const TICK: Duration = Duration::from_millis(500);
-/// A part whose digest the store refuses is damaged on this machine or torn by writers; more attempts do not mend it.
-const BAD_DIGESTS: u32 = 5;
+
+mod trouble;
 
 /// What publish() answers.
 pub(crate) type Answer = Result<Option<Published>, Error>;
@@ -120,6 +120,7 @@ impl Uploader {
                     intent.phase == Phase::Sealed
                         && !intent.held
                         && !intent.poisoned
+                        && !intent.resuming
                         && generation.is_none_or(|g| g == content.generation)
                         && content.is_dirty()
                 });
@@ -199,26 +200,33 @@ impl Uploader {
         }
         match message {
             Message::Retarget { target, expect, held, reply, .. } => {
-                let parts = {
+                let (parts, stops) = {
                     let mut intent = job.entry.intent.lock();
                     (intent.target, intent.expect) = (target, expect);
                     if let Some((held, guess)) = held {
                         intent.hold(held, guess);
                     }
-                    intent.parts_target()
+                    // Under a temporary name nothing is published by itself.
+                    let unqueued = intent.held && job.waiters.is_empty();
+                    if unqueued && intent.phase.frees() {
+                        intent.phase = Phase::Writing;
+                    }
+                    (intent.parts_target(), unqueued && job.state.step != Step::Idle)
                 };
                 let same = job.upload.as_ref().is_none_or(|upload| upload.is(&parts));
                 let entry = job.entry.clone();
                 if !same {
                     entry.content.lock().next_part = 1;
+                }
+                if !same || stops {
                     self.stop_transfers(id);
                 }
-                self.apply(id, Event::Again { keep: same });
+                self.apply(id, if stops { Event::Stop } else { Event::Again { keep: same } });
                 if !same {
                     self.shared.send(Message::Ready(id));
                 }
                 tokio::spawn(async move {
-                    let recorded = *entry.recorded.lock().await;
+                    let recorded = *entry.recorded.lock().await != Recorded::Not;
                     if recorded && let Err(error) = entry.persist(false).await {
                         tracing::warn!("{}: {error}", entry.record.display());
                     }
@@ -245,16 +253,28 @@ impl Uploader {
     }
 
     fn resume(&mut self, id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)>) {
-        if let Some(job) = self.job(id)
-            && let Some((target, name, slots)) = upload
-        {
-            (job.upload, job.state.upload, job.state.slots) = (Some(target), Upload::Open(name), slots);
+        let shared = self.shared.clone();
+        let Some(job) = self.job(id) else {
+            return upload.into_iter().for_each(|(target, name, _)| publish::abort(&shared, target, name));
+        };
+        // What stands in its way may be what an earlier run sent.
+        job.doubt = true;
+        let untouched = job.entry.content.lock().generation == 0 && job.state.step == Step::Idle && job.state.upload == Upload::None;
+        match upload {
+            Some((target, name, slots)) if untouched => {
+                (job.upload, job.state.upload, job.state.slots) = (Some(target), Upload::Open(name), slots);
+            }
+            // Written to, or sent anew, while the store was asked for the parts.
+            Some((target, name, _)) => publish::abort(&shared, target, name),
+            None => {}
         }
-        if let Some(job) = self.job(id) {
-            // What stands in its way may be what an earlier run sent.
-            job.doubt = true;
+        let mut intent = job.entry.intent.lock();
+        intent.resuming = false;
+        let due = intent.phase == Phase::Sealed;
+        drop(intent);
+        if due {
+            self.publish(id, Goal::Object, None);
         }
-        self.publish(id, Goal::Object, None);
     }
 
     fn apply(&mut self, id: u64, event: Event) {
@@ -314,8 +334,13 @@ impl Uploader {
             // A Create that is cut off could leave an upload that nobody knows.
             Action::Create { .. } | Action::Abort { .. } | Action::PartsDone | Action::Published => None,
         };
-        let context =
-            Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
+        let context = Context {
+            snapshot: job.snapshot.clone(),
+            upload: job.upload.clone(),
+            doubt: job.doubt,
+            awaited: !job.waiters.is_empty(),
+            ..Context::of(&job.state, &action)
+        };
         let task = tokio::spawn(async move {
             let slowed = entry.clone();
             let told: slow::Listener = Arc::new(move |pause| slowed.slowed(pause));
@@ -370,6 +395,7 @@ impl Uploader {
                 job.running.remove(&Key::Part(epoch, piece.number));
                 self.apply(id, Event::PartSent { epoch, number: piece.number, sent });
             }
+            (Outcome::Overtaken, action) if job.is_current(&action) => self.overtaken(id),
             (Outcome::Checked(clean), Action::Check { serial }) => self.apply(id, Event::Checked { serial, clean }),
             (Outcome::Judged(verdict), action) if job.is_current(&action) => self.judged(id, action, verdict),
             _ => {}
@@ -406,7 +432,31 @@ impl Uploader {
                 self.apply(id, Event::Again { keep: false });
             }
             Verdict::Retry => self.apply(id, Event::Again { keep: true }),
+            Verdict::Overtaken => self.overtaken(id),
             Verdict::Refused(error) => self.fail(id, error),
+        }
+    }
+
+    /// A queued file is written again: what is sent of it is of no use, and only its next close says what is to be published.
+    fn overtaken(&mut self, id: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (mut next, after) = (std::mem::take(&mut job.next), std::mem::take(&mut job.after));
+        {
+            let mut intent = job.entry.intent.lock();
+            intent.phase = if intent.sealed { Phase::Sealed } else { Phase::Writing };
+            if intent.sealed && next.is_empty() {
+                // Closed again by now, and what was to start its publication may have found this one under way.
+                next.push((Goal::Object, None));
+            }
+        }
+        self.apply(id, Event::Stop);
+        self.stop_transfers(id);
+        self.shared.changed.notify_waiters();
+        for message in after {
+            self.handle(message);
+        }
+        for (goal, reply) in next {
+            self.publish(id, goal, reply);
         }
     }
 
@@ -422,7 +472,9 @@ impl Uploader {
         };
         tokio::spawn(async move {
             shared.hooks.published(&published);
+            failpoint::pass("published");
             publish::tidy(&entry).await;
+            failpoint::pass("tidied");
             for waiter in waiters {
                 let _ = waiter.send(Ok(Some(published.clone())));
             }
@@ -449,129 +501,6 @@ impl Uploader {
         self.shared.changed.notify_waiters();
         for (goal, reply) in std::mem::take(&mut job.next) {
             self.publish(id, goal, reply);
-        }
-    }
-
-    /// A task failed: again after a pause, another way, or not at all.
-    fn trouble(&mut self, id: u64, action: Action, trouble: Trouble) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let doomed = job.after.iter().any(|message| matches!(message, Message::Discard { .. }));
-        // The bytes may be in the cache still.
-        if matches!(trouble, Trouble::Gone) && !std::mem::replace(&mut job.entry.intent.lock().fetches, true) {
-            self.stop_transfers(id);
-            return self.apply(id, Event::Again { keep: false });
-        }
-        let Trouble::S3(error) = trouble else { return self.fail(id, trouble.into()) };
-        tracing::debug!("{error}");
-        let copies = matches!(&action, Action::Send { piece, .. } if piece.how == How::Copy);
-        match error.kind {
-            _ if doomed => self.fail(id, Error::Discarded),
-            ErrorKind::NoSuchUpload => {
-                self.stop_transfers(id);
-                self.apply(id, Event::Restart);
-            }
-            ErrorKind::NotImplemented | ErrorKind::InvalidRequest if copies => {
-                job.entry.intent.lock().fetches = true;
-                self.stop_transfers(id);
-                self.apply(id, Event::Again { keep: false });
-            }
-            ErrorKind::BadDigest | ErrorKind::LocalIo if job.bad_digests < BAD_DIGESTS => {
-                job.bad_digests += 1;
-                self.again(id, action);
-            }
-            ErrorKind::Network
-            | ErrorKind::TimedOut
-            | ErrorKind::Server
-            | ErrorKind::Throttled
-            | ErrorKind::Protocol
-            | ErrorKind::Conflict => {
-                job.doubt |= job.is_committing();
-                job.entry.intent.lock().reason = Some(error.to_string());
-                self.again(id, action);
-            }
-            _ => self.fail(id, Trouble::S3(error).into()),
-        }
-    }
-
-    /// Backs off: 250 ms doubling to 15 s, with jitter so that many files do not return at once.
-    fn again(&mut self, id: u64, action: Action) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.attempts += 1;
-        let pause = Duration::from_millis(250u64 << job.attempts.min(6)).min(Duration::from_secs(15)).mul_f64(rand::random_range(0.5..1.0));
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            shared.send(Message::Again { id, action });
-        });
-    }
-
-    /// Publications whose callers wait end `close_timeout` after the last progress; queued ones go on for ever.
-    fn give_up_stalled(&mut self) {
-        let limit = self.shared.config.close_timeout;
-        let stalled: Vec<u64> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| {
-                job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit
-            })
-            // While it only waits for its turn, the others' progress is progress.
-            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.seen(limit).elapsed() > limit)
-            .map(|(&id, _)| id)
-            .collect();
-        for id in stalled {
-            self.fail(id, Error::TimedOut);
-        }
-    }
-
-    /// Refused for good: parked with its reason, or, while it is still written, reported to the writer.
-    fn fail(&mut self, id: u64, error: Error) {
-        let closed = self.jobs.get(&id).is_some_and(|job| job.state.step != Step::Idle);
-        self.give_up(id, error, closed);
-    }
-
-    fn give_up(&mut self, id: u64, error: Error, park: bool) {
-        let Some(job) = self.job(id) else { return };
-        let entry = job.entry.clone();
-        let waiters = std::mem::take(&mut job.waiters);
-        let next = std::mem::take(&mut job.next);
-        let after = std::mem::take(&mut job.after);
-        {
-            let mut intent = entry.intent.lock();
-            let last = intent.reason.take();
-            intent.reason = Some(match (&error, last) {
-                (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
-                _ => error.to_string(),
-            });
-            if park {
-                intent.phase = Phase::Parked;
-            } else {
-                intent.failed = Some(error.clone());
-            }
-        }
-        {
-            let mut content = entry.content.lock();
-            content.waiting.clear();
-            content.next_part = 1;
-        }
-        tracing::warn!("s3://{} is not published: {error}", entry.name());
-        self.apply(id, Event::Stop);
-        self.stop_transfers(id);
-        if let Some(job) = self.jobs.get_mut(&id) {
-            (job.upload, job.doubt, job.attempts) = (None, false, 0);
-        }
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            if let Err(error) = entry.persist(true).await {
-                tracing::warn!("{}: {error}", entry.record.display());
-            }
-            for waiter in waiters.into_iter().chain(next.into_iter().filter_map(|(_, reply)| reply)) {
-                let _ = waiter.send(Err(error.clone()));
-            }
-            shared.changed.notify_waiters();
-            shared.meter.moved.notify_waiters();
-        });
-        for message in after {
-            self.handle(message);
         }
     }
 }

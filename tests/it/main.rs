@@ -8,6 +8,7 @@ mod client;
 mod client_faults;
 mod closing;
 mod cost;
+mod crash;
 mod deadlines;
 mod desktop;
 mod failing;

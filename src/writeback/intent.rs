@@ -1,0 +1,108 @@
+//! What is to happen with an entry's content.
+
+use super::manifest::{Phase, UploadRecord};
+use super::{Attributes, Base, Error, Expect, Guess, Published, Target};
+use crate::s3::Part;
+
+impl Phase {
+    /// Its end will free spool space without anybody's help.
+    pub(crate) fn frees(self) -> bool {
+        matches!(self, Phase::Sealed | Phase::Uploading | Phase::Completing)
+    }
+}
+
+/// What is to happen with an entry's content, and what has happened.
+pub(crate) struct Intent {
+    pub target: Target,
+    pub expect: Expect,
+    pub base: Option<Base>,
+    pub attributes: Attributes,
+    /// What travelled with the upload that was begun or published last.
+    pub travelled: Option<Attributes>,
+    pub held: bool,
+    /// Not worth keeping: it ends with the mount, and status is silent about it.
+    pub junk: bool,
+    pub guess: Option<String>,
+    /// Parts go to the guessed key at any size.
+    pub eager: bool,
+    pub phase: Phase,
+    pub upload: Option<UploadRecord>,
+    pub published: Option<Published>,
+    pub reason: Option<String>,
+    pub poisoned: bool,
+    /// A write failed because the spool could not hold it.
+    pub lacked_room: bool,
+    /// fsync() promised that its bytes are kept.
+    pub synced: bool,
+    /// Append again to what others wrote, rather than beside it.
+    pub appended: bool,
+    pub discarded: bool,
+    /// A part sent ahead was refused for good: writers are told at once.
+    pub failed: Option<Error>,
+    /// Left by an earlier run.
+    pub recovered: bool,
+    /// The store is being asked what it has of it: the publication begins with the answer.
+    pub resuming: bool,
+    /// Closed: it goes once it is published.
+    pub retired: bool,
+    /// The base cannot be copied from inside the store: its bytes are fetched.
+    pub fetches: bool,
+    /// The parts that Complete was sent with.
+    pub completing: Option<Vec<Part>>,
+    /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
+    pub sealed: bool,
+    /// The generation whose bytes were fsynced.
+    pub durable: Option<u64>,
+}
+
+impl Intent {
+    /// See [`super::Staged::set_held`].
+    pub fn hold(&mut self, held: bool, guess: Option<Guess>) {
+        self.held = held;
+        self.eager = guess.as_ref().is_some_and(|guess| guess.eager);
+        self.guess = guess.map(|guess| guess.key);
+    }
+
+    /// It is to be published after all.
+    pub fn revive(&mut self) {
+        (self.failed, self.poisoned, self.held, self.reason) = (None, false, false, None);
+        (self.phase, self.sealed) = (Phase::Sealed, true);
+    }
+
+    /// Where its parts go.
+    pub fn parts_target(&self) -> Target {
+        let key = self.guess.as_ref().filter(|_| self.held).unwrap_or(&self.target.key);
+        Target { store: self.target.store.clone(), key: key.clone() }
+    }
+
+    pub fn new(target: Target, expect: Expect, base: Option<Base>, attributes: Attributes) -> Self {
+        Self {
+            target,
+            expect,
+            base,
+            attributes,
+            travelled: None,
+            held: false,
+            junk: false,
+            guess: None,
+            eager: false,
+            phase: Phase::Writing,
+            upload: None,
+            published: None,
+            reason: None,
+            poisoned: false,
+            lacked_room: false,
+            synced: false,
+            appended: false,
+            discarded: false,
+            failed: None,
+            recovered: false,
+            resuming: false,
+            retired: false,
+            fetches: false,
+            completing: None,
+            sealed: false,
+            durable: None,
+        }
+    }
+}
