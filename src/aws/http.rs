@@ -33,6 +33,8 @@ pub struct HttpConfig {
     pub needs_tls: bool,
     /// For TCP and TLS together.
     pub connect_timeout: Duration,
+    /// What was sent and nobody has acknowledged for so long ends a connection, and so does a peer that answers no probe.
+    pub stall: Duration,
     /// Idle connections kept.
     pub max_connections: usize,
 }
@@ -153,7 +155,10 @@ fn builder(config: &HttpConfig) -> Result<reqwest::ClientBuilder, String> {
         // S3 closes idle connections after about 20 s; using one that is being closed costs a retry.
         .pool_idle_timeout(Duration::from_secs(15))
         .tcp_nodelay(true)
-        .tcp_keepalive(Duration::from_secs(15));
+        // An answer that may take minutes (Complete, a copy) is waited for as long as its peer lives.
+        .tcp_keepalive(Duration::from_secs(15))
+        .tcp_keepalive_interval(Duration::from_secs(5))
+        .tcp_user_timeout(config.stall);
     if let Some(proxy) = &config.proxy {
         let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|error| format!("proxy: {}", root_cause(&error)))?;
         builder = builder.no_proxy().proxy(proxy);

@@ -1,14 +1,14 @@
 //! When a request is sent again: idempotency × kind of failure, with backoff, jitter and a budget for the process.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Answers somebody who waits: at most `retries` times.
+    /// Answers somebody who waits: at most `retries` times, and while the store throttles for some time.
     Metadata,
-    /// Bytes for a reader: at most `retries` times.
+    /// Bytes for a reader: the same.
     Read,
     /// Part of an upload: retried until the caller drops the future, who knows when progress counts as lost.
     Upload,
@@ -41,6 +41,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A store that is not reached at all is restarting, or the network is: five pauses from here span a quarter of a minute.
 const FIRST_PAUSE_UNREACHED: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// Throttling alone ends a request that somebody waits for after so long: two in a row still end within the caller's deadline.
+const THROTTLED_MOST: Duration = Duration::from_secs(40);
+/// While somebody waits for the answer a throttling store is asked at least so often.
+const LONGEST_PAUSE_WAITED_FOR: Duration = Duration::from_secs(5);
 
 static PROCESS: Budget = Budget { tokens: AtomicI64::new(CAPACITY) };
 
@@ -67,12 +71,15 @@ pub struct Attempts {
     idempotent: bool,
     retries: u32,
     made: u32,
+    /// Those of them that the store did not ask for: throttling is no failure.
+    failures: u32,
+    began: Instant,
 }
 
 impl Attempts {
     /// `retries`: how often a Metadata or Read request is sent again.
     pub fn new(class: Class, idempotent: bool, retries: u32) -> Self {
-        Self { class, idempotent, retries, made: 0 }
+        Self { class, idempotent, retries, made: 0, failures: 0, began: Instant::now() }
     }
 
     /// How often it was sent again so far.
@@ -91,18 +98,19 @@ impl Attempts {
             return None;
         }
         let affordable = budget.take(if outcome == Outcome::Lost { 10 } else { 5 });
-        if self.class != Class::Upload && (self.made >= self.retries || !affordable) {
+        let (waited_for, throttled) = (self.class != Class::Upload, outcome == Outcome::Throttled);
+        if waited_for && !throttled && (self.failures >= self.retries || !affordable) {
             return None;
         }
         self.made += 1;
-        // An upload that the budget does not pay for goes on, at the slowest pace.
+        self.failures += u32::from(!throttled);
+        // What the budget does not pay for goes on at the slowest pace.
         let first = if matches!(outcome, Outcome::NotSent | Outcome::Lost) { FIRST_PAUSE_UNREACHED } else { FIRST_PAUSE };
         let ceiling = if affordable { first.saturating_mul(1 << self.made.min(10)).min(LONGEST_PAUSE) } else { LONGEST_PAUSE };
+        let ceiling = if waited_for { ceiling.min(LONGEST_PAUSE_WAITED_FOR) } else { ceiling };
         let jittered = ceiling.mul_f64(rand::random_range(0.5..1.0));
-        Some(match retry_after {
-            Some(wait) => wait.min(Duration::from_secs(60)).max(jittered),
-            None => jittered,
-        })
+        let pause = retry_after.map_or(jittered, |wait| wait.min(Duration::from_secs(60)).max(jittered));
+        (!waited_for || !throttled || self.began.elapsed() + pause < THROTTLED_MOST).then_some(pause)
     }
 }
 
@@ -116,6 +124,7 @@ pub fn parse_retry_after(value: &str) -> Option<Duration> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -150,6 +159,19 @@ mod tests {
             budget.succeeded();
         }
         assert!(Attempts::new(Class::Read, true, 5).next(&budget, Outcome::Server, None).is_some());
+    }
+
+    #[test]
+    fn throttling_is_no_failure_of_a_read_but_ends() {
+        let empty = Budget { tokens: AtomicI64::new(0) };
+        let mut attempts = Attempts::new(Class::Read, true, 2);
+        for _ in 0..50 {
+            assert!(attempts.next(&empty, Outcome::Throttled, None).is_some_and(|pause| pause <= LONGEST_PAUSE_WAITED_FOR));
+        }
+        assert!(attempts.next(&full(), Outcome::Server, None).is_some());
+        assert!(attempts.next(&full(), Outcome::Throttled, Some(Duration::from_secs(60))).is_none(), "too long for who waits");
+        attempts.began = Instant::now().checked_sub(THROTTLED_MOST).unwrap();
+        assert!(attempts.next(&full(), Outcome::Throttled, None).is_none());
     }
 
     #[test]

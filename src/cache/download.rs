@@ -70,11 +70,13 @@ impl Download {
 
     /// Sends the first GET, for the current version only, and gives the head of the answer; [`Self::next`] goes on with its body.
     pub async fn open(&mut self) -> Result<ObjectHead, CacheError> {
-        let source = self.entry.source();
-        let answer = self.get(&source).await.map_err(stale_or)?;
-        let head = answer.head.clone();
-        self.accept(answer, &source)?;
-        Ok(head)
+        loop {
+            let source = self.entry.source();
+            match self.answer(&source).await {
+                Err(CacheError::S3(error)) if asked_again(error.kind) => self.failed(error).await?,
+                other => return other,
+            }
+        }
     }
 
     /// The next whole blocks (the object's last one may be short), or `None` at the end.
@@ -154,19 +156,25 @@ impl Download {
     async fn connect(&mut self) -> Result<(), CacheError> {
         loop {
             let source = self.entry.source();
-            let error = match self.get(&source).await {
-                Ok(answer) => return self.accept(answer, &source),
-                Err(error) => error,
-            };
-            match stale_or(error) {
+            match self.answer(&source).await {
+                Ok(_) => return Ok(()),
+                Err(CacheError::S3(error)) if asked_again(error.kind) => self.failed(error).await?,
                 // A metadata copy or rename of ours gave the bytes another name meanwhile.
-                CacheError::Stale if self.entry.source() != source => {}
+                Err(CacheError::Stale) if self.entry.source() != source => {}
                 // Replaced, but a versioned bucket still has it. Asked for only now: reading by version needs a right of its own.
-                CacheError::Stale if !self.by_version && source.version_id.is_some() => self.by_version = true,
-                CacheError::S3(error) if self.by_version && error.kind == ErrorKind::AccessDenied => return Err(CacheError::Stale),
-                error => return Err(error),
+                Err(CacheError::Stale) if !self.by_version && source.version_id.is_some() => self.by_version = true,
+                Err(CacheError::S3(error)) if self.by_version && error.kind == ErrorKind::AccessDenied => return Err(CacheError::Stale),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Asks for what is still to come and takes the answer's body.
+    async fn answer(&mut self, source: &ObjectVersion) -> Result<ObjectHead, CacheError> {
+        let answer = self.get(source).await.map_err(stale_or)?;
+        let head = answer.head.clone();
+        self.accept(answer, source)?;
+        Ok(head)
     }
 
     async fn get(&mut self, source: &ObjectVersion) -> Result<GetObject, S3Error> {
@@ -192,8 +200,12 @@ impl Download {
 
     /// Takes an answer's body after its head was found to be the version's. A store that ignores ranges sends more; it is skipped.
     fn accept(&mut self, answer: GetObject, source: &ObjectVersion) -> Result<(), CacheError> {
-        if answer.head.etag != source.etag || answer.head.size != source.size {
+        if answer.head.etag != source.etag {
             return Err(CacheError::Stale);
+        }
+        if answer.head.size != source.size {
+            let text = format!("the version has {} bytes, and {} are said to be all", source.size, answer.head.size);
+            return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));
         }
         let at = self.pos + self.buffer.len() as u64;
         if answer.range.start > at || answer.range.end <= at {
@@ -239,6 +251,12 @@ impl Download {
         let source = self.entry.source();
         S3Error::local(kind, "GetObject", format!("s3://{}/{}", source.bucket, source.key), message)
     }
+}
+
+/// Throttling is no failure, and an answer that does not agree with itself was damaged on its way; of all else the store's client has
+/// tried what helps.
+fn asked_again(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Throttled | ErrorKind::Protocol)
 }
 
 /// What an answer says of the version: 412 and 404 are not errors of the store.

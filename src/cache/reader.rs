@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,6 +19,8 @@ use crate::s3::{ErrorKind, ObjectHead, S3Error, Store};
 /// Times that a read has blocks fetched which are gone again when it looks (memory under pressure, a failing disk), before it
 /// fetches for itself alone.
 const MAX_ROUNDS: u32 = 4;
+/// Times that what came damaged is fetched again for one read.
+const MENDS_MOST: u32 = 3;
 
 /// A reader pinned to one version, with its own sequential detection: one a file handle.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Reader {
     /// Nothing is fetched that was not asked for.
     exact: bool,
     entry: Mutex<Option<InUse>>,
+    /// Bytes of the entry were handed out. Looked at and set with `entry` locked.
+    given: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -40,7 +45,15 @@ struct Ahead {
 impl Reader {
     pub(super) fn new(inner: Arc<Inner>, store: Arc<dyn Store>, version: ObjectVersion) -> Self {
         let window = Window::new(version.size, inner.reach());
-        Self { inner, store, version, ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }), exact: false, entry: Mutex::new(None) }
+        Self {
+            inner,
+            store,
+            version,
+            ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }),
+            exact: false,
+            entry: Mutex::new(None),
+            given: AtomicBool::new(false),
+        }
     }
 
     /// The same, but without read-ahead: for whoever knows what it needs.
@@ -111,8 +124,26 @@ impl Reader {
             }
             (plan, Arc::clone(&ahead.hold))
         };
-        let mut entry = self.entry().await?;
         let mut plans_ahead = !plan.ahead.is_empty();
+        let mut mended = 0;
+        let (entry, blocks) = loop {
+            match self.find(&want, &plan, &hold, &mut plans_ahead).await {
+                // Nobody has seen any of it: what was damaged on its way comes again.
+                Err(CacheError::Damaged(_)) if mended < MENDS_MOST && !self.given.load(Ordering::Relaxed) => mended += 1,
+                other => break other?,
+            }
+        };
+        if self.inner.keeps_on_disk() {
+            let end = if range.end == self.version.size { want.end } else { range.end / BLOCK };
+            self.inner.recent.spend(entry.uid, want.start..end);
+        }
+        let skip = (range.start - want.start * BLOCK) as usize;
+        Ok(blocks.slice(skip..skip + (range.end - range.start) as usize))
+    }
+
+    /// The blocks, and the entry that they are of.
+    async fn find(&self, want: &Range<u64>, plan: &Plan, hold: &Hold, plans_ahead: &mut bool) -> Result<(Arc<Entry>, Bytes), CacheError> {
+        let mut entry = self.entry().await?;
         let mut rounds = 0;
         let blocks = loop {
             let found = match self.inner.recent.join(entry.uid, want.clone(), &self.inner.buffers) {
@@ -130,13 +161,13 @@ impl Reader {
                     entry = self.reopen(&entry).await?;
                 }
                 let demand = blocks_of(plan.demand.clone());
-                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, &hold);
+                launched = fetch::launch(&self.inner, &entry, &self.store, demand, MAX_PIECE, false, hold);
             }
-            if std::mem::take(&mut plans_ahead) {
+            if std::mem::take(plans_ahead) {
                 // What is evicted gets no more blocks: those ahead go to the entry that this reader will turn to.
                 let entry = if entry.state().detached { self.current(&entry).await } else { Arc::clone(&entry) };
                 for bytes in &plan.ahead {
-                    fetch::launch(&self.inner, &entry, &self.store, blocks_of(bytes.clone()), plan.piece, true, &hold);
+                    fetch::launch(&self.inner, &entry, &self.store, blocks_of(bytes.clone()), plan.piece, true, hold);
                 }
             }
             match found {
@@ -152,24 +183,24 @@ impl Reader {
                 }
                 Found::Wait(flight, block) => {
                     if let End::Failed(error) = flight.wait(block).await {
-                        return Err(self.failure(error));
+                        return Err(error);
                     }
                 }
                 Found::Missing => {
                     for flight in launched.iter().filter(|flight| flight.blocks.start < want.end) {
                         if let End::Failed(error) = flight.wait(want.end.min(flight.blocks.end) - 1).await {
-                            return Err(self.failure(error));
+                            return Err(error);
                         }
                     }
                 }
             }
         };
-        if self.inner.keeps_on_disk() {
-            let end = if range.end == self.version.size { want.end } else { range.end / BLOCK };
-            self.inner.recent.spend(entry.uid, want.start..end);
+        let _held = self.entry.lock();
+        if entry.state().damaged {
+            return Err(damaged(&entry));
         }
-        let skip = (range.start - want.start * BLOCK) as usize;
-        Ok(blocks.slice(skip..skip + (range.end - range.start) as usize))
+        self.given.store(true, Ordering::Relaxed);
+        Ok((entry, blocks))
     }
 
     async fn assemble(&self, entry: &Arc<Entry>, pieces: Vec<Piece>) -> Result<Option<Bytes>, CacheError> {
@@ -189,46 +220,34 @@ impl Reader {
         Ok(all.freeze())
     }
 
-    /// The entry to read from. One that was found damaged gave bytes to this reader: it says so once, and the next read fetches anew.
+    /// The entry to read from. One that was found damaged is left for another, unless bytes of it were given: then this reader is
+    /// of no use any more. Said once it would be lost: the kernel keeps no error of what it read ahead.
     async fn entry(&self) -> Result<Arc<Entry>, CacheError> {
         let entry = {
             let mut held = self.entry.lock();
-            match held.as_ref().map(InUse::entry) {
-                Some(entry) if !entry.state().damaged => Arc::clone(entry),
-                Some(entry) => {
-                    let source = entry.source();
-                    *held = Some(InUse::new(self.inner.entry(&source)));
-                    return Err(CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key)));
-                }
-                None => {
-                    let entry = self.inner.entry(&self.version);
-                    *held = Some(InUse::new(Arc::clone(&entry)));
-                    entry
-                }
-            }
+            let source = match held.as_ref().map(InUse::entry) {
+                Some(entry) if !entry.state().damaged => return Ok(Arc::clone(entry)),
+                Some(entry) if self.given.load(Ordering::Relaxed) => return Err(damaged(entry)),
+                Some(entry) => entry.source(),
+                None => self.version.clone(),
+            };
+            let entry = self.inner.entry(&source);
+            *held = Some(InUse::new(Arc::clone(&entry)));
+            entry
         };
         self.inner.load(&entry).await;
         Ok(entry)
     }
 
-    /// Hands on how a flight failed; damage is told once.
-    fn failure(&self, error: CacheError) -> CacheError {
-        if let CacheError::Damaged(_) = error {
-            let mut held = self.entry.lock();
-            let damaged = held.as_ref().map(|held| held.entry().state()).filter(|state| state.damaged).map(|state| state.source.clone());
-            if let Some(source) = damaged {
-                *held = Some(InUse::new(self.inner.entry(&source)));
-            }
-        }
-        error
-    }
-
     /// The entry was evicted and lacks a block: goes on with a new one, under the name that the object has now.
     async fn reopen(&self, old: &Arc<Entry>) -> Result<Arc<Entry>, CacheError> {
+        if old.state().damaged {
+            return Err(damaged(old));
+        }
         let entry = self.current(old).await;
         *self.entry.lock() = Some(InUse::new(Arc::clone(&entry)));
         let (inner, next, old) = (Arc::clone(&self.inner), Arc::clone(&entry), Arc::clone(old));
-        tokio::task::spawn_blocking(move || inner.succeed(&next, &old)).await.map_err(failed)?.map_err(|error| self.failure(error))?;
+        tokio::task::spawn_blocking(move || inner.succeed(&next, &old)).await.map_err(failed)??;
         Ok(entry)
     }
 
@@ -243,6 +262,11 @@ impl Reader {
         let message = format!("not answered within {} s", READ_DEADLINE.as_secs());
         CacheError::S3(S3Error::local(ErrorKind::TimedOut, operation, resource, message))
     }
+}
+
+fn damaged(entry: &Entry) -> CacheError {
+    let source = entry.source();
+    CacheError::Damaged(format!("s3://{}/{}", source.bucket, source.key))
 }
 
 fn failed(error: tokio::task::JoinError) -> CacheError {

@@ -393,7 +393,9 @@ async fn over_plain_http_a_whole_object_is_compared_with_its_checksum() {
         let damaged = read_all(&pinned, 100_000).await;
         assert!(matches!(damaged, Err(CacheError::Damaged(_))), "{:?}", damaged.map(|bytes| bytes.len()));
         assert_eq!((cache.usage().files, data_files(dir.path()).len()), (0, 0));
-        assert!(read_all(&pinned, 100_000).await.unwrap() == data, "fetched again");
+        let again = pinned.read(0, 10).await;
+        assert!(matches!(again, Err(CacheError::Damaged(_))), "who was given damaged bytes is given no others after them");
+        assert!(read_all(&reader(&cache, &fake), 100_000).await.unwrap() == data, "fetched again");
         assert_eq!(fake.heads.load(Ordering::SeqCst), if checksum.is_some() { 2 } else { 0 });
         cache.shutdown().await;
     }
@@ -425,10 +427,12 @@ async fn over_plain_http_an_object_of_one_get_is_never_given_damaged() {
         let data = content(100_000, 19);
         let fake = Fake::new(data.clone(), &Md5::digest(&data).iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         fake.fail([Fault::Flip(70_000)]);
-        let reader = reader(&cache, &fake);
-        assert!(matches!(reader.read(0, 10).await, Err(CacheError::Damaged(_))));
-        assert_eq!(reader.read(0, 10).await.unwrap(), data[..10]);
+        assert_eq!(reader(&cache, &fake).read(0, 10).await.unwrap(), data[..10], "fetched again");
         assert_eq!(fake.get_count(), 2);
+        let other = tempfile::tempdir().unwrap();
+        let cache = open_http(other.path()).await;
+        fake.fail(vec![Fault::Flip(70_000); 100]);
+        assert!(matches!(reader(&cache, &fake).read(0, 10).await, Err(CacheError::Damaged(_))));
     }
 }
 

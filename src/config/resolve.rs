@@ -266,7 +266,7 @@ fn client(t: Typed, close_timeout: Duration, environment: &Environment) -> Resul
         bwlimit: t.bwlimit.flatten(),
         retries: u32::try_from(count(t.retries, 5)).unwrap_or(u32::MAX),
         connect_timeout: t.connect_timeout.unwrap_or(Duration::from_secs(10)),
-        request_timeout: t.request_timeout.unwrap_or(Duration::from_secs(30)),
+        request_timeout: t.request_timeout.unwrap_or(Duration::from_secs(20)),
         close_timeout,
         max_connections: count(t.max_connections, 32) as usize,
     })

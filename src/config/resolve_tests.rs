@@ -51,7 +51,7 @@ fn defaults() {
     assert!(config.allow_delete && config.no_index && config.symlinks && !config.allow_bucket_changes);
     assert_eq!((config.on_conflict, config.mtime, config.log_level), (OnConflict::Keep, MtimeSource::Store, LogLevel::Info));
     assert_eq!(config.ignore, TEMPORARY_NAMES);
-    assert_eq!((config.client.retries, config.client.request_timeout), (5, Duration::from_secs(30)));
+    assert_eq!((config.client.retries, config.client.request_timeout), (5, Duration::from_secs(20)));
     assert_eq!((config.upload_checksums, config.client.acl.as_deref(), config.client.path_style), (None, None, None));
     assert_eq!(config.state_dir, place.dir.path().join(".local/state/packmule"));
     assert_eq!(config.spool_dir, place.dir.path().join(".local/state/packmule/spool"));

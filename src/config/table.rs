@@ -259,7 +259,7 @@ pub static OPTIONS: &[Opt] = &[
 
     opt(G::Network, "retries", &[], Count(0, 100, |t, v| t.retries = Some(v)), "5", "Times that a read or metadata request is sent again"),
     opt(G::Network, "connect_timeout", &[], Time(|t, v| t.connect_timeout = Some(v)), "10s", "How long a connection may take to be made"),
-    opt(G::Network, "request_timeout", &[], Time(|t, v| t.request_timeout = Some(v)), "30s", "How long a request waits without a byte moving"),
+    opt(G::Network, "request_timeout", &[], Time(|t, v| t.request_timeout = Some(v)), "20s", "How long a request waits without a byte moving"),
 
     opt(G::CloudFront, "cloudfront", &[], text_of("auto, off or distribution ids joined by commas", |t, v| {
         t.cloudfront = Some(match v { "auto" => CloudFront::Auto, "off" => CloudFront::Off, ids => CloudFront::Ids(ids.split([',', ':', ' ']).filter(|i| !i.is_empty()).map(distribution).collect::<Option<_>>()?) });

@@ -1,10 +1,11 @@
 //! One bucket: what is known of it, and the [`Store`] that the rest of the program sees.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use http::Method;
@@ -35,6 +36,8 @@ pub struct Bucket {
     /// A directory marker that exists, for the probe of conditional writes.
     pub(super) marker: parking_lot::Mutex<Option<Marker>>,
     pub(super) probe: tokio::sync::Mutex<()>,
+    /// Keys for which a CreateMultipartUpload was sent and no answer understood, and since when: uploads that nobody knows may be there.
+    pub(super) unknown_uploads: parking_lot::Mutex<HashMap<String, SystemTime>>,
 }
 
 impl fmt::Debug for Bucket {
@@ -67,6 +70,7 @@ impl Bucket {
             acl_off: AtomicBool::new(false),
             marker: parking_lot::Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),
+            unknown_uploads: parking_lot::Mutex::default(),
         }
     }
 

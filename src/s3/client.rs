@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -119,7 +120,7 @@ impl Default for ClientConfig {
             bwlimit: None,
             retries: 5,
             connect_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(20),
             close_timeout: Duration::from_secs(300),
             max_connections: 32,
         }
@@ -137,6 +138,8 @@ pub(super) struct Core {
     pub bandwidth: Option<Arc<Bandwidth>>,
     /// Where a bucket is looked for first.
     pub region: String,
+    /// The store was seen to give a request id with an answer.
+    pub names_requests: AtomicBool,
 }
 
 /// The client. Cheap to share; every bucket is made once.
@@ -183,6 +186,7 @@ impl Client {
             no_check_certificate: config.no_check_certificate,
             needs_tls: !endpoint.is_plain_http(),
             connect_timeout: config.connect_timeout,
+            stall: config.request_timeout,
             max_connections: config.max_connections,
         })
         .map_err(invalid)?;
@@ -199,7 +203,16 @@ impl Client {
         };
         let credentials = Credentials::new(&credentials, http.clone()).map_err(|message| configured(ErrorKind::Credentials, message))?;
         let bandwidth = config.bwlimit.map(|rate| Arc::new(Bandwidth::new(rate)));
-        let core = Core { config, http, credentials, endpoint, counters: Counters::default(), bandwidth, region };
+        let core = Core {
+            config,
+            http,
+            credentials,
+            endpoint,
+            counters: Counters::default(),
+            bandwidth,
+            region,
+            names_requests: AtomicBool::new(false),
+        };
         Ok(Arc::new(Client { core: Arc::new(core), buckets: parking_lot::Mutex::default() }))
     }
 

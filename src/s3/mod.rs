@@ -23,9 +23,11 @@ mod list;
 pub mod multipart;
 mod object;
 pub mod operation;
+mod proof;
 mod request;
 pub mod response;
 pub mod rfc2047;
+pub mod slow;
 mod upload;
 pub mod xml;
 

@@ -1,12 +1,14 @@
 //! One request from call to answer: signed, sent, retried, its bucket's region followed, refused credentials read again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqsign_aws_v4::Credential;
+use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use super::client::Core;
@@ -14,7 +16,7 @@ use super::endpoint::BucketName;
 use super::operation::Operation;
 use super::response::{self, ErrorBody};
 use super::xml::{self, Element};
-use super::{ErrorKind, Result, S3Error, Source};
+use super::{ErrorKind, Result, S3Error, Source, slow};
 use crate::aws::http::{self as transport, Body, Failure, Incoming, Outgoing};
 use crate::aws::retry::{self, Attempts, Budget, Class, Outcome};
 use crate::aws::{encode, sigv2, sigv4};
@@ -70,6 +72,10 @@ impl Call {
     pub fn class(mut self, class: Class) -> Self {
         self.class = class;
         self
+    }
+
+    fn has_body(&self) -> bool {
+        !matches!(self.payload, Payload::Empty)
     }
 
     pub fn payload(mut self, payload: Payload) -> Self {
@@ -162,6 +168,9 @@ impl From<Refusal> for S3Error {
 
 type Tried<T> = std::result::Result<T, Refusal>;
 
+/// The header in which a store names the request that it answers.
+const REQUEST_ID: &str = "x-amz-request-id";
+
 /// The largest answer that is read into memory: a page of 1000 keys of 1024 bytes, each three bytes a byte, is 4 MB.
 const LARGEST: usize = 32 << 20;
 
@@ -191,6 +200,9 @@ impl Core {
         let answer = self.whole(place, call).await?;
         match Element::parse(&answer.body) {
             Ok(element) if element.name == root => {
+                if answer.headers.contains_key(REQUEST_ID) {
+                    self.names_requests.store(true, Ordering::Relaxed);
+                }
                 Ok(Answer { status: answer.status, headers: answer.headers, body: element, repeated: answer.repeated })
             }
             Ok(element) => Err(self.not_s3(place, call, &format!("<{}> came instead of <{root}>", element.name)).into()),
@@ -250,7 +262,7 @@ impl Core {
                         ErrorKind::Throttled => Outcome::Throttled,
                         ErrorKind::Server | ErrorKind::TimedOut => Outcome::Server,
                         // The bytes were damaged on their way, or another conditional write was in flight.
-                        ErrorKind::BadDigest if call.class == Class::Upload && attempts.made() < self.config.retries => Outcome::Server,
+                        ErrorKind::BadDigest if call.has_body() && attempts.made() < self.config.retries => Outcome::Server,
                         _ => Outcome::Final,
                     };
                     repeated |= outcome == Outcome::Server;
@@ -274,6 +286,7 @@ impl Core {
                 }
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
+            slow::tell(&error, pause);
             tracing::debug!(operation = call.operation.name(), resource = %error.resource, attempt = attempts.made(), pause_ms = pause.as_millis() as u64, reason = %error, "sending again");
             if let Payload::Source(source) = &call.payload {
                 source.refused();
@@ -304,6 +317,9 @@ impl Core {
             Err(failure) => return Ok(Attempt::Failed(failure)),
         };
         let (status, headers) = (incoming.status, incoming.headers.clone());
+        if status.is_success() && self.is_portal(&headers) {
+            return Err(self.not_s3(place, call, "an HTML page"));
+        }
         if !status.is_success() {
             let body = incoming.collect(1 << 20).await.unwrap_or_default();
             return Ok(Attempt::Refused { status, body: response::error_body(&headers, &body), headers });
@@ -322,6 +338,14 @@ impl Core {
                 Ok(Attempt::Done(status, headers, body))
             }
         }
+    }
+
+    /// A page of somebody between us and the store (a captive portal, a proxy's login), which may have all the headers of an object:
+    /// it lacks the request id that this store gives with every answer.
+    fn is_portal(&self, headers: &HeaderMap) -> bool {
+        self.names_requests.load(Ordering::Relaxed)
+            && !headers.contains_key(REQUEST_ID)
+            && response::text(headers, "content-type").is_some_and(|kind| kind.starts_with("text/html"))
     }
 
     /// True when the answer names another region than the one that was signed for; it is remembered.
@@ -358,6 +382,11 @@ impl Core {
         let mut headers = call.headers.clone();
         self.common_headers(place, &mut headers);
         let Some(credential) = credential else { return Ok((url, headers)) };
+        // Keys to delete and parts to join: few bytes, and one turned over does harm.
+        if let (Payload::Bytes(body), false) = (&call.payload, self.config.sigv2) {
+            let sum: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
+            headers.insert("x-amz-content-sha256", HeaderValue::from_str(&sum).map_err(|error| invalid(error.to_string()))?);
+        }
         if self.config.sigv2 {
             let now = httpdate::fmt_http_date(std::time::SystemTime::now());
             headers.insert("x-amz-date", HeaderValue::from_str(&now).map_err(|error| invalid(error.to_string()))?);

@@ -87,6 +87,8 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         "BadDigest" | "XAmzContentChecksumMismatch" | "XAmzContentSHA256Mismatch" | "IncompleteBody" | "InvalidDigest" => {
             ErrorKind::BadDigest
         }
+        // Our own XML, which is well-formed and names the parts as they were answered, was damaged on its way.
+        "MalformedXML" | "InvalidPart" | "InvalidPartOrder" => ErrorKind::BadDigest,
         "NotImplemented" | "MethodNotAllowed" => ErrorKind::NotImplemented,
         "AccessControlListNotSupported" => ErrorKind::AclNotSupported,
         "PermanentRedirect"
@@ -180,6 +182,11 @@ fn full_checksum(headers: &HeaderMap) -> Option<Checksum> {
     if text(headers, "x-amz-checksum-type").is_some_and(|kind| kind != "FULL_OBJECT") {
         return None;
     }
+    checksum(headers)
+}
+
+/// The checksum that the answer to an upload repeats.
+pub fn checksum(headers: &HeaderMap) -> Option<Checksum> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let crc = crc_of(header("x-amz-checksum-crc64nvme"), header("x-amz-checksum-crc32c"));
     crc.or_else(|| decoded(header("x-amz-checksum-sha1")).map(Checksum::Sha1))

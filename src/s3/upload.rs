@@ -255,10 +255,11 @@ impl Bucket {
     }
 
     pub(super) async fn put_object(&self, key: &str, body: Arc<dyn Source>, options: PutOptions) -> Result<PutOutcome> {
-        let condition = options.condition.as_ref();
-        let mut with = self.extras(condition, options.checksum.as_ref()).await;
+        let mut condition = options.condition.clone();
+        let mut with = self.extras(condition.as_ref(), options.checksum.as_ref()).await;
+        let mut damaged = 0;
         loop {
-            let call = self.put_call(key, &body, &options, &with, condition)?;
+            let call = self.put_call(key, &body, &options, &with, condition.as_ref())?;
             match self.core.whole(&self.place, &call).await {
                 Ok(answer) => {
                     self.settled(&with);
@@ -267,8 +268,17 @@ impl Bucket {
                         *self.marker.lock() = Some(Marker { key: key.to_owned(), ours: Some((ours, Instant::now())) });
                     }
                     let etag = self.etag(&call, &answer.headers)?;
-                    self.agrees(&call, &answer.headers, &etag, options.checksum.as_ref())?;
-                    return Ok(outcome(etag, &answer.headers));
+                    match self.agrees(&call, &answer.headers, &etag, options.checksum.as_ref(), &body).await {
+                        Ok(()) => return Ok(outcome(etag, &answer.headers)),
+                        // What lies there now is ours, and damaged: the same again replaces it, and nothing else.
+                        Err(error) if error.kind == ErrorKind::BadDigest && damaged < self.core.config.retries => {
+                            tracing::warn!("{error}: it is sent again");
+                            damaged += 1;
+                            body.refused();
+                            condition = condition.map(|_| Condition::Matches(etag));
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
                 Err(refusal) => {
@@ -287,22 +297,6 @@ impl Bucket {
 
     fn etag(&self, call: &Call, headers: &HeaderMap) -> Result<ETag> {
         response::text(headers, "etag").map(ETag::new).ok_or_else(|| self.core.not_s3(&self.place, call, "an upload answered without ETag"))
-    }
-
-    /// An MD5 that was sent must be the ETag, where the ETag is an MD5: not under KMS (AWS, "Common response headers").
-    fn agrees(&self, call: &Call, headers: &HeaderMap, etag: &ETag, checksum: Option<&Checksum>) -> Result<()> {
-        let kms = response::text(headers, "x-amz-server-side-encryption").is_some_and(|kind| kind.starts_with("aws:kms"));
-        if let (Some(Checksum::Md5(sent)), Some(stored), false) = (checksum, etag.md5(), kms)
-            && *sent != stored
-        {
-            return Err(self.core.local(
-                &self.place,
-                call,
-                ErrorKind::BadDigest,
-                "the store holds other bytes than were sent (its ETag is not their MD5)".into(),
-            ));
-        }
-        Ok(())
     }
 
     /// After a lost answer, a refusal may be about our own success: true when the object there is what we sent.
@@ -326,7 +320,10 @@ impl Bucket {
         };
         let mut with = self.extras(None, None).await;
         with.checksum = algorithm.is_some();
-        let begun = SystemTime::now();
+        // Whoever drops this future, or meets an answer that is none, leaves the note behind.
+        let before = self.unknown_uploads.lock().get(key).copied();
+        let begun = before.unwrap_or_else(SystemTime::now);
+        self.unknown_uploads.lock().insert(key.to_owned(), begun);
         loop {
             let mut call =
                 Call::new(&self.core, Operation::CreateMultipartUpload, Method::POST).key(key).class(Class::Upload).query("uploads", "");
@@ -344,13 +341,20 @@ impl Bucket {
                         .text_of("UploadId")
                         .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload without id"))?
                         .to_owned();
-                    if answer.repeated {
+                    self.unknown_uploads.lock().remove(key);
+                    if answer.repeated || before.is_some() {
                         self.drop_lost_uploads(key, &id, begun).await;
                     }
                     return Ok(id);
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
-                Err(refusal) => return Err(refusal.error),
+                Err(refusal) => {
+                    let refused = !refusal.repeated && refusal.error.status >= 400 && before.is_none();
+                    if refused {
+                        self.unknown_uploads.lock().remove(key);
+                    }
+                    return Err(refusal.error);
+                }
             }
         }
     }
@@ -385,7 +389,7 @@ impl Bucket {
             match self.core.whole(&self.place, &call).await {
                 Ok(answer) => {
                     let etag = self.etag(&call, &answer.headers)?;
-                    self.agrees(&call, &answer.headers, &etag, checksum.as_ref())?;
+                    self.agrees(&call, &answer.headers, &etag, checksum.as_ref(), &body).await?;
                     return Ok(Part { number, etag, size: body.len(), checksum: checksum.filter(|_| with.checksum) });
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
@@ -452,6 +456,7 @@ impl Bucket {
                         .body
                         .text_of("ETag")
                         .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload completed without ETag"))?;
+                    self.completes(&call, &answer.body, &options)?;
                     return Ok(outcome(ETag::new(etag), &answer.headers));
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}

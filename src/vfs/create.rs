@@ -124,6 +124,10 @@ impl Vfs {
     /// mkdir(2): one marker, or a bucket at the account's root.
     pub async fn mkdir(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, _umask: u32) -> Result<Entry> {
         self.check_writable()?;
+        self.within(self.make_directory(caller, parent, name, mode)).await
+    }
+
+    async fn make_directory(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Entry> {
         self.require_free(parent, name).await?;
         let now = SystemTime::now();
         let (stored, _) = self.fresh_attributes(Kind::Directory, owner_of(caller, mode), now);
@@ -134,8 +138,8 @@ impl Vfs {
                 tracing::warn!("{name}: a directory here is a bucket: mount with -o allow_bucket_changes to make one");
                 return Err(Error::NotPermitted);
             }
-            self.within(async { Ok(account.create_bucket(name).await?) }).await?;
-            dir.store = Some(self.within(self.bucket(name)).await?);
+            account.create_bucket(name).await?;
+            dir.store = Some(self.bucket(name).await?);
             name.to_owned()
         } else {
             let (segment, place) = self.place_for_new(parent, name, true)?;

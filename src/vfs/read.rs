@@ -173,7 +173,7 @@ impl Vfs {
             drop(order.lock().await);
         }
         if let Some(staged) = staged {
-            match staged.read(offset, size as usize).await {
+            match self.within(async { Ok(staged.read(offset, size as usize).await) }).await? {
                 // It became the cache's between the look and the read.
                 Err(writeback::Error::Discarded) => drop(self.order(handle.ino)?.lock().await),
                 other => return Ok(other?),
@@ -181,7 +181,17 @@ impl Vfs {
         }
         let epoch = self.table.lock().get(handle.ino).ok_or(Error::Stale)?.file.epoch;
         let reader = self.handle_reader(&handle, epoch)?;
-        let bytes = self.within(async { Ok(reader.read(offset, size as usize).await?) }).await?;
+        let bytes = match self.within(async { Ok(reader.read(offset, size as usize).await) }).await? {
+            Err(error @ CacheError::Damaged(_)) => {
+                // What was read before and lies in the kernel's pages may be the damaged bytes.
+                if let Some(node) = self.table.lock().get_mut(handle.ino) {
+                    node.file.kernel_pages = None;
+                }
+                self.tell(|notify| notify.invalidate_inode(handle.ino));
+                return Err(error.into());
+            }
+            other => other?,
+        };
         if let Some(head) = reader.head() {
             self.note(handle.ino, &head);
         }

@@ -103,6 +103,10 @@ impl Vfs {
 
     /// getdents(2). Entries that `sink` takes with attributes count as lookups.
     pub async fn readdir(&self, fh: Fh, offset: u64, plus: bool, sink: DirSink<'_>) -> Result<()> {
+        self.within(self.read_entries(fh, offset, plus, sink)).await
+    }
+
+    async fn read_entries(&self, fh: Fh, offset: u64, plus: bool, sink: DirSink<'_>) -> Result<()> {
         let handle = self.handles.directory(fh)?;
         let mut held = handle.stream.lock().await;
         if offset == 0 || held.is_none() {
@@ -118,7 +122,7 @@ impl Vfs {
             }
         }
         loop {
-            let batch = self.within(self.batch(handle.ino, stream, offset - DOTS)).await?;
+            let batch = self.batch(handle.ino, stream, offset - DOTS).await?;
             let Batch { names, listed } = batch;
             if names.is_empty() && !listed {
                 return Ok(());

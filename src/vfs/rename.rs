@@ -3,8 +3,6 @@
 
 use std::ffi::{OsStr, OsString};
 
-use futures::{StreamExt, TryStreamExt};
-
 use super::attr::Kind;
 use super::error::{Error, Result};
 use super::file::{row_of, target};

@@ -31,7 +31,11 @@ impl Vfs {
         if link.len() as u64 > LINK_MAX {
             return Err(Error::NameTooLong);
         }
-        match self.within(self.resolve(parent, name)).await {
+        self.within(self.make_link(caller, parent, name, link)).await
+    }
+
+    async fn make_link(&self, caller: Caller, parent: Ino, name: &OsStr, link: &[u8]) -> Result<Entry> {
+        match self.resolve(parent, name).await {
             Ok(_) => return Err(Error::Exists),
             Err(Error::NoEntry) => {}
             Err(error) => return Err(error),

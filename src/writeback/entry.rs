@@ -16,7 +16,7 @@ use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
 use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
-use super::pace::Meter;
+use super::pace::{Life, Meter};
 use super::plan::{How, Piece};
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
@@ -151,10 +151,11 @@ impl Shared {
             if self.fits(bytes) {
                 return Ok(());
             }
-            let since = self.meter.progress();
+            let limit = self.config.close_timeout;
+            let since = self.meter.seen(limit);
             if frees {
                 handing_over = None;
-                if tokio::time::timeout(self.config.close_timeout, changed).await.is_err() && self.meter.progress() <= since {
+                if tokio::time::timeout(limit, changed).await.is_err() && self.meter.seen(limit) <= since {
                     return Err(Error::NoSpace);
                 }
                 continue;
@@ -228,8 +229,8 @@ pub(crate) struct Entry {
     pub in_flight: AtomicU64,
     /// Bytes handed to sockets since the publication or upload began.
     pub sent: AtomicU64,
-    /// When a byte of it moved that had not moved before.
-    pub progress: Mutex<Instant>,
+    /// When it was last seen alive.
+    life: Mutex<Life>,
     /// When its content changed last.
     pub changed: Mutex<Instant>,
     /// Deletes of the versions that it replaces: on record until its content is, so that a crash before undeletes nothing.
@@ -291,7 +292,7 @@ impl Entry {
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            progress: Mutex::new(Instant::now()),
+            life: Mutex::new(Life::new()),
             changed: Mutex::new(Instant::now()),
             replaces: Mutex::default(),
         });
@@ -319,12 +320,25 @@ impl Entry {
 
     /// A byte moved (or an answer came) that had not before.
     pub fn progressed(&self) {
-        *self.progress.lock() = Instant::now();
+        self.life.lock().progress = Instant::now();
     }
 
-    /// How long nothing of it moved.
+    /// The store is there, and asks for patience.
+    pub fn slowed(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        self.life.lock().slowed = until;
+        self.shared.meter.slowed(until);
+        self.intent.lock().reason.get_or_insert_with(|| "the store asks to slow down; it is sent again".to_owned());
+    }
+
+    /// From when on `close_timeout` counts.
+    pub fn seen(&self) -> Instant {
+        self.life.lock().seen(self.shared.config.close_timeout)
+    }
+
+    /// How long nothing of it moved, without the time for which the store asked for patience.
     pub fn stalled(&self) -> Duration {
-        self.progress.lock().elapsed()
+        self.seen().elapsed()
     }
 
     /// Writes the record as things stand. `sync`: it survives a power cut once this returns. One that would replace a durable

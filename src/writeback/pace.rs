@@ -14,6 +14,31 @@ const GRAIN: Duration = Duration::from_millis(20);
 /// and a burst into empty socket buffers is not taken for a rate of gigabytes a second.
 const SHORTEST: Duration = Duration::from_millis(50);
 
+/// A store that throttles and takes nothing is waited for so many times as long as one that is silent: an hour, where `close_timeout`
+/// is 5 minutes.
+const SLOWED_MOST: u32 = 12;
+
+/// When an upload was last seen alive.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    /// A byte moved, or an answer came, that had not before.
+    pub progress: Instant,
+    /// Until when the store asked for patience.
+    pub slowed: Instant,
+}
+
+impl Life {
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self { progress: now, slowed: now }
+    }
+
+    /// From when on `limit` (`close_timeout`) counts: the last progress, or the end of the pause that the store asked for since.
+    pub fn seen(&self, limit: Duration) -> Instant {
+        self.progress.max(self.slowed.min(self.progress + limit * SLOWED_MOST))
+    }
+}
+
 /// Measures bytes handed to sockets while transfers run; idle time does not count.
 pub(crate) struct Meter {
     inner: Mutex<Inner>,
@@ -28,7 +53,7 @@ struct Inner {
     active: Duration,
     bytes: u64,
     samples: VecDeque<(Duration, u64)>,
-    progress: Instant,
+    life: Life,
 }
 
 impl Meter {
@@ -41,7 +66,7 @@ impl Meter {
                 active: Duration::ZERO,
                 bytes: 0,
                 samples: VecDeque::new(),
-                progress: now,
+                life: Life::new(),
             }),
             moved: Notify::new(),
         }
@@ -71,7 +96,7 @@ impl Meter {
         }
         inner.bytes += bytes;
         if progress {
-            inner.progress = Instant::now();
+            inner.life.progress = Instant::now();
         }
         drop(inner);
         self.moved.notify_waiters();
@@ -94,7 +119,17 @@ impl Meter {
 
     /// When something last moved anywhere.
     pub fn progress(&self) -> Instant {
-        self.inner.lock().progress
+        self.inner.lock().life.progress
+    }
+
+    /// The store asks for patience until then.
+    pub fn slowed(&self, until: Instant) {
+        self.inner.lock().life.slowed = until;
+    }
+
+    /// See [`Life::seen`].
+    pub fn seen(&self, limit: Duration) -> Instant {
+        self.inner.lock().life.seen(limit)
     }
 }
 
@@ -132,6 +167,18 @@ mod tests {
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(meter.rate(), rate);
         assert!(rate > 10 << 20 && rate <= 42 << 20, "{rate}");
+    }
+
+    #[test]
+    fn throttling_is_life_but_not_for_ever() {
+        let (limit, mut life) = (Duration::from_secs(300), Life::new());
+        let begun = life.progress;
+        life.slowed = begun + Duration::from_secs(1000);
+        assert_eq!(life.seen(limit), life.slowed);
+        life.slowed = begun + Duration::from_secs(100_000);
+        assert_eq!(life.seen(limit), begun + Duration::from_secs(3600));
+        life.progress = begun + Duration::from_secs(200_000);
+        assert_eq!(life.seen(limit), life.progress);
     }
 
     #[test]

@@ -152,8 +152,9 @@ impl Staged {
             }
             // While it only waits for its turn, the others' progress is progress.
             let waits = entry.in_flight.load(Relaxed) == 0;
-            let last = (*entry.progress.lock()).max(began).max(if waits { shared.meter.progress() } else { began });
-            let left = shared.config.close_timeout.saturating_sub(last.elapsed());
+            let limit = shared.config.close_timeout;
+            let last = entry.seen().max(began).max(if waits { shared.meter.seen(limit) } else { began });
+            let left = limit.saturating_sub(last.elapsed());
             if left.is_zero() {
                 return Err(Error::TimedOut);
             }

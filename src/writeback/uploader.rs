@@ -15,6 +15,7 @@ use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::{Error, Expect, Guess, Published, Target};
 use crate::failpoint;
+use crate::s3::slow;
 
 /// How often stalled publications are looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -362,7 +363,9 @@ impl Uploader {
             ..Context::of(&job.state, &action)
         };
         let task = tokio::spawn(async move {
-            let outcome = publish::perform(&entry, context, &action).await;
+            let slowed = entry.clone();
+            let told: slow::Listener = Arc::new(move |pause| slowed.slowed(pause));
+            let outcome = slow::listen(told, publish::perform(&entry, context, &action)).await;
             drop(place);
             shared.send(Message::Done { id, action, outcome });
         });

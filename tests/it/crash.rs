@@ -265,7 +265,11 @@ fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>
         assert!(found.is_some(), "{scene}: {name} in S3 ({len:?} bytes) is none of {known:?}; left: {left:?}; {flushed:?}");
         let seen = fs::read(mount.path(name)).ok();
         let keys = store.keys();
-        assert!(seen == bytes, "{scene}: {name} shows {:?} bytes and is {len:?}; keys {keys:?}; left {left:?}", seen.map(|seen| seen.len()));
+        assert!(
+            seen == bytes,
+            "{scene}: {name} shows {:?} bytes and is {len:?}; keys {keys:?}; left {left:?}",
+            seen.map(|seen| seen.len())
+        );
         if let Some(synced) = known.synced.filter(|synced| found != Some(Some(*synced))) {
             // Closed or not: its bytes are in the spool, and listed.
             let entry = left.iter().find(|entry| entry["key"] == name && entry["size"] == synced.len);
@@ -382,7 +386,7 @@ fn killed_at_any_moment() {
     kills(Store::double, 0..if torture() { 160 } else { 12 });
 }
 
-/// Promise 26: the same on a store that is not ours.
+/// Kills on a store that is not ours (promise 26).
 #[test]
 fn killed_at_any_moment_on_seaweedfs() {
     kills(Store::seaweed, 1000..if torture() { 1060 } else { 1004 });

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::*;
 use crate::s3::multipart::copy_object;
 use crate::s3::{
-    Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, ListRequest, Metadata, ObjectHead, Part, PutOptions,
+    Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetRequest, ListRequest, Metadata, ObjectHead, Part,
+    PutOptions,
 };
 
 fn body() -> Arc<Bytes> {
@@ -151,7 +152,7 @@ async fn a_200_may_be_an_error() {
     let server = Server::start(|number, _| match number {
         0 => reply("200 OK", &[], "\n<?xml version=\"1.0\"?>\n<Error><Code>InternalError</Code></Error>"),
         1 => reply("200 OK", &[], "<CompleteMultipartUploadResult><ETag>&quot;x-1&quot;</ETag></CompleteMultipartUploadResult>"),
-        2 => reply("200 OK", &[], "<Error><Code>InvalidPart</Code></Error>"),
+        2 => reply("200 OK", &[], "<Error><Code>EntityTooSmall</Code></Error>"),
         _ => reply("200 OK", &[], "<CompleteMultipartUploadResult/>"),
     })
     .await;
@@ -162,8 +163,57 @@ async fn a_200_may_be_an_error() {
     assert_eq!(server.request(1).header("x-amz-mp-object-size"), Some("5"));
     assert_eq!(server.request(1).header("x-amz-checksum-type"), Some("FULL_OBJECT"));
     assert!(String::from_utf8_lossy(&server.request(1).body).contains("<ChecksumCRC64NVME>AAAAAAAAAAE=</ChecksumCRC64NVME>"));
-    assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap_err().code.as_deref(), Some("InvalidPart"));
+    assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap_err().code.as_deref(), Some("EntityTooSmall"));
     assert_eq!(store.complete_multipart("k", "u", &parts, 5, options()).await.unwrap_err().kind, ErrorKind::Protocol);
+}
+
+#[tokio::test]
+async fn the_answer_to_an_upload_is_compared_with_what_was_sent() {
+    let (other, hello) = ("d41d8cd98f00b204e9800998ecf8427f", HELLO);
+    let sum = Some(Checksum::Crc64Nvme(0x3377_8570_0652_4257));
+    // A store that ignores the CRC and took damaged bytes: the same again, over those alone.
+    let server = Server::start(move |number, _| reply("200 OK", &[("etag", if number == 0 { other } else { hello })], "")).await;
+    let store = server.bucket(|_| {});
+    let options = PutOptions { checksum: sum, condition: Some(Condition::Absent), ..Default::default() };
+    assert_eq!(store.put("k", body(), options).await.unwrap().etag.as_str(), hello);
+    assert_eq!(
+        (server.request(0).header("if-none-match"), server.request(1).header("if-match")),
+        (Some("*"), Some("\"d41d8cd98f00b204e9800998ecf8427f\""))
+    );
+    assert_eq!(store.capabilities().upload_checksum, ChecksumKind::Md5);
+    // Its word about a part, and about the whole.
+    let server = Server::start(move |number, _| match number {
+        0 => reply("200 OK", &[("etag", hello), ("x-amz-checksum-crc64nvme", "M3eFcAZSQlY=")], ""),
+        1 => reply("200 OK", &[("etag", other)], ""),
+        2 => reply("200 OK", &[("etag", hello), ("content-type", "text/html")], "<html>Log in</html>"),
+        3 => reply("200 OK", &[("etag", "not-md5")], ""),
+        _ => reply("200 OK", &[], "<CompleteMultipartUploadResult><ETag>x-1</ETag><ChecksumCRC64NVME>M3eFcAZSQlY=</ChecksumCRC64NVME></CompleteMultipartUploadResult>"),
+    })
+    .await;
+    let store = server.bucket(|_| {});
+    for expected in [Some(ErrorKind::BadDigest), Some(ErrorKind::BadDigest), Some(ErrorKind::Protocol), None] {
+        assert_eq!(store.upload_part("k", "u", 1, body(), sum).await.err().map(|error| error.kind), expected);
+    }
+    let parts = [Part { number: 1, etag: ETag::new(hello), size: 5, checksum: sum }];
+    let options = PutOptions { checksum: sum, ..Default::default() };
+    assert_eq!(store.complete_multipart("k", "u", &parts, 5, options).await.unwrap_err().kind, ErrorKind::BadDigest);
+}
+
+#[tokio::test]
+async fn a_page_with_the_headers_of_an_object_is_not_taken_for_one() {
+    let page = &[("etag", "\"6718f3a0-5e\""), ("content-type", "text/html")];
+    let server = Server::start(move |number, _| match number {
+        0 => reply("200 OK", &[("x-amz-request-id", "1")], "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
+        1 => reply("200 OK", &[page[0], page[1], ("x-amz-request-id", "2")], "<html>an object</html>"),
+        _ => reply("200 OK", page, "<html>Log in</html>"),
+    })
+    .await;
+    let store = server.bucket(|_| {});
+    store.list(ListRequest::default()).await.unwrap();
+    assert_eq!(store.get("k", GetRequest::default()).await.unwrap().range, 0..22);
+    assert_eq!(store.get("k", GetRequest::default()).await.err().map(|error| error.kind), Some(ErrorKind::Protocol));
+    assert_eq!(store.head("k").await.unwrap_err().kind, ErrorKind::Protocol);
+    assert_eq!(store.delete("k", None).await.unwrap_err().kind, ErrorKind::Protocol);
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ impl Uploader {
                 job.state.step != Step::Idle && !job.waiters.is_empty() && job.since.elapsed() > limit && job.entry.stalled() > limit
             })
             // While it only waits for its turn, the others' progress is progress.
-            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.progress().elapsed() > limit)
+            .filter(|(_, job)| !job.running.is_empty() || job.attempts > 0 || self.shared.meter.seen(limit).elapsed() > limit)
             .map(|(&id, _)| id)
             .collect();
         for id in stalled {

@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod double;
+#[allow(dead_code, reason = "the benchmark breaks nothing")]
+pub mod faulty;
 pub mod files;
 pub mod leash;
 pub mod mount;

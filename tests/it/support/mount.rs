@@ -59,6 +59,12 @@ impl Setup {
         }
     }
 
+    /// By another way to the store.
+    pub fn through(mut self, endpoint: &str) -> Self {
+        self.options.retain(|word| !word.starts_with("endpoint_url="));
+        self.option(&format!("endpoint_url={endpoint}"))
+    }
+
     /// With one more `-o` word.
     pub fn option(mut self, word: &str) -> Self {
         self.options.push(word.to_owned());

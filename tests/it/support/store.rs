@@ -51,10 +51,15 @@ impl Store {
     pub fn seaweed() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let bucket = format!("releases-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let store = Self { backend: Backend::Seaweed(Seaweed::shared()), bucket, home: home() };
+        let store = Self::seaweed_bucket(&bucket);
         let made = store.send(Method::PUT, "", &[], Vec::new());
         assert_eq!(made.status, 200, "{}", made.text());
         store
+    }
+
+    /// A bucket of the one SeaweedFS that is there.
+    pub fn seaweed_bucket(bucket: &str) -> Self {
+        Self { backend: Backend::Seaweed(Seaweed::shared()), bucket: bucket.to_owned(), home: home() }
     }
 
     /// The double, for tests that count or break.
@@ -208,7 +213,7 @@ impl Store {
     pub fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let until = Instant::now() + Duration::from_secs(20);
         while !holds(self) {
-            assert!(Instant::now() < until, "not within 20 s: {what}; keys: {:?}", self.keys());
+            assert!(Instant::now() < until, "not within 20 s: {what}; keys: {:?}; uploads: {:?}", self.keys(), self.unfinished_uploads());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -28,7 +28,7 @@ impl Wiretap {
 }
 
 /// The operation of a path-style request whose head `bytes` begins with; nothing where no head begins.
-fn operation(bytes: &[u8]) -> Option<&'static str> {
+pub fn operation(bytes: &[u8]) -> Option<&'static str> {
     // A body may be binary: look no further than its first line before it proves to be a head.
     let end = bytes.iter().take(8 << 10).position(|byte| *byte == b'\r')?;
     let line = std::str::from_utf8(&bytes[..end]).ok()?.strip_suffix(" HTTP/1.1")?;

@@ -81,7 +81,8 @@ pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3
     objects::verify(&bytes, input.content_md5.as_deref(), claimed, req.trailing_headers.as_ref(), None)?;
     let md5 = checksum::md5(&bytes);
     let part = PartData { md5, checksum: algorithm.of(&bytes), bytes, last_modified: now() };
-    let output = UploadPartOutput { e_tag: Some(ETag::Strong(checksum::hex(&md5))), ..UploadPartOutput::default() };
+    let mut output = UploadPartOutput { e_tag: Some(ETag::Strong(checksum::hex(&md5))), ..UploadPartOutput::default() };
+    objects::checksum_value!(output, algorithm, part.checksum.clone());
     let mut state = memory.state.lock();
     find(bucket(&mut state, &input.bucket)?, &input.upload_id, &input.key)?.parts.insert(number, part);
     Ok(output)

@@ -47,18 +47,26 @@ macro_rules! describe {
     }};
 }
 
-/// `x-amz-checksum-*` of a whole object, where the request asks for it.
-macro_rules! checksums {
-    ($output:ident, $checksum:expr) => {{
-        let checksum: &model::Checksum = $checksum;
-        let value = Some(checksum.value.clone());
-        match checksum.algorithm {
+/// `x-amz-checksum-*`.
+macro_rules! checksum_value {
+    ($output:ident, $algorithm:expr, $value:expr) => {{
+        let value = Some($value);
+        match $algorithm {
             Algorithm::Crc32 => $output.checksum_crc32 = value,
             Algorithm::Crc32c => $output.checksum_crc32c = value,
             Algorithm::Crc64Nvme => $output.checksum_crc64nvme = value,
             Algorithm::Sha1 => $output.checksum_sha1 = value,
             Algorithm::Sha256 => $output.checksum_sha256 = value,
         }
+    }};
+}
+pub(super) use checksum_value;
+
+/// The same of a whole object, where the request asks for it.
+macro_rules! checksums {
+    ($output:ident, $checksum:expr) => {{
+        let checksum: &model::Checksum = $checksum;
+        $crate::support::double::objects::checksum_value!($output, checksum.algorithm, checksum.value.clone());
         $output.checksum_type = Some($crate::support::double::objects::checksum_type(checksum.full));
     }};
 }

@@ -1,0 +1,119 @@
+//! Every call ends, and no stalled or throttled connection holds up another: promise 22, on the wire.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::support::faulty::{Fault, Faulty, When};
+use crate::support::files::{self, errno, noise};
+use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::store::Store;
+
+const MIB: usize = 1 << 20;
+
+/// Ninety seconds, and a slow machine.
+const LONGEST_CALL: Duration = Duration::from_secs(105);
+
+fn stage(options: &[&str]) -> (Mount, Faulty, Store) {
+    let store = Store::double();
+    let faulty = Faulty::before(&store.endpoint());
+    let setup = Setup::of(&store).through(&faulty.endpoint());
+    (Mount::start(options.iter().fold(setup, |setup, word| setup.option(word))), faulty, store)
+}
+
+/// Promise 22: "end within 90 s with an error", while the store answers 503 for minutes; and all goes on when it is over.
+#[test]
+fn calls_end_while_the_store_throttles() {
+    if !can_mount() {
+        return;
+    }
+    let (mount, faulty, store) = stage(&["metadata_ttl=0", "negative_metadata_ttl=0"]);
+    for dir in ["stat", "list", "remove", "read"] {
+        store.put(&format!("{dir}/f"), "content");
+        assert_eq!(files::names(&mount.path(dir)), ["f"]);
+    }
+    store.put("held", noise(1, 20 * MIB));
+    let held = File::open(mount.path("held")).unwrap();
+    held.read_exact_at(&mut [0; 4096], 0).unwrap();
+    faulty.fault(When::any_of(&[]), Fault::Refusal(503, "SlowDown"));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(errno(fs::metadata(mount.path("stat/unknown"))), Errno::ETIMEDOUT));
+        scope.spawn(|| {
+            assert_eq!(errno(fs::read_dir(mount.path("list")).and_then(|mut names| names.next().transpose())), Errno::ETIMEDOUT);
+        });
+        scope.spawn(|| assert_eq!(errno(fs::remove_file(mount.path("remove/f"))), Errno::ETIMEDOUT));
+        scope.spawn(|| assert_eq!(errno(fs::create_dir(mount.path("new"))), Errno::ETIMEDOUT));
+        scope.spawn(|| assert_eq!(errno(fs::read(mount.path("read/f"))), Errno::ETIMEDOUT));
+    });
+    assert!(began.elapsed() < LONGEST_CALL, "{:?}", began.elapsed());
+    faulty.heal();
+    fs::remove_file(mount.path("remove/f")).unwrap();
+    fs::create_dir(mount.path("new")).unwrap();
+    assert_eq!(fs::read(mount.path("read/f")).unwrap(), b"content");
+    assert_eq!(files::names(&mount.path("list")), ["f"]);
+    let mut bytes = vec![0; 20 * MIB];
+    held.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == noise(1, 20 * MIB));
+}
+
+/// Promise 22: "Every call ends": one reader whose connection stalls holds up nobody else.
+#[test]
+fn a_stalled_read_blocks_no_other_file() {
+    if !can_mount() {
+        return;
+    }
+    let (mount, faulty, store) = stage(&["max_connections=4"]);
+    store.put("stuck", noise(1, 20 * MIB));
+    store.put("d/other", noise(2, 20 * MIB));
+    assert_eq!(files::names(mount.dir()), ["d", "stuck"]);
+    faulty.fault(When::any_of(&["GetObject"]).containing("/stuck"), Fault::StallDown);
+    std::thread::scope(|scope| {
+        let stuck = scope.spawn(|| fs::read(mount.path("stuck")));
+        store.eventually("the read is stuck", |_| faulty.struck() > 0);
+        assert!(fs::read(mount.path("d/other")).unwrap() == noise(2, 20 * MIB));
+        assert_eq!(files::names(&mount.path("d")), ["other"]);
+        files::write(&mount.path("d/new"), &noise(3, 20 * MIB)).unwrap();
+        fs::rename(mount.path("d/new"), mount.path("d/newer")).unwrap();
+        fs::remove_file(mount.path("d/newer")).unwrap();
+        assert!(!stuck.is_finished());
+        faulty.heal();
+        assert!(stuck.join().unwrap().unwrap() == noise(1, 20 * MIB), "it goes on by itself");
+    });
+}
+
+/// Promise 22: "A connection on which no byte moved for 20 s (`request_timeout`) is replaced": a listing, a read, uploads.
+#[test]
+fn a_stalled_connection_is_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let (mount, faulty, store) = stage(&[]);
+    store.put("d/f", noise(1, 2 * MIB));
+    store.put("e/f", "x");
+    assert_eq!(files::names(mount.dir()), ["d", "e"]);
+    assert_eq!(fs::metadata(mount.path("d/f")).unwrap().len(), 2 * MIB as u64);
+    for (operation, fault) in [
+        ("GetObject", Fault::StallDown),
+        ("ListObjects", Fault::StallUp),
+        ("PutObject", Fault::StallUp),
+        ("UploadPart", Fault::StallUp),
+        ("CreateMultipartUpload", Fault::StallDown),
+    ] {
+        faulty.fault(When::any_of(&[operation]).times(1), fault);
+    }
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(fs::read(mount.path("d/f")).unwrap() == noise(1, 2 * MIB)));
+        scope.spawn(|| assert_eq!(files::names(&mount.path("e")), ["f"]));
+        scope.spawn(|| files::write(&mount.path("small"), b"small").unwrap());
+        scope.spawn(|| files::write(&mount.path("large"), &noise(4, 20 * MIB)).unwrap());
+    });
+    assert_eq!(faulty.struck(), 5);
+    // The large file met two stalls, one after the other; waiting for `close_timeout` or the deadline of a listing takes longer.
+    assert!(began.elapsed() < Duration::from_secs(85), "{:?}", began.elapsed());
+    assert_eq!(store.bytes("small"), "small");
+    assert!(store.bytes("large") == noise(4, 20 * MIB));
+}
