@@ -54,6 +54,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod demo;
+pub mod failpoint;
 pub mod fuse;
 pub mod glob;
 pub mod mount;

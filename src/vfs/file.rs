@@ -13,6 +13,7 @@ use super::lookup::object_of;
 use super::remember::Row;
 use super::{Ino, MtimeSource, Vfs};
 use crate::cache::{CacheError, ObjectVersion, Reader};
+use crate::failpoint;
 use crate::s3::{ErrorKind, ObjectHead};
 use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
 
@@ -318,15 +319,7 @@ impl Vfs {
         let row = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };
-            node.object = Some(Object {
-                etag: published.etag.clone(),
-                size: published.size,
-                version_id: published.version_id.clone(),
-                last_modified: published.last_modified,
-                archived: false,
-                attributes: Some(published.attributes.clone()),
-                decoded: true,
-            });
+            node.object = Some(Object::from(&published));
             node.size = published.size;
             node.checked = Some(Instant::now());
             node.since = Some(Instant::now());
@@ -389,6 +382,7 @@ impl Vfs {
         };
         let version = version.and_then(|object| self.place(ino).ok().map(|place| Self::version(&place, &object)));
         let path = staged.retire().await;
+        failpoint::pass("retired");
         if let (Some(path), Some(version)) = (path, version)
             && let Err(error) = self.cache.adopt(version, &path).await
         {

@@ -13,7 +13,7 @@ use super::error::Error;
 use super::listing::Listing;
 use super::{Ino, ROOT};
 use crate::s3::{ETag, Store};
-use crate::writeback::{Attributes, Staged};
+use crate::writeback::{Attributes, Published, Staged};
 
 /// Names up to which the subdirectories of a directory are counted at every stat.
 const COUNT_MOST: usize = 1000;
@@ -77,6 +77,20 @@ pub struct Object {
     pub attributes: Option<Attributes>,
     /// A metadata answer (HEAD, GET or our own memory) was seen, so owner, mode and kind are known.
     pub decoded: bool,
+}
+
+impl From<&Published> for Object {
+    fn from(published: &Published) -> Self {
+        Self {
+            etag: published.etag.clone(),
+            size: published.size,
+            version_id: published.version_id.clone(),
+            last_modified: published.last_modified,
+            archived: false,
+            attributes: Some(published.attributes.clone()),
+            decoded: true,
+        }
+    }
 }
 
 /// A file's local side.

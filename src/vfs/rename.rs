@@ -14,9 +14,10 @@ use super::listing::Listing;
 use super::lookup::LINK_MAX;
 use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs, attr};
+use crate::failpoint;
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ListEntry, ListRequest, ObjectHead, PutOptions, PutOutcome};
-use crate::writeback::{Attributes, Expect, Staged};
+use crate::writeback::{Attributes, Expect, Published, Staged};
 
 /// Keys of one DeleteObjects (S3's own limit).
 const DELETE_MOST: usize = 1000;
@@ -148,6 +149,7 @@ impl Vfs {
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
+        failpoint::pass("rename-recorded");
         let replaces_unlinked = unlinked.is_some();
         match unlinked {
             Some(unlinked) if self.config.write_back.is_zero() => unlinked.forget().await,
@@ -172,7 +174,16 @@ impl Vfs {
                 node.object = None;
             }
         }
-        self.relink(ino, step).await;
+        let over = match self.relink(ino, step).await {
+            // What was replaced had its publication on its way: that is the version which is there now.
+            Some(published) if published.key == step.target.key && over.as_ref().is_none_or(|over| over.etag != published.etag) => {
+                if temporary.is_none() {
+                    staged.retarget(target(&step.target), Expect::Version(published.etag.clone())).await?;
+                }
+                Some(Object::from(&published))
+            }
+            _ => over,
+        };
         // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
             node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
@@ -190,8 +201,8 @@ impl Vfs {
         Ok(())
     }
 
-    /// Moves the node to its new name; what had the name is nobody's any more.
-    async fn relink(&self, ino: Ino, step: &Move) {
+    /// Moves the node to its new name; what had the name is nobody's any more. Gives what that was published as, if it was here.
+    async fn relink(&self, ino: Ino, step: &Move) -> Option<Published> {
         let replaced = {
             let mut table = self.table.lock();
             if let Some(node) = table.get_mut(ino) {
@@ -199,9 +210,15 @@ impl Vfs {
             }
             table.relink(ino, step.to.0, &step.to.1, step.segment.clone())
         };
-        if let Some(replaced) = replaced.filter(|replaced| !self.handles.is_open(*replaced)) {
+        let replaced = replaced?;
+        let staged = self.staged_now(replaced).ok().flatten()?;
+        if self.handles.is_open(replaced) {
+            // It can be read until it is closed.
+            let _ = staged.withdraw().await;
+        } else {
             self.discard_staged(replaced).await;
         }
+        staged.published()
     }
 
     /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
@@ -219,6 +236,7 @@ impl Vfs {
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
         let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
+        failpoint::pass("rename-copied");
         match source.store.delete(&source.key, Some(known.etag.clone())).await {
             // Changed by somebody else since it was copied: their version stays, under the old name.
             Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::Conflict) => tracing::warn!("{error}"),

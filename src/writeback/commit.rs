@@ -15,6 +15,7 @@ use super::spool::blocking;
 use super::state::{Slot, Status};
 use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
 use super::{Error, Expect, OnConflict, Published, Target};
+use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, ETag, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
 
 /// Up to here a body is read into memory, so that writers need not wait for the PUT; 32 of them are 32 MiB.
@@ -31,17 +32,21 @@ struct Ours<'a> {
 }
 
 /// PutObject of the whole content.
-pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) -> Result<Verdict, Trouble> {
+pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, awaited: bool) -> Result<Verdict, Trouble> {
     transfer::fill(entry, snapshot.base.as_ref(), 0..snapshot.size).await?;
     // Nobody writes until the bytes are read: what is sent is one moment's content.
     let mut writer = Some(entry.writer.clone().lock_owned().await);
     let (size, attributes) = {
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
+        if !awaited && !intent.sealed {
+            return Ok(Verdict::Overtaken);
+        }
         if content.size > entry.grid.range(1).end || !content.local.covers(0..content.size) {
             return Ok(Verdict::Retry);
         }
         content.seal();
+        intent.sealed = true;
         intent.travelled = Some(intent.attributes.clone());
         (content.size, intent.attributes.clone())
     };
@@ -64,8 +69,12 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool) ->
     let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
     options.checksum = checksum;
+    failpoint::pass("put-begins");
     let error = match store.put(key, body.clone(), options.clone()).await {
-        Ok(outcome) => return Ok(Verdict::Published(published(snapshot, size, &attributes, outcome))),
+        Ok(outcome) => {
+            failpoint::pass("put-answered");
+            return Ok(Verdict::Published(published(snapshot, size, &attributes, outcome)));
+        }
         Err(error) => error,
     };
     let refused = matches!(error.kind, ErrorKind::PreconditionFailed) || error.kind == ErrorKind::NoSuchKey && options.condition.is_some();
@@ -119,8 +128,12 @@ pub(crate) async fn complete(
     let mut options = publish::options(&entry.shared, target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
     options.checksum = combine(parts.iter().map(|part| (part.checksum, part.size)));
+    failpoint::pass("complete-begins");
     let error = match target.store.complete_multipart(&target.key, upload, &parts, snapshot.size, options.clone()).await {
-        Ok(outcome) => return Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, outcome))),
+        Ok(outcome) => {
+            failpoint::pass("complete-answered");
+            return Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, outcome)));
+        }
         Err(error) => error,
     };
     let ours = Ours { size: snapshot.size, etag: multipart_etag(&parts), checksum: options.checksum, options: &options };

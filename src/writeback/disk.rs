@@ -13,6 +13,8 @@ use std::sync::Arc;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
 
+use crate::failpoint;
+
 /// Bytes kept aside for records: those of a few hundred files can be replaced on a disk that others have filled.
 const RESERVE: i64 = 1 << 20;
 
@@ -80,13 +82,22 @@ impl Disk {
         Self { boot: boot.into(), watch: Some(watch), ..Self::default() }
     }
 
-    #[cfg(test)]
     fn before(&self, change: Change<'_>) -> io::Result<()> {
-        self.watch.as_ref().map_or(Ok(()), |watch| watch.change(&change))
-    }
-
-    #[cfg(not(test))]
-    fn before(&self, _: Change<'_>) -> io::Result<()> {
+        match change {
+            Change::MakeDir(_) => failpoint::pass("spool-make-dir"),
+            Change::Create(_) => failpoint::pass("spool-create"),
+            Change::Write { .. } => failpoint::pass("spool-write"),
+            Change::SetLen { .. } => failpoint::pass("spool-set-len"),
+            Change::Punch { .. } => failpoint::pass("spool-punch"),
+            Change::Sync(_) => failpoint::pass("spool-sync"),
+            Change::SyncDir(_) => failpoint::pass("spool-sync-dir"),
+            Change::Rename { .. } | Change::Link { .. } => failpoint::pass("spool-rename"),
+            Change::Remove(_) => failpoint::pass("spool-remove"),
+        }
+        #[cfg(test)]
+        if let Some(watch) = &self.watch {
+            return watch.change(&change);
+        }
         Ok(())
     }
 

@@ -66,7 +66,7 @@ impl Intent {
     /// It is to be published after all.
     pub fn revive(&mut self) {
         (self.failed, self.poisoned, self.held, self.reason) = (None, false, false, None);
-        self.phase = Phase::Sealed;
+        (self.phase, self.sealed) = (Phase::Sealed, true);
     }
 
     /// Where its parts go.

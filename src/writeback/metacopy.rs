@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::entry::Shared;
 use super::journal::{Journalled, MetadataChange};
 use super::{Attributes, Expect, publish};
+use crate::failpoint;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, PutOptions, PutOutcome, S3Error, Store};
 
 /// File managers set mode and mtime within 15 ms of each other, after RELEASE; scripts within a second.
@@ -280,12 +281,14 @@ async fn run(shared: &Arc<Shared>, name: &(String, String), mut whole: Job) {
     let recorded = whole.take_record();
     let Job { request: job, on_done, .. } = whole;
     let largest = job.store.capabilities().max_single_copy;
+    failpoint::pass("metadata-due");
     let outcome = if job.change.size > largest { tag(&job).await } else { copy(shared, &job).await };
     match &outcome {
         Ok(put) if put.etag != job.change.etag => follow(shared, name, &job.change.etag, put),
         Ok(_) => {}
         Err(error) => tracing::warn!("metadata of s3://{}/{} stays on this machine only: {error}", name.0, name.1),
     }
+    failpoint::pass("metadata-answered");
     // An outage does not end it: the next mount tries again.
     let lasting = outcome.as_ref().is_err_and(|error| error.kind.passes());
     on_done(outcome);

@@ -20,6 +20,7 @@ use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
 use super::uploader::Message;
 use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
+use crate::failpoint;
 use crate::s3::{Condition, ETag, ErrorKind, GetRequest, ObjectHeaders, PutOptions, Store};
 
 /// What one publication is about, as it stood when it was sealed.
@@ -36,10 +37,19 @@ pub(crate) struct Snapshot {
 
 /// What a task came to.
 pub(crate) enum Outcome {
-    Prepared { snapshot: Arc<Snapshot>, plan: Plan, clean: Vec<bool> },
-    Created { target: Target, id: String },
+    Prepared {
+        snapshot: Arc<Snapshot>,
+        plan: Plan,
+        clean: Vec<bool>,
+    },
+    Created {
+        target: Target,
+        id: String,
+    },
     Sent(SentPart),
     Checked(bool),
+    /// Nobody waits for this publication, and the file is being written again: its next close publishes.
+    Overtaken,
     Judged(Verdict),
     Trouble(Trouble),
 }
@@ -53,6 +63,8 @@ pub(crate) enum Verdict {
     Elsewhere(String),
     /// What it is conditional on has changed: the same again.
     Retry,
+    /// See [`Outcome::Overtaken`].
+    Overtaken,
     /// Refused for good.
     Refused(Error),
 }
@@ -65,6 +77,8 @@ pub(crate) struct Context {
     pub id: Option<String>,
     pub goal: Goal,
     pub doubt: bool,
+    /// A close waits for it.
+    pub awaited: bool,
     /// The parts to complete with.
     pub slots: BTreeMap<u32, Slot>,
 }
@@ -77,15 +91,15 @@ impl Context {
             Upload::None | Upload::Creating => None,
         };
         let slots = if matches!(action, Action::Complete { .. }) { state.slots.clone() } else { BTreeMap::new() };
-        Self { snapshot: None, upload: None, id, goal: state.goal, doubt: false, slots }
+        Self { snapshot: None, upload: None, id, goal: state.goal, doubt: false, awaited: false, slots }
     }
 }
 
 /// Runs one action to its outcome.
 pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Action) -> Outcome {
-    let doubt = context.doubt;
+    let Context { doubt, awaited, goal, .. } = context;
     let result = match (action, context.snapshot) {
-        (Action::Prepare { .. }, _) => prepare(entry, context.goal == Goal::Parts || context.id.is_some()).await,
+        (Action::Prepare { .. }, _) => prepare(entry, goal, context.id.is_some(), awaited).await,
         (Action::Create { .. }, _) => create(entry).await,
         (Action::Send { piece, .. }, snapshot) => {
             let (Some(id), Some(target)) = (context.id, context.upload) else { return Outcome::Judged(Verdict::Restart) };
@@ -93,7 +107,7 @@ pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Actio
             transfer::part(entry, &target, &id, base, piece).await.map(Outcome::Sent)
         }
         (Action::Check { .. }, Some(snapshot)) => Ok(Outcome::Checked(check(entry, &snapshot).await)),
-        (Action::Put { .. }, Some(snapshot)) => commit::put(entry, &snapshot, doubt).await.map(Outcome::Judged),
+        (Action::Put { .. }, Some(snapshot)) => commit::put(entry, &snapshot, doubt, awaited).await.map(Outcome::Judged),
         (Action::Complete { .. }, Some(snapshot)) => match (context.id, context.upload) {
             (Some(id), Some(target)) => commit::complete(entry, &snapshot, &target, &id, &context.slots, doubt).await.map(Outcome::Judged),
             _ => Ok(Outcome::Judged(Verdict::Restart)),
@@ -104,7 +118,7 @@ pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Actio
 }
 
 /// Seals the content and plans what is sent.
-async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble> {
+async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> Result<Outcome, Trouble> {
     let target = entry.intent.lock().target.clone();
     // A metadata copy in between would change the ETag that the publication is conditional on.
     entry.shared.copies.settle(target.store.bucket(), &target.key).await;
@@ -120,6 +134,9 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
         let _writer = entry.writer.lock().await;
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
+        if !awaited && !intent.sealed {
+            return Ok(Outcome::Overtaken);
+        }
         content.seal();
         intent.sealed = true;
         let base = intent.base.clone().filter(|_| content.base_len > 0);
@@ -128,7 +145,8 @@ async fn prepare(entry: &Arc<Entry>, multipart: bool) -> Result<Outcome, Trouble
             dirty: &content.dirty,
             base_len: content.base_len,
             copyable: base.is_some() && !intent.fetches,
-            multipart,
+            // An upload of nothing has no part to complete with.
+            multipart: goal == Goal::Parts || open && content.size > 0,
         };
         let plan = plan::plan(&input, &entry.grid);
         let mut clean = Vec::new();
@@ -174,7 +192,9 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
         (target, intent.attributes.clone())
     };
     entry.persist(true).await?;
+    failpoint::pass("upload-intended");
     let id = target.store.create_multipart(&target.key, options(&entry.shared, &target, &attributes)).await.map_err(Trouble::S3)?;
+    failpoint::pass("upload-created");
     {
         let mut intent = entry.intent.lock();
         if let Some(upload) = &mut intent.upload {
@@ -190,6 +210,7 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
         abort(&entry.shared, target, id);
         return Err(error.into());
     }
+    failpoint::pass("upload-recorded");
     Ok(Outcome::Created { target, id })
 }
 

@@ -16,6 +16,7 @@ use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
 use super::{Attributes, Base, BaseError, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
+use crate::failpoint;
 use crate::s3::ETag;
 
 /// A file that waits in the spool until it is an object. Dropping it does not end it: [`Staged::retire`] or
@@ -272,7 +273,9 @@ impl Staged {
         }
         self.entry.begun.store(true, Relaxed);
         self.entry.intent.lock().synced = true;
-        self.entry.persist_durably().await
+        self.entry.persist_durably().await?;
+        failpoint::pass("synced");
+        Ok(())
     }
 
     /// Changes what travels with the content. After the upload began it makes the entry dirty; [`Staged::publish`] then
@@ -301,6 +304,13 @@ impl Staged {
     /// follows from both.
     pub async fn retarget_held(&self, target: Target, expect: Expect, held: bool, guess: Option<Guess>) -> Result<(), Error> {
         self.go_to(target, expect, Some((held, guess))).await
+    }
+
+    /// Another file has taken its name: it is never published, and stays for those who have it open. What cannot be stopped any
+    /// more is waited for: [`Staged::published`] tells.
+    pub async fn withdraw(&self) -> Result<(), Error> {
+        let (target, expect) = (self.target(), self.expect());
+        self.go_to(target, expect, Some((true, None))).await
     }
 
     async fn go_to(&self, target: Target, expect: Expect, held: Option<(bool, Option<Guess>)>) -> Result<(), Error> {
@@ -421,6 +431,7 @@ impl Staged {
             intent.reason = None;
         }
         entry.persist_durably().await?;
+        failpoint::pass("queued");
         if !held {
             entry.forget_replaced().await;
             let generation = entry.content.lock().generation;

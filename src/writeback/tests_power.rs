@@ -344,6 +344,8 @@ fn cut_at(seed: u64, at: usize) -> bool {
     let after = World { dir: tempfile::tempdir().unwrap(), store: Arc::new(store) };
     model.after_the_cut(world.dir.path(), after.dir.path(), &mut rng);
     let owed = owed(&told);
+    // Removing a file that is written to again leaves the object of its last close: unlinking that is another layer's matter.
+    let there: Vec<String> = after.store.inner.lock().objects.keys().cloned().collect();
     let scene = format!("seed {seed}, change {at}, write_back {delay:?}: {}", story(&told));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -357,7 +359,11 @@ fn cut_at(seed: u64, at: usize) -> bool {
         for (key, owed) in owed {
             let object = after.store.object(key).map(|object| object.bytes);
             if owed.removed {
-                assert!(object.is_none() && writeback.status().iter().all(|entry| entry.key != key), "{scene}: {key} came back");
+                let was_there = there.iter().any(|there| there == key);
+                assert!(
+                    (object.is_none() || was_there) && writeback.status().iter().all(|entry| entry.key != key),
+                    "{scene}: {key} came back"
+                );
             }
             if owed.between {
                 continue;

@@ -16,6 +16,7 @@ use super::plan::{How, Piece};
 use super::spool::blocking;
 use super::state::SentPart;
 use super::{Base, BaseError, Error, Target};
+use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
 
 /// Bytes read from the spool at once: small enough that 32 transfers hold little, large enough that the hop to the
@@ -370,6 +371,7 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         counts.restart();
         Trouble::S3(error)
     })?;
+    failpoint::pass("part-answered");
     entry.progressed();
     Ok(SentPart { etag: part.etag, checksum: part.checksum })
 }

@@ -14,6 +14,7 @@ use super::plan::How;
 use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::{Error, Expect, Guess, Published, Target};
+use crate::failpoint;
 
 /// How often stalled publications are looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -198,21 +199,28 @@ impl Uploader {
         }
         match message {
             Message::Retarget { target, expect, held, reply, .. } => {
-                let parts = {
+                let (parts, stops) = {
                     let mut intent = job.entry.intent.lock();
                     (intent.target, intent.expect) = (target, expect);
                     if let Some((held, guess)) = held {
                         intent.hold(held, guess);
                     }
-                    intent.parts_target()
+                    // Under a temporary name nothing is published by itself.
+                    let unqueued = intent.held && job.waiters.is_empty();
+                    if unqueued && intent.phase.frees() {
+                        intent.phase = Phase::Writing;
+                    }
+                    (intent.parts_target(), unqueued && job.state.step != Step::Idle)
                 };
                 let same = job.upload.as_ref().is_none_or(|upload| upload.is(&parts));
                 let entry = job.entry.clone();
                 if !same {
                     entry.content.lock().next_part = 1;
+                }
+                if !same || stops {
                     self.stop_transfers(id);
                 }
-                self.apply(id, Event::Again { keep: same });
+                self.apply(id, if stops { Event::Stop } else { Event::Again { keep: same } });
                 if !same {
                     self.shared.send(Message::Ready(id));
                 }
@@ -325,8 +333,13 @@ impl Uploader {
             // A Create that is cut off could leave an upload that nobody knows.
             Action::Create { .. } | Action::Abort { .. } | Action::PartsDone | Action::Published => None,
         };
-        let context =
-            Context { snapshot: job.snapshot.clone(), upload: job.upload.clone(), doubt: job.doubt, ..Context::of(&job.state, &action) };
+        let context = Context {
+            snapshot: job.snapshot.clone(),
+            upload: job.upload.clone(),
+            doubt: job.doubt,
+            awaited: !job.waiters.is_empty(),
+            ..Context::of(&job.state, &action)
+        };
         let task = tokio::spawn(async move {
             let outcome = publish::perform(&entry, context, &action).await;
             drop(place);
@@ -379,6 +392,7 @@ impl Uploader {
                 job.running.remove(&Key::Part(epoch, piece.number));
                 self.apply(id, Event::PartSent { epoch, number: piece.number, sent });
             }
+            (Outcome::Overtaken, action) if job.is_current(&action) => self.overtaken(id),
             (Outcome::Checked(clean), Action::Check { serial }) => self.apply(id, Event::Checked { serial, clean }),
             (Outcome::Judged(verdict), action) if job.is_current(&action) => self.judged(id, action, verdict),
             _ => {}
@@ -415,7 +429,31 @@ impl Uploader {
                 self.apply(id, Event::Again { keep: false });
             }
             Verdict::Retry => self.apply(id, Event::Again { keep: true }),
+            Verdict::Overtaken => self.overtaken(id),
             Verdict::Refused(error) => self.fail(id, error),
+        }
+    }
+
+    /// A queued file is written again: what is sent of it is of no use, and only its next close says what is to be published.
+    fn overtaken(&mut self, id: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (mut next, after) = (std::mem::take(&mut job.next), std::mem::take(&mut job.after));
+        {
+            let mut intent = job.entry.intent.lock();
+            intent.phase = if intent.sealed { Phase::Sealed } else { Phase::Writing };
+            if intent.sealed && next.is_empty() {
+                // Closed again by now, and what was to start its publication may have found this one under way.
+                next.push((Goal::Object, None));
+            }
+        }
+        self.apply(id, Event::Stop);
+        self.stop_transfers(id);
+        self.shared.changed.notify_waiters();
+        for message in after {
+            self.handle(message);
+        }
+        for (goal, reply) in next {
+            self.publish(id, goal, reply);
         }
     }
 
@@ -431,7 +469,9 @@ impl Uploader {
         };
         tokio::spawn(async move {
             shared.hooks.published(&published);
+            failpoint::pass("published");
             publish::tidy(&entry).await;
+            failpoint::pass("tidied");
             for waiter in waiters {
                 let _ = waiter.send(Ok(Some(published.clone())));
             }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ranges", &[]),
     ("glob", &[]),
+    ("failpoint", &[]),
     ("aws", &[]),
     ("s3", &["aws"]),
     ("cache", &["s3", "ranges"]),
-    ("writeback", &["s3", "ranges"]),
+    ("writeback", &["s3", "ranges", "failpoint"]),
     ("publish", &["aws", "s3", "writeback", "glob"]),
-    ("vfs", &["cache", "writeback", "s3", "ranges", "glob"]),
+    ("vfs", &["cache", "writeback", "s3", "ranges", "glob", "failpoint"]),
     ("fuse", &["vfs"]),
 ];
 

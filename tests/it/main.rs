@@ -9,6 +9,7 @@ mod client;
 mod client_faults;
 mod closing;
 mod cost;
+mod crash;
 mod desktop;
 mod failing;
 mod foreign;

@@ -1,6 +1,7 @@
 //! A mount by the real binary, in the foreground, with folders of its own.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -173,7 +174,8 @@ impl Mount {
             if let Some(status) = child.try_wait().unwrap() {
                 return Err(Failure { status, stderr: self.log(), took: began.elapsed() });
             }
-            if is_mounted(&self.dir) && std::fs::metadata(&self.dir).is_ok() {
+            // statfs is never answered from the kernel's caches, as attributes of a killed mount are for a moment.
+            if is_mounted(&self.dir) && nix::sys::statvfs::statvfs(&self.dir).is_ok() {
                 self.running = Some((child, guards));
                 return Ok(());
             }
@@ -273,11 +275,35 @@ impl Mount {
         self.again();
     }
 
+    /// SIGKILL, and nothing else: the mountpoint stays, and nobody answers there.
+    pub fn kill(&mut self) {
+        let (mut child, _guards) = self.running.take().unwrap();
+        signal(&child, Signal::SIGKILL);
+        let _ = child.wait();
+    }
+
     /// SIGKILL: what a crash leaves.
     pub fn crash(&mut self) {
         let (mut child, _guards) = self.running.take().unwrap();
         signal(&child, Signal::SIGKILL);
         self.clear(&mut child);
+    }
+
+    /// True when it was killed by a failpoint, or is within so long; it is not armed when it is mounted again.
+    pub fn was_killed(&mut self, patience: Duration) -> bool {
+        let (mut child, guards) = self.running.take().unwrap();
+        let status = wait(&mut child, patience);
+        match status {
+            Some(status) => {
+                assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it ended by itself; it says: {}", self.log());
+                self.setup.env.retain(|(name, _)| name != packmule::failpoint::VARIABLE);
+                true
+            }
+            None => {
+                self.running = Some((child, guards));
+                false
+            }
+        }
     }
 
     /// Mounts again after [`Self::umount`] or [`Self::crash`].

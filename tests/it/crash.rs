@@ -1,0 +1,409 @@
+//! The program is killed, at any moment and at each of its failpoints: promise 26. `PACKMULE_TORTURE=1` kills it some hundred
+//! times, on SeaweedFS as well; CI some dozen times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use packmule::failpoint;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::support::files::{self, noise};
+use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::store::Store;
+
+const MIB: usize = 1 << 20;
+const NAMES: [&str; 4] = ["a", "b", "sub/c", "sub/d"];
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Content {
+    seed: u64,
+    len: usize,
+    /// Its first byte is a hole.
+    punched: bool,
+}
+
+impl Content {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = noise(self.seed, self.len);
+        if self.punched {
+            bytes[0] = 0;
+        }
+        bytes
+    }
+}
+
+/// What is known of one name.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// What S3 may hold: the last content whose close was answered, then what was under way since. `None`: no object.
+    may: Vec<Option<Content>>,
+    /// With a queue: what S3 may still hold while the last one waits, should it be written over before.
+    before: Vec<Option<Content>>,
+    /// fsynced, and neither closed nor removed since.
+    synced: Option<Content>,
+}
+
+/// What the application was told until the program was killed.
+struct Life {
+    dir: PathBuf,
+    queues: bool,
+    rng: SmallRng,
+    known: BTreeMap<&'static str, Known>,
+    next: u64,
+    /// The last calls.
+    story: Vec<String>,
+}
+
+impl Life {
+    fn new(dir: &Path, queues: bool, seed: u64) -> Self {
+        let known = NAMES.into_iter().map(|name| (name, Known { may: vec![None], ..Known::default() })).collect();
+        Self { dir: dir.to_owned(), queues, rng: SmallRng::seed_from_u64(seed), known, next: seed << 20, story: Vec::new() }
+    }
+
+    fn about(&mut self, name: &'static str) -> &mut Known {
+        self.known.get_mut(name).unwrap()
+    }
+
+    /// Only what was answered is a promise; what was asked may have happened.
+    fn now(&mut self, name: &'static str, content: Option<Content>) {
+        let known = self.about(name);
+        let before = std::mem::replace(&mut known.may, vec![content]);
+        known.before.extend(before);
+        known.synced = None;
+    }
+
+    fn perhaps(&mut self, name: &'static str, content: Option<Content>) {
+        self.about(name).may.push(content);
+    }
+
+    /// What waited for its upload is written over: as on any disk, it is gone, and S3 holds what it held.
+    fn overwrites_a_queued(&mut self, name: &'static str) {
+        if self.queues {
+            let known = self.about(name);
+            known.may.extend(known.before.clone());
+        }
+    }
+
+    fn tell(&mut self, what: String) {
+        self.story.push(what);
+        if self.story.len() > 40 {
+            self.story.remove(0);
+        }
+    }
+
+    fn content(&mut self, large: bool) -> Content {
+        self.next += 1;
+        let len = if large { 11 * MIB } else { self.rng.random_range(1..60_000) };
+        Content { seed: self.next, len, punched: false }
+    }
+
+    /// Writes a whole new content.
+    fn write(&mut self, name: &'static str, large: bool, sync: bool) -> io::Result<()> {
+        let content = self.content(large);
+        self.tell(format!("write {name} {}", content.len));
+        let path = self.dir.join(name);
+        self.overwrites_a_queued(name);
+        let file = File::create(&path)?;
+        for (index, chunk) in content.bytes().chunks(MIB).enumerate() {
+            file.write_all_at(chunk, (index * MIB) as u64)?;
+        }
+        if sync {
+            file.sync_all()?;
+            self.about(name).synced = Some(content);
+        }
+        self.perhaps(name, Some(content));
+        files::close(file)?;
+        self.now(name, Some(content));
+        Ok(())
+    }
+
+    /// As GLib replaces a file: a temporary name, renamed over.
+    fn replace(&mut self, name: &'static str) -> io::Result<()> {
+        let content = self.content(false);
+        self.tell(format!("replace {name} {}", content.len));
+        let temporary = self.dir.join(".goutputstream-AB12CD");
+        files::write(&temporary, &content.bytes())?;
+        self.perhaps(name, Some(content));
+        fs::rename(&temporary, self.dir.join(name))?;
+        // A rename over waits for the publication.
+        self.now(name, Some(content));
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &'static str, to: &'static str) -> io::Result<()> {
+        let [Some(content)] = self.known[from].may[..] else { return Ok(()) };
+        self.tell(format!("rename {from} {to}"));
+        self.perhaps(from, None);
+        self.perhaps(to, Some(content));
+        fs::rename(self.dir.join(from), self.dir.join(to))?;
+        // With a queue an older version moves at once, and the newest follows.
+        let moved = self.known[from].before.clone();
+        self.about(to).before.extend(moved);
+        self.now(from, None);
+        self.now(to, Some(content));
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &'static str) -> io::Result<()> {
+        if self.known[name].may == [None] {
+            return Ok(());
+        }
+        self.tell(format!("remove {name}"));
+        self.perhaps(name, None);
+        self.about(name).synced = None;
+        fs::remove_file(self.dir.join(name))?;
+        self.now(name, None);
+        Ok(())
+    }
+
+    fn touch(&mut self, name: &'static str) -> io::Result<()> {
+        if self.known[name].may == [None] {
+            return Ok(());
+        }
+        self.tell(format!("touch {name}"));
+        let path = self.dir.join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        OpenOptions::new().read(true).open(&path)?.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000))
+    }
+
+    fn punch(&mut self, name: &'static str) -> io::Result<()> {
+        let [Some(content)] = self.known[name].may[..] else { return Ok(()) };
+        let content = Content { punched: true, ..content };
+        self.overwrites_a_queued(name);
+        let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
+        fallocate(&file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, 1)?;
+        self.perhaps(name, Some(content));
+        files::close(file)?;
+        self.now(name, Some(content));
+        Ok(())
+    }
+
+    /// Every kind of call once.
+    fn round(&mut self) -> io::Result<()> {
+        match fs::create_dir(self.dir.join("sub")) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        self.write("a", false, true)?;
+        self.write("b", true, false)?;
+        self.touch("a")?;
+        self.write("sub/c", false, false)?;
+        self.replace("a")?;
+        self.rename("sub/c", "sub/d")?;
+        self.write("sub/c", true, true)?;
+        self.punch("b")?;
+        self.remove("sub/d")?;
+        self.touch("b")?;
+        // What was set is copied to S3 a second later.
+        let until = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < until {
+            self.dir.metadata()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Calls at random.
+    fn wander(&mut self) -> io::Result<()> {
+        match fs::create_dir(self.dir.join("sub")) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        loop {
+            let name = NAMES[self.rng.random_range(0..NAMES.len())];
+            match self.rng.random_range(0..12) {
+                0..=3 => self.write(name, false, false)?,
+                4 => self.write(name, false, true)?,
+                5 => self.write(name, true, false)?,
+                6 => self.write(name, true, true)?,
+                7 => self.replace("a")?,
+                8 => self.rename(name, if name == "a" { "sub/d" } else { "a" })?,
+                9 => self.remove(name)?,
+                10 => self.touch(name)?,
+                _ => std::thread::sleep(Duration::from_millis(self.rng.random_range(0..150))),
+            }
+        }
+    }
+}
+
+/// Which content it is; an object that is none of those that were closed is torn.
+fn recognise(known: &Known, bytes: Option<&[u8]>) -> Option<Option<Content>> {
+    let same = |content: &Option<Content>| match (content, bytes) {
+        (None, None) => true,
+        (Some(content), Some(bytes)) => content.len == bytes.len() && content.bytes() == bytes,
+        _ => false,
+    };
+    known.may.iter().find(|content| same(content)).copied()
+}
+
+/// Kills the mount, mounts again, and looks at what is left of what was promised.
+fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>, queues: bool, scene: &str) {
+    let objects = |store: &Store| -> BTreeMap<&'static str, Option<Vec<u8>>> {
+        NAMES.into_iter().map(|name| (name, store.get(name).map(|seen| seen.bytes.to_vec()))).collect()
+    };
+    if !queues {
+        // What close() said is in S3 is there, whatever became of the program.
+        for (name, bytes) in objects(store) {
+            let (known, len) = (&known[name], bytes.as_ref().map(Vec::len));
+            assert!(recognise(known, bytes.as_deref()).is_some(), "{scene}: {name} in S3 ({len:?} bytes) is none of {known:?}");
+        }
+    }
+    mount.again();
+    let flushed = files::output(mount.command().args(["flush"]).arg(mount.dir()));
+    let status: serde_json::Value = serde_json::from_str(&mount.ask(&["status", "--json"], mount.dir())).unwrap();
+    let left: Vec<serde_json::Value> = status[0]["uploads"].as_array().unwrap().clone();
+    for (name, bytes) in objects(store) {
+        let (known, len) = (&known[name], bytes.as_ref().map(Vec::len));
+        let found = recognise(known, bytes.as_deref());
+        assert!(found.is_some(), "{scene}: {name} in S3 ({len:?} bytes) is none of {known:?}; left: {left:?}; {flushed:?}");
+        let seen = fs::read(mount.path(name)).ok();
+        assert!(seen == bytes, "{scene}: {name} shows {:?} bytes and is {len:?}", seen.map(|seen| seen.len()));
+        if let Some(synced) = known.synced.filter(|synced| found != Some(Some(*synced))) {
+            // Closed or not: its bytes are in the spool, and listed.
+            let entry = left.iter().find(|entry| entry["key"] == name && entry["size"] == synced.len);
+            assert!(entry.is_some(), "{scene}: {name} was fsynced and is not listed: {left:?}");
+            assert!(holds(&mount.home().join("state"), &synced.bytes()), "{scene}: the fsynced bytes of {name} are nowhere");
+        }
+    }
+    for entry in &left {
+        assert_eq!(entry["phase"], "writing", "{scene}: neither published nor unfinished: {entry}");
+    }
+    store.eventually(&format!("{scene}: uploads that nobody needs are aborted"), |store| store.unfinished_uploads().is_empty());
+}
+
+/// True when a file below this folder has exactly these bytes.
+fn holds(folder: &Path, bytes: &[u8]) -> bool {
+    let inside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths = inside.filter(|path| path.is_dir() || path.metadata().is_ok_and(|meta| meta.len() == bytes.len() as u64));
+    paths.any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found == bytes) })
+}
+
+fn setup(store: &Store, queues: bool) -> Setup {
+    let setup = Setup::of(store).option("part_size=5M");
+    if queues { setup.option("write_back=100ms") } else { setup }
+}
+
+/// Killed after some random time.
+fn killed_at_random(store: &Store, seed: u64) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let queues = seed % 2 == 1;
+    let mut mount = Mount::start(setup(store, queues));
+    let after = Duration::from_millis(rng.random_range(0..2500));
+    let dir = mount.dir().to_owned();
+    let (known, story, _) = std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            let mut life = Life::new(&dir, queues, seed);
+            let end = life.wander();
+            (life.known, life.story, end)
+        });
+        std::thread::sleep(after);
+        mount.kill();
+        // Until it has noticed: its next call must not find the folder below the mountpoint.
+        worker.join().unwrap()
+    });
+    check(
+        &mut mount,
+        store,
+        &known,
+        queues,
+        &format!("seed {seed}, killed after {after:?}, write_back {queues}, after {}", story.join("; ")),
+    );
+    NAMES.into_iter().for_each(|name| store.delete(name));
+}
+
+/// Killed at a failpoint; false where it was not passed.
+fn killed_at(store: &Store, point: &str, queues: bool, seed: u64) -> bool {
+    let armed = setup(store, queues).env(failpoint::VARIABLE, point);
+    let mut mount = match Mount::try_start(armed) {
+        Ok(mount) => mount,
+        // The start passes it too.
+        Err(failure) => return failure.status.code().is_none(),
+    };
+    let mut life = Life::new(mount.dir(), queues, seed);
+    let end = life.round();
+    let passed = mount.was_killed(if end.is_err() { Duration::from_secs(5) } else { Duration::ZERO });
+    if !passed {
+        assert!(end.is_ok(), "{point}: {end:?} without its being killed; it says: {}", mount.log());
+    } else {
+        check(&mut mount, store, &life.known, queues, &format!("killed at {point}, write_back {queues}"));
+    }
+    NAMES.into_iter().for_each(|name| store.delete(name));
+    passed
+}
+
+/// Every name in the sources.
+fn failpoints() -> BTreeSet<String> {
+    fn visit(folder: &Path, found: &mut BTreeSet<String>) {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                visit(&path, found);
+            } else {
+                let text = fs::read_to_string(&path).unwrap();
+                found.extend(
+                    text.split("failpoint::pass(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()),
+                );
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    found
+}
+
+fn torture() -> bool {
+    std::env::var_os("PACKMULE_TORTURE").is_some()
+}
+
+/// Kills of one kind, on as many threads as there are processors.
+fn kills(store: fn() -> Store, seeds: std::ops::Range<u64>) {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    for seed in seeds {
+        killed_at_random(&store, seed);
+    }
+}
+
+/// Promise 26: "kill -9 at any moment: what close() promised is published or queued after the next mount, what fsync() promised is in the
+/// spool; nothing torn is visible; uploads that nobody needs are aborted"
+#[test]
+fn killed_at_any_moment() {
+    kills(Store::double, 0..if torture() { 160 } else { 12 });
+}
+
+/// Promise 26: the same on a store that is not ours.
+#[test]
+fn killed_at_any_moment_on_seaweedfs() {
+    kills(Store::seaweed, 1000..if torture() { 1060 } else { 1004 });
+}
+
+/// Promise 26: "kill -9 at any moment"
+#[test]
+fn killed_at_every_failpoint() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let points = failpoints();
+    assert!(points.len() > 20, "{points:?}");
+    for (index, point) in points.iter().enumerate() {
+        let seed = index as u64;
+        let at_once = killed_at(&store, point, false, seed);
+        // Some are passed only where uploads wait.
+        let queued = (torture() || !at_once) && killed_at(&store, point, true, seed);
+        assert!(at_once || queued, "{point} is never passed");
+        if torture() {
+            for time in 2..8 {
+                killed_at(&store, &format!("{point}:{time}"), time % 2 == 0, seed + time * 100);
+            }
+        }
+    }
+}
