@@ -91,8 +91,7 @@ impl Disk {
             Change::Punch { .. } => failpoint::pass("spool-punch"),
             Change::Sync(_) => failpoint::pass("spool-sync"),
             Change::SyncDir(_) => failpoint::pass("spool-sync-dir"),
-            Change::Link { .. } => failpoint::pass("spool-link"),
-            Change::Rename { .. } => failpoint::pass("spool-rename"),
+            Change::Rename { .. } | Change::Link { .. } => failpoint::pass("spool-rename"),
             Change::Remove(_) => failpoint::pass("spool-remove"),
         }
         #[cfg(test)]

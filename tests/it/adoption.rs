@@ -144,6 +144,8 @@ fn all_buckets_and_one_of_them() {
     // While that one runs.
     let mut other = Mount::start(setup(&store).source(&format!("s3://{second}")));
     store.eventually("the second bucket's mount goes on with its own", |store| store.keys_of(&second) == ["f"]);
+    assert_eq!(files::names(other.dir()), ["f"]);
+    store.eventually("it has told that it is mounted", |_| other.log().contains("mounted source"));
     other.umount();
     drop((one, other));
 
