@@ -111,7 +111,7 @@ impl From<writeback::Error> for Error {
             writeback::Error::Stale | writeback::Error::Discarded => Self::Stale,
             writeback::Error::TooLarge => Self::TooLarge,
             writeback::Error::TimedOut => Self::TimedOut,
-            writeback::Error::Poisoned => Self::Io,
+            writeback::Error::Poisoned | writeback::Error::Damaged => Self::Io,
             writeback::Error::S3(error) => error.into(),
             writeback::Error::Io(error) => Self::from_io(&error),
         }

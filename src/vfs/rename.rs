@@ -102,11 +102,15 @@ impl Vfs {
     }
 
     async fn rename_in_turn(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
-        let (staged, object, held, over) = {
+        let (staged, object, held, over, queued, stands) = {
             let table = self.table.lock();
             let node = table.get(ino).ok_or(Error::Stale)?;
-            let over = step.replaced.and_then(|other| table.get(other)).and_then(|node| node.object.clone());
-            (node.file.staged.clone(), node.object.clone(), node.file.temporary, over)
+            let other = step.replaced.and_then(|other| table.get(other));
+            let over = other.and_then(|other| other.object.clone());
+            // What was to replace the version in S3 is replaced itself: that version is still what ours finds there.
+            let queued = other.and_then(|other| other.file.staged.clone()).filter(|queued| queued.is_dirty());
+            let stands = other.is_some_and(|other| other.file.recovered);
+            (node.file.staged.clone(), node.object.clone(), node.file.temporary, over, queued, stands)
         };
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
         if let Some(over) = over.as_ref().filter(|_| in_use) {
@@ -126,7 +130,11 @@ impl Vfs {
                 if unsent {
                     self.publish_in_turn(ino).await?;
                 }
-                self.within(self.move_object(ino, step, unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.as_ref()))).await
+                let below = match queued.map(|queued| queued.expect()) {
+                    Some(Expect::Version(etag)) => Some(etag),
+                    _ => unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.clone()),
+                };
+                self.within(self.move_object(ino, step, below.as_ref())).await
             };
             let moved = moved.await;
             return self.replaced(&step.target, unlinked, moved).await;
@@ -138,6 +146,10 @@ impl Vfs {
             Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
         };
         let expect = match (&over, &unlinked) {
+            _ if queued.is_some() => match queued.as_ref().map(|queued| queued.expect()) {
+                Some(Expect::Absent) | None => Expect::NewFile,
+                Some(expect) => expect,
+            },
             (Some(over), _) => Expect::Version(over.etag.clone()),
             (None, Some(unlinked)) => unlinked.what.replaced_by(),
             (None, None) if step.exclusive => Expect::Absent,
@@ -161,7 +173,10 @@ impl Vfs {
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
         failpoint::pass("rename-recorded");
-        let replaces_unlinked = unlinked.is_some();
+        let replaces_unlinked = unlinked.is_some() || stands;
+        if let Some(queued) = &queued {
+            staged.inherit(queued);
+        }
         match unlinked {
             Some(unlinked) if self.config.write_back.is_zero() => unlinked.forget().await,
             Some(unlinked) => staged.replaces(unlinked),

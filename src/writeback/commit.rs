@@ -57,13 +57,16 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     if size <= IN_MEMORY {
         let file = entry.file.clone();
         let bytes = blocking(move || transfer::read_exact(&file, 0, size as usize)).await?;
+        if entry.rolling.lock().of(&(0..size)).is_some_and(|sum| sum != crc_fast::crc64_nvme(&bytes)) {
+            return Err(Trouble::Local(Error::Damaged));
+        }
         let mut hasher = Hasher::new(kind);
         hasher.update(&bytes);
         checksum = hasher.finish();
         body = Arc::new(MemorySource::new(entry, bytes));
         writer = None;
     } else {
-        checksum = transfer::checksum(&entry.file, 0..size, kind).await?;
+        checksum = transfer::written(entry, 0..size, kind).await?;
         body = Arc::new(SpoolSource::new(entry, 0..size));
     }
     let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);

@@ -18,6 +18,7 @@ use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
 use super::pace::{Life, Meter};
 use super::plan::{How, Piece};
+use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, SpoolConfig, Target, transfer};
@@ -217,6 +218,8 @@ pub(crate) struct Entry {
     pub content: Mutex<Content>,
     /// Part ranges, by number.
     pub grid: PartPlan,
+    /// Sums of what was written.
+    pub rolling: Mutex<Rolling>,
     /// Somebody has seen to it that there is a record.
     pub begun: AtomicBool,
     /// How often the store refused this publication though no object stood in its way.
@@ -285,6 +288,7 @@ impl Entry {
             intent: Mutex::new(intent),
             content: Mutex::new(content),
             grid,
+            rolling: Mutex::new(Rolling::new(grid)),
             begun: AtomicBool::new(recovered),
             refusals: AtomicU32::new(0),
             // What an earlier run wrote may be durable.
@@ -347,7 +351,7 @@ impl Entry {
         let mut recorded = self.recorded.lock().await;
         let record = {
             let intent = self.intent.lock();
-            if intent.discarded {
+            if intent.discarded || intent.withheld {
                 return Ok(());
             }
             let content = self.content.lock();

@@ -22,6 +22,8 @@ pub(crate) struct Intent {
     pub held: bool,
     /// Not worth keeping: it ends with the mount, and status is silent about it.
     pub junk: bool,
+    /// It has no name any more: no record of it is written.
+    pub withheld: bool,
     pub guess: Option<String>,
     /// Parts go to the guessed key at any size.
     pub eager: bool,
@@ -88,6 +90,7 @@ impl Intent {
             travelled: None,
             held: false,
             junk: false,
+            withheld: false,
             guess: None,
             eager: false,
             phase: Phase::Writing,

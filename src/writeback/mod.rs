@@ -31,6 +31,7 @@ mod pace;
 mod plan;
 mod publish;
 mod recover;
+mod rolling;
 mod spool;
 mod staged;
 mod state;
@@ -195,6 +196,9 @@ pub enum Error {
     /// The store refused for good.
     #[error("{0}")]
     S3(S3Error),
+    /// The spool file does not hold what was written into it (EIO).
+    #[error("this machine's disk or memory changed bytes that were written: copy the file again, and check the disk of spool_dir")]
+    Damaged,
     /// The spool's disk failed.
     #[error("the spool failed: {0}")]
     Io(Arc<std::io::Error>),

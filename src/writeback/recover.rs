@@ -20,6 +20,9 @@ use super::uploader::Message;
 use super::{Base, Error, Expect, Staged, Target};
 use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
 
+/// An entry whose close had returned, and its record.
+type Promise = (Arc<Entry>, Record);
+
 /// How far the store's clock may be behind ours.
 const SKEW: Duration = Duration::from_secs(300);
 
@@ -41,7 +44,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
             }
         }
     }
-    let mut promises: BTreeMap<(String, String), Vec<(Arc<Entry>, Record)>> = BTreeMap::new();
+    let mut promises: BTreeMap<(String, String), Vec<Promise>> = BTreeMap::new();
     for Found { data, record_path, mut record } in found {
         let store = match stores.of(&record.bucket).await {
             Ok(store) => store,
@@ -102,7 +105,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
 
 /// What was promised under one name goes on, the oldest first: it may have been on its way when a newer one took its place, and what
 /// that is conditional on is then what becomes of the older.
-async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<(Arc<Entry>, Record)>) {
+async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<Promise>) {
     let mut before: Option<Arc<Entry>> = None;
     for (entry, record) in versions {
         if let Some(older) = before.take()

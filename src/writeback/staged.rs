@@ -103,8 +103,17 @@ impl Staged {
             };
             let range = offset..self.fits(offset, len)?;
             entry.unseal().await?;
-            let file = entry.file.clone();
-            blocking(move || file.write_all_at(&data, offset)).await?;
+            let writing = entry.clone();
+            let gap = self.size().min(offset)..offset;
+            blocking(move || {
+                writing.file.write_all_at(&data, offset)?;
+                let mut rolling = writing.rolling.lock();
+                // What lies between is zeros now.
+                rolling.forget(gap);
+                rolling.wrote(offset, &data);
+                Ok(())
+            })
+            .await?;
             entry.content.lock().wrote(range.clone());
             range
         };
@@ -231,6 +240,7 @@ impl Staged {
             self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || file.set_len(size)).await?;
+            self.entry.rolling.lock().forget(size.min(self.size())..u64::MAX);
             self.entry.content.lock().truncated(size);
         }
         self.entry.charge();
@@ -261,6 +271,7 @@ impl Staged {
             self.entry.unseal().await?;
             let file = self.entry.file.clone();
             blocking(move || file.punch(offset, end - offset)).await?;
+            self.entry.rolling.lock().forget(offset..end);
             self.entry.content.lock().punched(offset..end);
         }
         self.entry.charge();
@@ -345,6 +356,7 @@ impl Staged {
     /// or a crash. Gives what it had become before that could be stopped.
     pub async fn withhold(&self) -> Option<Published> {
         self.set_junk(true);
+        self.entry.intent.lock().withheld = true;
         // Returns when what was on its way has arrived.
         let _ = self.go_to(self.target(), self.expect(), Some((true, None))).await;
         self.entry.unrecord().await;
@@ -354,6 +366,12 @@ impl Staged {
     /// It is published over a version whose delete was put off: that is forgotten when this content is safe.
     pub fn replaces(&self, deletion: Journalled<Deletion>) {
         self.entry.replaces.lock().push(deletion);
+    }
+
+    /// It replaces what `other` was to replace.
+    pub fn inherit(&self, other: &Staged) {
+        let deletions = std::mem::take(&mut *other.entry.replaces.lock());
+        self.entry.replaces.lock().extend(deletions);
     }
 
     /// What its publication expects to find.

@@ -268,6 +268,34 @@ pub(crate) async fn checksum(file: &Arc<SpoolFile>, range: Range<u64>, kind: Che
     .await
 }
 
+/// The checksum of a range, as the application wrote it where that is known: computed on its way into the spool file.
+pub(crate) async fn written(entry: &Arc<Entry>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
+    let sum = entry.rolling.lock().of(&range);
+    match (kind, sum) {
+        (ChecksumKind::Crc64Nvme, Some(sum)) => return Ok(Some(Checksum::Crc64Nvme(sum))),
+        (ChecksumKind::Off, _) | (_, None) => {}
+        // The store sums another way: nothing is sent before the file is known to hold what was written.
+        (_, Some(_)) => undamaged(entry, range.clone()).await?,
+    }
+    checksum(&entry.file, range, kind).await
+}
+
+/// Fails where the spool file does not hold what was written into it.
+pub(crate) async fn undamaged(entry: &Arc<Entry>, range: Range<u64>) -> Result<(), Error> {
+    // While nobody writes, file and sum tell of the same bytes.
+    let _writer = entry.writer.lock().await;
+    let Some(sum) = entry.rolling.lock().of(&range) else { return Ok(()) };
+    if checksum(&entry.file, range.clone(), ChecksumKind::Crc64Nvme).await? == Some(Checksum::Crc64Nvme(sum)) {
+        return Ok(());
+    }
+    let Range { start, end } = range;
+    tracing::error!(
+        "{}: bytes {start} to {end} are not those that were written: the disk or the memory of this machine fails",
+        entry.data.display()
+    );
+    Err(Error::Damaged)
+}
+
 /// Puts the base's bytes into the spool file where `range` lacks them.
 pub(crate) async fn fill(entry: &Arc<Entry>, base: Option<&Base>, range: Range<u64>) -> Result<(), Trouble> {
     let (gaps, base_len) = {
@@ -366,11 +394,17 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         content.unsent.remove(piece.range.clone());
         content.waiting.remove(piece.range.clone());
     }
-    let checksum = checksum(&entry.file, piece.range.clone(), store.capabilities().upload_checksum).await?;
-    let part = store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await.map_err(|error| {
-        counts.restart();
-        Trouble::S3(error)
-    })?;
+    let checksum = written(entry, piece.range.clone(), store.capabilities().upload_checksum).await?;
+    let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
+        Ok(part) => part,
+        Err(error) => {
+            counts.restart();
+            if error.kind == ErrorKind::BadDigest {
+                undamaged(entry, piece.range.clone()).await?;
+            }
+            return Err(Trouble::S3(error));
+        }
+    };
     failpoint::pass("part-answered");
     entry.progressed();
     Ok(SentPart { etag: part.etag, checksum: part.checksum })
