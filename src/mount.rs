@@ -59,12 +59,16 @@ pub struct Mount {
 }
 
 /// Who asked for the unmount over the control socket and waits to hear what is left.
-pub struct Asker(oneshot::Sender<Vec<Upload>>);
+pub struct Asker {
+    answer: oneshot::Sender<Vec<Upload>>,
+    /// How long the uploads are waited for at most; without one, as long as bytes move.
+    pub timeout: Option<Duration>,
+}
 
 impl Asker {
     /// Tells what could not be uploaded, and gives the answer a moment to leave.
     pub async fn answer(self, left: Vec<Upload>) {
-        if self.0.send(left).is_ok() {
+        if self.answer.send(left).is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -178,7 +182,7 @@ impl Mount {
         self.layers.vfs.shutdown().await;
         let report = self.layers.writeback.drain(self.layers.close_timeout).await;
         tracing::info!(published = report.published, left = report.left.len(), "drained");
-        report.left.iter().map(handler::upload).collect()
+        report.left.iter().map(Upload::from).collect()
     }
 
     /// Unmounts and ends the layers. Does not wait for uploads: see [`Mount::drain`].
@@ -200,7 +204,7 @@ impl Mount {
 impl Layers {
     /// What the spool holds.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.writeback.status().iter().map(handler::upload).collect()
+        self.writeback.status().iter().map(Upload::from).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What all parts of write-back share: the mount's state, and one entry a staged file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,17 +16,15 @@ use super::manifest::{BaseRecord, Phase, Record, UploadRecord, boot_id};
 use super::metacopy::Copies;
 use super::pace::Meter;
 use super::plan::{How, Piece};
+use super::recover::Stranded;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Guess, Hooks, Published, SpoolConfig, Target};
+use super::{Attributes, Base, ConflictCopy, Error, Expect, Guess, Hooks, Published, SpoolConfig, Target};
 use crate::s3::Part;
 use crate::s3::multipart::PartPlan;
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
-
-/// A temporary name that was left for so long shows as not uploaded (promise 10).
-const LEFT: Duration = Duration::from_secs(60);
 
 /// How many bytes are reserved between looks at the disk's free space.
 const LOOK_EVERY: u64 = 32 << 20;
@@ -44,7 +42,7 @@ pub(crate) struct Shared {
     pub publications: AtomicU64,
     inbox: mpsc::UnboundedSender<Message>,
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
-    next_id: AtomicU64,
+    pub next_id: AtomicU64,
     /// Bytes that spool files hold.
     used: AtomicU64,
     /// Bytes that may still be taken before the disk is looked at again.
@@ -60,6 +58,10 @@ pub(crate) struct Shared {
     pub deletions: Mutex<Vec<Journalled<Deletion>>>,
     /// Metadata that an earlier run did not come to send, until it is asked for.
     pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
+    /// What an earlier run left for buckets that cannot be reached.
+    pub stranded: Mutex<BTreeMap<u64, Stranded>>,
+    /// Files that were published beside somebody else's change, the newest last.
+    pub conflicts: Mutex<VecDeque<ConflictCopy>>,
 }
 
 impl Shared {
@@ -86,6 +88,8 @@ impl Shared {
             recovered: Mutex::default(),
             deletions: Mutex::new(deletions),
             metadata: Mutex::new(metadata),
+            stranded: Mutex::default(),
+            conflicts: Mutex::default(),
         };
         (Arc::new(shared), receiver)
     }
@@ -119,12 +123,6 @@ impl Shared {
         self.credit.store(0, Relaxed);
         self.entries.lock().remove(&entry.id);
         self.changed.notify_waiters();
-    }
-
-    pub fn status(&self) -> Vec<EntryStatus> {
-        let mut all: Vec<EntryStatus> = self.entries().iter().filter_map(|entry| entry.status()).collect();
-        all.sort_by_key(|status| status.id);
-        all
     }
 
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
@@ -234,6 +232,8 @@ pub(crate) struct Intent {
     pub sealed: bool,
     /// The generation whose bytes were fsynced.
     pub durable: Option<u64>,
+    /// The key that somebody else's change is kept under: ours goes beside it (promise 12).
+    pub beside: Option<String>,
 }
 
 impl Intent {
@@ -283,6 +283,7 @@ impl Intent {
             completing: None,
             sealed: false,
             durable: None,
+            beside: None,
         }
     }
 }
@@ -377,11 +378,6 @@ impl Entry {
         shared.insert(&entry);
         entry.charge();
         entry
-    }
-
-    /// A number for an entry found at start.
-    pub fn number(shared: &Shared) -> u64 {
-        shared.next_id.fetch_add(1, Relaxed)
     }
 
     /// Brings the spool's accounting up to what the entry holds.
@@ -537,25 +533,5 @@ impl Entry {
                 tracing::warn!("{}: {error}", self.record.display());
             }
         }
-    }
-
-    fn status(&self) -> Option<EntryStatus> {
-        let intent = self.intent.lock();
-        let content = self.content.lock();
-        if intent.discarded || intent.junk || (intent.phase == Phase::Published && !content.is_dirty()) {
-            return None;
-        }
-        let left = intent.held && (intent.recovered || self.changed.lock().elapsed() > LEFT);
-        Some(EntryStatus {
-            id: self.id,
-            bucket: intent.target.store.bucket().to_owned(),
-            key: intent.target.key.clone(),
-            phase: intent.phase,
-            size: content.size,
-            sent: self.sent.load(Relaxed).min(content.size),
-            reason: intent.reason.clone().or_else(|| left.then(|| "not uploaded: its name is a temporary one".to_owned())),
-            recovered: intent.recovered,
-            held: intent.held,
-        })
     }
 }

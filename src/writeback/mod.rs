@@ -13,19 +13,24 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod commit;
 mod content;
+mod copy_out;
 mod entry;
 mod job;
 mod journal;
+mod listed;
 mod manifest;
 mod metacopy;
+pub mod offline;
 mod pace;
 mod plan;
 mod publish;
+mod reason;
 mod recover;
 mod spool;
 mod staged;
@@ -40,6 +45,7 @@ mod tests;
 #[cfg(test)]
 mod tests_durable;
 
+pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
 pub use staged::Staged;
@@ -261,6 +267,30 @@ pub struct EntryStatus {
     pub recovered: bool,
     /// Lives under a temporary name until it is renamed.
     pub held: bool,
+    /// A write to it failed: it is never published.
+    pub incomplete: bool,
+    /// Its bucket could not be reached when this mount took the spool over.
+    pub stranded: bool,
+}
+
+impl EntryStatus {
+    /// Nothing becomes of it by itself: it waits for somebody's word, to be retried or discarded.
+    pub fn waits(&self) -> bool {
+        self.stranded || self.phase == Phase::Parked || self.recovered && self.phase == Phase::Writing && !self.held
+    }
+}
+
+/// A file that was published beside somebody else's change of it (`on_conflict=keep`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ConflictCopy {
+    /// The bucket of both.
+    pub bucket: String,
+    /// The key, which holds theirs.
+    pub key: String,
+    /// The key of ours.
+    pub kept_as: String,
+    /// When, in seconds since the epoch.
+    pub at: u64,
 }
 
 /// What [`Writeback::drain`] achieved.
@@ -287,7 +317,7 @@ impl Writeback {
         let (spool, found) = spool::blocking(move || spool::Spool::open(&dir, &identity)).await?;
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
-        recover::resume(&shared, found, account.as_ref()).await;
+        recover::resume(&shared, found, &account).await;
         Ok(Writeback { shared })
     }
 
@@ -347,8 +377,38 @@ impl Writeback {
         let Some(entry) = self.shared.entry(id) else { return false };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
-        self.shared.send(Message::Retry(id));
+        self.shared.send(Message::Retry { id, reply: None });
         true
+    }
+
+    /// Publishes a parked or unfinished entry and waits for it, as long as bytes move; a failure parks it again. `None`
+    /// where there is no such entry. One that a write failed of is [`Error::Poisoned`] (promise 6).
+    pub async fn publish_again(&self, id: u64) -> Option<Result<Option<Published>, Error>> {
+        if let Some(Err(error)) = recover::reach(&self.shared, id).await {
+            return Some(Err(error));
+        }
+        if self.shared.entry(id)?.intent.lock().poisoned {
+            return Some(Err(Error::Poisoned));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.shared.send(Message::Retry { id, reply: Some(reply) });
+        Some(answer.await.unwrap_or(Err(Error::Discarded)))
+    }
+
+    /// The run of at most `len` of an entry's bytes at `offset`. `fetch`: what it has in common with the object that it changes
+    /// comes from there; else that is missing. `None` where there is no such entry.
+    pub async fn run(&self, id: u64, offset: u64, len: usize, fetch: bool) -> Option<Result<Run, Error>> {
+        if let Some(entry) = self.shared.entry(id) {
+            return Some(copy_out::run(&entry, offset, len, fetch).await);
+        }
+        let stranded = self.shared.stranded.lock().get(&id).map(|stranded| stranded.found.open(id))?;
+        let run = spool::blocking(move || stranded?.ok_or(std::io::ErrorKind::NotFound)?.run(offset, len)).await;
+        Some(run)
+    }
+
+    /// Files of this mount that were published beside somebody else's change, the newest last.
+    pub fn conflicts(&self) -> Vec<ConflictCopy> {
+        self.shared.conflicts.lock().iter().cloned().collect()
     }
 
     /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
@@ -366,8 +426,16 @@ impl Writeback {
                 publish::discard(&entry).await;
                 true
             }
-            None => false,
+            None => self.discard_stranded(id).await,
         }
+    }
+
+    async fn discard_stranded(&self, id: u64) -> bool {
+        let Some(recover::Stranded { found, .. }) = self.shared.stranded.lock().remove(&id) else { return false };
+        if let Err(error) = spool::blocking(move || found.remove()).await {
+            tracing::warn!("{error}");
+        }
+        true
     }
 
     /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the

@@ -15,77 +15,100 @@ use super::spool::{Found, Spool, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
-use super::{Base, Error, Target};
+use super::{Base, EntryStatus, Error, Target, offline, reason};
 use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
 
 /// How far the store's clock may be behind ours.
 const SKEW: Duration = Duration::from_secs(300);
 
 /// Takes every entry in; what was promised goes on in the background.
-pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dyn Account) {
+pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &Arc<dyn Account>) {
     let mut stores: BTreeMap<String, Result<Arc<dyn Store>, S3Error>> = BTreeMap::new();
-    for Found { data, record_path, mut record } in found {
-        if !stores.contains_key(&record.bucket) {
-            stores.insert(record.bucket.clone(), account.bucket(&record.bucket).await);
+    for found in found {
+        let (bucket, id) = (&found.record.bucket, Entry::number(shared, &found.data));
+        if !stores.contains_key(bucket) {
+            stores.insert(bucket.clone(), account.bucket(bucket).await);
         }
-        let store = match stores.get(&record.bucket) {
-            Some(Ok(store)) => store.clone(),
-            Some(Err(error)) => {
-                tracing::warn!(
-                    "s3://{}/{} waits in {} until its bucket can be reached: {error}",
-                    record.bucket,
-                    record.key,
-                    data.display()
-                );
-                continue;
-            }
-            None => continue,
-        };
-        let base_store = match &record.base {
-            Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
-            _ => Some(store.clone()),
-        };
-        let path = data.clone();
-        let file = match blocking(move || Spool::open_file(&path)).await {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::warn!("{}: {error}", data.display());
-                continue;
-            }
-        };
-        catch_up(&mut record, &file, &shared.boot);
-        let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
-        let promised = promised(&record, &shared.boot);
-        let intent = intent(&record, store, base_store, promised);
-        let content = Content::restored(
-            record.size,
-            record.local.clone(),
-            record.dirty.clone(),
-            record.base_len,
-            record.base.as_ref().map(|b| b.size),
-        );
-        let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
-        // Bytes that were not fsynced are whole while the kernel is the same.
-        if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.boot) {
-            shared.recovered.lock().push(entry.clone());
+        match stores.get(bucket) {
+            Some(Ok(store)) => drop(take_in(shared, id, found, store.clone(), account).await),
+            Some(Err(error)) => strand(shared, id, found, account, error),
+            None => {}
         }
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            if worthless || !promised && is_published(&entry, &record).await {
-                clean_up(&entry, &record).await;
-                publish::discard(&entry).await;
-            } else if promised {
-                go_on(&shared, &entry, &record).await;
-            } else {
-                clean_up(&entry, &record).await;
-            }
-        });
     }
+}
+
+/// What an earlier run left for a bucket that could not be reached: it stays as it is until it is retried.
+pub(crate) struct Stranded {
+    pub found: Found,
+    account: Arc<dyn Account>,
+    why: String,
+}
+
+impl Stranded {
+    /// What status says of it.
+    pub fn status(&self, id: u64) -> Option<EntryStatus> {
+        let status = self.found.open(id).ok()??.status;
+        Some(EntryStatus { stranded: true, reason: Some(format!("its bucket cannot be reached: {}", self.why)), ..status })
+    }
+}
+
+fn strand(shared: &Arc<Shared>, id: u64, found: Found, account: &Arc<dyn Account>, error: &S3Error) {
+    let Record { bucket, key, .. } = &found.record;
+    tracing::warn!("s3://{bucket}/{key} waits in {} until its bucket can be reached: {error}", found.data.display());
+    shared.stranded.lock().insert(id, Stranded { found, account: account.clone(), why: reason::of_store(error) });
+}
+
+/// Tries to reach the bucket of a stranded entry again. `None` where there is no such entry.
+pub(crate) async fn reach(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
+    let Stranded { found, account, .. } = shared.stranded.lock().remove(&id)?;
+    Some(match account.bucket(&found.record.bucket).await {
+        Ok(store) => take_in(shared, id, found, store, &account).await,
+        Err(error) => {
+            strand(shared, id, found, &account, &error);
+            Err(Error::S3(error))
+        }
+    })
+}
+
+async fn take_in(
+    shared: &Arc<Shared>,
+    id: u64,
+    Found { data, record_path, mut record }: Found,
+    store: Arc<dyn Store>,
+    account: &Arc<dyn Account>,
+) -> Result<(), Error> {
+    let base_store = match &record.base {
+        Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
+        _ => Some(store.clone()),
+    };
+    let path = data.clone();
+    let file = blocking(move || Spool::open_file(&path)).await.inspect_err(|error| tracing::warn!("{}: {error}", data.display()))?;
+    catch_up(&mut record, &file, &shared.boot);
+    let worthless = offline::is_worthless(&record);
+    let promised = promised(&record, &shared.boot);
+    let intent = intent(&record, store, base_store, promised);
+    let entry = Entry::build(shared, id, file, data, record_path, Content::of(&record), intent);
+    // Bytes that were not fsynced are whole while the kernel is the same.
+    if promised || record.held && !worthless && !record.poisoned && intact(&record, &shared.boot) {
+        shared.recovered.lock().push(entry.clone());
+    }
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        if worthless || !promised && is_published(&entry, &record).await {
+            clean_up(&entry, &record).await;
+            publish::discard(&entry).await;
+        } else if promised {
+            go_on(&shared, &entry, &record).await;
+        } else {
+            clean_up(&entry, &record).await;
+        }
+    });
+    Ok(())
 }
 
 /// close() had returned, or was on its way, and the bytes are those that were sealed: fsynced, or written under the
 /// kernel that still runs.
-fn promised(record: &Record, boot: &str) -> bool {
+pub(super) fn promised(record: &Record, boot: &str) -> bool {
     let sealed = matches!(record.phase, Phase::Sealed | Phase::Uploading | Phase::Completing);
     sealed && intact(record, boot) && !record.poisoned && !record.held
 }
@@ -96,7 +119,7 @@ fn intact(record: &Record, boot: &str) -> bool {
 
 /// The record of a file that is being written is as old as its first write, or its last fsync. Under the same kernel all of a
 /// new file is there; where it changes an object, only the record tells its bytes from the object's.
-fn catch_up(record: &mut Record, file: &File, boot: &str) {
+pub(super) fn catch_up(record: &mut Record, file: &File, boot: &str) {
     let same_kernel = !boot.is_empty() && record.boot == boot;
     if record.phase != Phase::Writing || record.base.is_some() || !same_kernel {
         return;
@@ -148,19 +171,25 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.sealed = promised;
     intent.recovered = true;
     intent.retired = true;
-    intent.phase = match record.phase {
+    (intent.phase, intent.reason) = standing(record, promised);
+    intent
+}
+
+/// Where an earlier run's entry stands now, and why.
+pub(super) fn standing(record: &Record, promised: bool) -> (Phase, Option<String>) {
+    let phase = match record.phase {
         Phase::Parked => Phase::Parked,
         _ if promised => Phase::Sealed,
         _ => Phase::Writing,
     };
-    intent.reason = match (&record.reason, intent.phase) {
+    let reason = match (&record.reason, phase) {
         (Some(reason), _) => Some(reason.clone()),
         (None, Phase::Writing) if !record.held => {
             Some("it was not closed before the program ended: its bytes are kept in the spool and are not published by themselves".into())
         }
         (None, _) => None,
     };
-    intent
+    (phase, reason)
 }
 
 /// Aborts the upload of an entry that will not be published by itself: the spool has the bytes.

@@ -14,7 +14,7 @@ use super::plan::How;
 use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
 use super::transfer::Trouble;
-use super::{Error, Expect, Guess, Published, Target};
+use super::{Error, Expect, Guess, Published, Target, reason};
 use crate::s3::ErrorKind;
 
 /// How often stalled publications are looked for.
@@ -40,7 +40,7 @@ pub(crate) enum Message {
     /// Never publish; kept with its reason.
     Park(u64, Error),
     /// Publish what was parked or unfinished.
-    Retry(u64),
+    Retry { id: u64, reply: Option<oneshot::Sender<Answer>> },
     /// What was sent of a file that will not be published in this run is aborted: the spool has the bytes.
     Withdraw(u64),
     /// Throw it away.
@@ -127,11 +127,11 @@ impl Uploader {
                     self.publish(id, Goal::Object, None);
                 }
             }
-            Message::Retry(id) => {
+            Message::Retry { id, reply } => {
                 if let Some(job) = self.job(id) {
                     job.entry.intent.lock().revive();
                 }
-                self.publish(id, Goal::Object, None);
+                self.publish(id, Goal::Object, reply);
             }
             Message::Park(id, error) => self.give_up(id, error, true),
             Message::Withdraw(id) => {
@@ -397,7 +397,8 @@ impl Uploader {
             Verdict::Elsewhere(key) => {
                 {
                     let mut intent = job.entry.intent.lock();
-                    intent.target.key = key;
+                    let theirs = std::mem::replace(&mut intent.target.key, key);
+                    intent.beside.get_or_insert(theirs);
                     intent.expect = Expect::NewFile;
                 }
                 self.stop_transfers(id);
@@ -484,7 +485,7 @@ impl Uploader {
             | ErrorKind::Protocol
             | ErrorKind::Conflict => {
                 job.doubt |= job.is_committing();
-                job.entry.intent.lock().reason = Some(error.to_string());
+                job.entry.intent.lock().reason = Some(reason::of_store(&error));
                 self.again(id, action);
             }
             _ => self.fail(id, Trouble::S3(error).into()),
@@ -537,8 +538,11 @@ impl Uploader {
             let mut intent = entry.intent.lock();
             let last = intent.reason.take();
             intent.reason = Some(match (&error, last) {
-                (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
-                _ => error.to_string(),
+                (Error::TimedOut, Some(last)) => format!("{}: {last}", reason::of(&error)),
+                _ if intent.poisoned && !matches!(error, Error::Poisoned) => {
+                    format!("{}; {}", reason::of(&Error::Poisoned), reason::of(&error))
+                }
+                _ => reason::of(&error),
             });
             if park {
                 intent.phase = Phase::Parked;

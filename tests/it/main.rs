@@ -21,6 +21,7 @@ mod posix;
 mod programs;
 mod promises;
 mod read;
+mod refusals;
 mod signatures;
 mod start;
 mod status;
@@ -41,6 +42,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("outages", outages::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
+    ("refusals", refusals::COMMON),
     ("temporary", temporary::COMMON),
     ("versions", versions::COMMON),
     ("write", write::COMMON),
