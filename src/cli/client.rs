@@ -27,16 +27,16 @@ fn timeout(matches: &ArgMatches) -> anyhow::Result<Option<Duration>> {
 /// Unmounts, and names what is not in S3: that is no failure of umount.
 pub fn unmount(directory: &Path, options: Options) -> anyhow::Result<()> {
     let left = umount::umount(directory, options)?;
-    say_left(&left);
+    say_left(&left, "goes on at the next mount");
     Ok(())
 }
 
-/// Names what is not in S3, and says how many.
-fn say_left(uploads: &[Upload]) -> usize {
+/// Names what is not in S3, and says how many. `then`: what becomes of what is on its way.
+fn say_left(uploads: &[Upload], then: &str) -> usize {
     for upload in uploads {
         let then = match upload.phase.as_str() {
             "writing" | "parked" => "kept in the spool",
-            _ => "goes on at the next mount",
+            _ => then,
         };
         let reason = upload.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         eprintln!("packmule: not uploaded, {then}: {} ({}{reason})", upload.shown(), upload.phase);
@@ -70,7 +70,7 @@ fn flush_one(mut client: Client, path: Option<PathBuf>, as_is: bool, timeout: Op
     let request = Request::Flush { path, as_is, timeout_ms: timeout.map(milliseconds) };
     let meant = |upload: &Upload| name.as_ref().is_none_or(|name| upload.key.ends_with(name.as_str()));
     match progress::during(&mountpoint, meant, || client.call(&request))? {
-        Response::Left { uploads } => Ok(say_left(&uploads)),
+        Response::Left { uploads } => Ok(say_left(&uploads, "goes on in the background")),
         _ => Ok(0),
     }
 }

@@ -107,7 +107,7 @@ pub fn recover(matches: &ArgMatches) -> anyhow::Result<()> {
     let mut from = match place.owner {
         Owner::Mount(mountpoint) => Origin::Mount { client: Client::connect(mountpoint)?, id: place.upload.id, fetch: true },
         Owner::Folder(dir) => match offline::open(dir, place.upload.id).with_context(|| dir.display().to_string())? {
-            Some(kept) => Origin::Folder(kept),
+            Some(kept) => Origin::Folder(Box::new(kept)),
             None => bail!("{}: a mount has it now: ask again", place.upload.shown()),
         },
     };
@@ -189,7 +189,7 @@ fn copy(from: &mut Origin, upload: &Upload, to: &mut dyn Sink) -> anyhow::Result
 /// Where bytes come from.
 enum Origin {
     Mount { client: Client, id: u64, fetch: bool },
-    Folder(Kept),
+    Folder(Box<Kept>),
 }
 
 impl Origin {

@@ -28,6 +28,7 @@ mod status;
 mod support;
 mod temporary;
 mod versions;
+mod waiting;
 mod write;
 
 /// The suites that run on every store, by name.
