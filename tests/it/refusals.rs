@@ -211,6 +211,7 @@ fn expired_credentials_are_read_again_once() {
     stage.double().clear_faults();
     did(&stage, &["retry", &number]);
     assert_eq!(stage.store.bytes("late"), "too late");
+    nothing_is_left(&stage);
 }
 
 on_every_store! {
@@ -392,9 +393,11 @@ fn a_file_that_a_write_failed_of_is_not_retried() {
     let stage = Stage::new(Store::double());
     stage.double().fault(When::operation("CreateMultipartUpload"), Fault::Error(403, "AccessDenied"));
     let file = File::create(stage.path("f")).unwrap();
-    let bytes = noise(1, MIB);
-    let refused = (0..1000).map(|turn| file.write_all_at(&bytes, turn * MIB as u64)).find(Result::is_err);
-    assert_eq!(errno(refused.unwrap()), Errno::EACCES);
+    let bytes = noise(1, 8 * MIB);
+    file.write_all_at(&bytes, 0).unwrap();
+    // The part that was sent ahead is refused; what is written then is told so at once.
+    stage.store.eventually("the part is refused", |_| uploads(&stage).iter().any(|upload| upload["reason"].is_string()));
+    assert_eq!(errno(file.write_all_at(b"more", bytes.len() as u64)), Errno::EACCES);
     assert_eq!(close(file), Err(Errno::EACCES));
     let number = parked(&stage, "f");
     stage.double().clear_faults();
