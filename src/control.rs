@@ -52,7 +52,7 @@ pub enum Request {
     },
     /// Drops listings, so that everything is asked anew.
     Refresh,
-    /// Tries a parked upload again, and waits for it.
+    /// Tries a parked upload again, waits for it, and tells the key that it has now.
     Retry {
         /// Its number in the spool.
         id: u64,
@@ -132,7 +132,7 @@ pub enum Response {
         /// Why.
         why: String,
     },
-    /// The answer to [`Request::Key`].
+    /// The answer to [`Request::Key`] and [`Request::Retry`].
     Key {
         /// The bucket.
         bucket: String,

@@ -31,7 +31,7 @@ pub fn retry(matches: &ArgMatches) -> anyhow::Result<()> {
             Owner::Mount(mountpoint) => again(mountpoint, upload),
         };
         match result {
-            Ok(()) => println!("stored: {}", upload.shown()),
+            Ok(stored) => println!("stored: {}", stored.shown()),
             Err(error) => {
                 eprintln!("packmule: {error:#}");
                 failed += 1;
@@ -58,10 +58,14 @@ fn parked<'a>(matches: &ArgMatches, all: &'a Everything) -> anyhow::Result<Vec<P
     Ok(all.places().filter(meant).filter(|place| place.upload.phase == "parked" && !place.upload.incomplete).collect())
 }
 
-fn again(mountpoint: &Path, upload: &Upload) -> anyhow::Result<()> {
+/// Stored beside somebody else's change, or under its final name, it has another key now.
+fn again(mountpoint: &Path, upload: &Upload) -> anyhow::Result<Upload> {
     let mut client = Client::connect(mountpoint)?;
     let request = Request::Retry { id: upload.id };
-    progress::during(mountpoint, |moving| moving.id == upload.id, || client.call(&request)).map(drop)
+    match progress::during(mountpoint, |moving| moving.id == upload.id, || client.call(&request))? {
+        Response::Key { bucket, key } => Ok(Upload { bucket, key, ..upload.clone() }),
+        _ => Ok(upload.clone()),
+    }
 }
 
 /// `packmule discard ENTRY… [--yes]`.

@@ -171,10 +171,11 @@ impl Answers {
         let entry = self.entry_that_waits(id)?;
         let name = format!("s3://{}/{}", entry.bucket, entry.key.escape_debug());
         let error = match self.layers.writeback.publish_again(id).await {
-            Some(Ok(_)) => {
+            Some(Ok(published)) => {
                 // Listings show it again now, not when they are as old as metadata_ttl.
                 self.layers.vfs.refresh().await;
-                return Ok(Response::Ok);
+                let (bucket, key) = published.map_or((entry.bucket, entry.key), |published| (published.bucket, published.key));
+                return Ok(Response::Key { bucket, key });
             }
             Some(Err(writeback::Error::Discarded)) | None => return Err(format!("{name}: it was removed meanwhile")),
             Some(Err(error)) => error,

@@ -80,11 +80,15 @@ pub(crate) struct Record {
 /// First word of every record file; the CRC-32C of the JSON text follows it on the line.
 const MAGIC: &str = "packmule-spool";
 
+/// The JSON text behind its first line.
+pub(crate) fn framed(json: &str) -> String {
+    format!("{MAGIC} {:08x}\n{json}", crc_fast::crc32_iscsi(json.as_bytes()))
+}
+
 impl Record {
     /// Replaces the record at `path`. `sync`: it survives a power cut once this returns.
     pub fn store(&self, path: &Path, sync: bool) -> io::Result<()> {
-        let json = serde_json::to_string(self)?;
-        let text = format!("{MAGIC} {:08x}\n{json}", crc_fast::crc32_iscsi(json.as_bytes()));
+        let text = self.text()?;
         let temp = path.with_extension("tmp");
         let mut file = File::create(&temp)?;
         file.write_all(text.as_bytes())?;
@@ -100,8 +104,17 @@ impl Record {
 
     /// Reads a record; `InvalidData` where it is damaged or of a version that this program does not know.
     pub fn load(path: &Path) -> io::Result<Record> {
+        Self::parse(&fs::read_to_string(path)?)
+    }
+
+    /// The record as it is stored.
+    pub fn text(&self) -> io::Result<String> {
+        Ok(framed(&serde_json::to_string(self)?))
+    }
+
+    /// What [`Record::text`] gave.
+    pub fn parse(text: &str) -> io::Result<Record> {
         let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        let text = fs::read_to_string(path)?;
         let (head, json) = text.split_once('\n').ok_or_else(|| invalid("the record is cut short".into()))?;
         if head != format!("{MAGIC} {:08x}", crc_fast::crc32_iscsi(json.as_bytes())) {
             return Err(invalid("the record's checksum does not match".into()));

@@ -18,13 +18,13 @@ use tokio::sync::oneshot;
 use crate::s3::{Account, ETag, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod commit;
-mod content;
+pub(crate) mod content;
 mod copy_out;
 mod entry;
 mod job;
 mod journal;
 mod listed;
-mod manifest;
+pub(crate) mod manifest;
 mod metacopy;
 pub mod offline;
 mod pace;
@@ -382,13 +382,22 @@ impl Writeback {
     }
 
     /// Publishes a parked or unfinished entry and waits for it, as long as bytes move; a failure parks it again. `None`
-    /// where there is no such entry. One that a write failed of is [`Error::Poisoned`] (promise 6).
+    /// where there is no such entry. One that a write failed of is [`Error::Poisoned`] (promise 6); a
+    /// temporary name gives way to the one that it was to get, where that is known.
     pub async fn publish_again(&self, id: u64) -> Option<Result<Option<Published>, Error>> {
         if let Some(Err(error)) = recover::reach(&self.shared, id).await {
             return Some(Err(error));
         }
-        if self.shared.entry(id)?.intent.lock().poisoned {
-            return Some(Err(Error::Poisoned));
+        let entry = self.shared.entry(id)?;
+        {
+            let mut intent = entry.intent.lock();
+            if intent.poisoned {
+                return Some(Err(Error::Poisoned));
+            }
+            // Nobody will rename it any more.
+            if let Some(key) = intent.guess.take().filter(|_| intent.held) {
+                (intent.target.key, intent.expect) = (key, Expect::NewFile);
+            }
         }
         let (reply, answer) = oneshot::channel();
         self.shared.send(Message::Retry { id, reply: Some(reply) });
