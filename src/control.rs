@@ -29,7 +29,8 @@ const MAX_REQUEST: u64 = 64 * 1024;
 /// Longest answer line in bytes; a status with many thousand uploads fits.
 const MAX_RESPONSE: u64 = 256 * 1024 * 1024;
 
-/// How long a mount may take to take a connection and the request. Answers may take as long as an upload.
+/// How long a mount may take to take a connection and the request, and to answer what it knows by itself: one that hangs must
+/// not keep every command from the others. Other answers may take as long as an upload.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a command asks of a mount.
@@ -353,11 +354,18 @@ impl Client {
     /// The mount's own line, or that it went away.
     pub fn call(&mut self, request: &Request) -> anyhow::Result<Response> {
         let gone = || format!("{}: its packmule went away", self.mountpoint.display());
+        let at_once = matches!(request, Request::Ping | Request::Status);
+        self.stream.get_ref().set_read_timeout(at_once.then_some(CONNECT_TIMEOUT))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).with_context(gone)?;
         let mut answer = Vec::new();
-        (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer).with_context(gone)?;
+        match (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("{}: its packmule hangs: no answer within {} s", self.mountpoint.display(), CONNECT_TIMEOUT.as_secs())
+            }
+            read => read.with_context(gone)?,
+        };
         if answer.is_empty() {
             bail!(gone());
         }
@@ -414,6 +422,14 @@ mod tests {
         }
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
         assert_eq!(serde_json::from_str::<Request>(r#"{"request":"umount"}"#).unwrap(), Request::Umount { timeout_ms: None });
+    }
+
+    #[test]
+    fn a_mount_that_hangs_is_not_waited_for() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut client = Client { stream: BufReader::new(ours), mountpoint: "/m".into() };
+        let error = client.call(&Request::Status).unwrap_err().to_string();
+        assert!(error.contains("/m: its packmule hangs"), "{error}");
     }
 
     #[test]

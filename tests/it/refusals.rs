@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::double::{Fault, Object, When};
 use crate::support::files::{self, close, errno, noise};
-use crate::support::mount::{Setup, can_mount};
+use crate::support::mount::{Setup, can_mount, is_mounted};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -45,8 +45,10 @@ fn complaint(said: &Output) -> String {
 
 /// Every upload of `packmule status --json`.
 fn uploads(stage: &Stage) -> Vec<Value> {
-    // Other tests' mounts may be dead, which makes it fail.
-    let told: Value = serde_json::from_slice(&say(stage, &["status", "--json"]).stdout).unwrap();
+    // Of its own mount alone, where there is one: those of other tests may be dead, which makes the whole fail.
+    let mut command = stage.mount.command();
+    command.args(["status", "--json"]).args(is_mounted(stage.dir()).then_some(stage.dir()));
+    let told: Value = serde_json::from_slice(&files::output(&mut command).stdout).unwrap();
     let ours = |element: &&Value| {
         let home = stage.mount.home().to_str().unwrap();
         [&element["mountpoint"], &element["spool"]].iter().any(|place| place.as_str().is_some_and(|place| place.starts_with(home)))
