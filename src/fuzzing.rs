@@ -30,13 +30,21 @@ pub fn answer(bytes: &[u8]) {
         assert!(!line.contains(['\n', '\r']), "two lines: {line:?}");
     }
     let Ok(root) = Element::parse(bytes) else { return };
-    assert_eq!(Element::parse(document(&root).as_bytes()).as_ref(), Ok(&root));
+    if is_named(&root) {
+        assert_eq!(Element::parse(document(&root).as_bytes()).as_ref(), Ok(&root));
+    }
     if let Ok(page) = list::page(&root) {
         assert!(page.next.as_ref().is_none_or(|next| !next.is_empty()));
     }
     let _ = list::read_parts(&root);
     list::read_uploads(&root);
     list::read_refused(&root).for_each(drop);
+}
+
+/// The reader takes names that XML has not, as `a/b`; written again they mean something else.
+fn is_named(element: &Element) -> bool {
+    let legal = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !element.name.is_empty() && element.name.chars().all(legal) && element.children.iter().all(is_named)
 }
 
 /// An element as a document of its own.
