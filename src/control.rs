@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::fuse::mountinfo::{self, FS_TYPE};
+use crate::writeback::EntryStatus;
 
+pub mod progress;
 pub mod server;
 pub mod umount;
+
+pub use crate::writeback::ConflictCopy;
 
 /// Longest request line in bytes: a path of 4096 bytes with every byte escaped, and room.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -25,7 +29,8 @@ const MAX_REQUEST: u64 = 64 * 1024;
 /// Longest answer line in bytes; a status with many thousand uploads fits.
 const MAX_RESPONSE: u64 = 256 * 1024 * 1024;
 
-/// How long a mount may take to take a connection and the request. Answers may take as long as an upload.
+/// How long a mount may take to take a connection and the request, and to answer what it knows by itself: one that hangs must
+/// not keep every command from the others. Other answers may take as long as an upload.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a command asks of a mount.
@@ -42,13 +47,32 @@ pub enum Request {
         path: Option<PathBuf>,
         /// Publish a temporary name under that very name (promise 10).
         as_is: bool,
+        /// How long to wait at most; without one, as long as bytes move.
+        #[serde(default)]
+        timeout_ms: Option<u64>,
     },
     /// Drops listings, so that everything is asked anew.
     Refresh,
-    /// Tries a parked upload again.
+    /// Tries a parked upload again, waits for it, and tells the key that it has now.
     Retry {
         /// Its number in the spool.
         id: u64,
+    },
+    /// A run of an upload's bytes, answered by [`Response::Bytes`], [`Response::Zeros`] or [`Response::Missing`].
+    Read {
+        /// Its number in the spool.
+        id: u64,
+        /// Where it begins.
+        offset: u64,
+        /// Its length at most.
+        length: u64,
+        /// What an object has already is fetched from there.
+        fetch: bool,
+    },
+    /// Bucket and key that a path stands for (absolute, on the mount), whether or not there is such a file.
+    Key {
+        /// The path.
+        path: PathBuf,
     },
     /// Throws a parked or unfinished upload away.
     Discard {
@@ -56,7 +80,11 @@ pub enum Request {
         id: u64,
     },
     /// Waits for the uploads, says what is left, then unmounts.
-    Umount,
+    Umount {
+        /// How long to wait at most; without one, as long as bytes move.
+        #[serde(default)]
+        timeout_ms: Option<u64>,
+    },
     /// A time-limited link to a file (absolute path on the mount).
     Link {
         /// The file.
@@ -87,6 +115,30 @@ pub enum Response {
     Link {
         /// The link.
         url: String,
+    },
+    /// Bytes of an upload; none at its end.
+    Bytes {
+        /// In base64.
+        base64: String,
+    },
+    /// Bytes of an upload that are zero.
+    Zeros {
+        /// How many.
+        length: u64,
+    },
+    /// Bytes of an upload that cannot be had.
+    Missing {
+        /// How many.
+        length: u64,
+        /// Why.
+        why: String,
+    },
+    /// The answer to [`Request::Key`] and [`Request::Retry`].
+    Key {
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
     },
     /// The answer to [`Request::Umount`] and [`Request::Flush`]: what could not be uploaded.
     Left {
@@ -123,6 +175,9 @@ pub struct Status {
     pub cache_bytes: u64,
     /// Requests sent to S3 since the mount, by operation.
     pub requests: BTreeMap<String, u64>,
+    /// Files that this mount published beside somebody else's change of them, the newest last.
+    #[serde(default)]
+    pub conflicts: Vec<ConflictCopy>,
 }
 
 /// A file that is being written, waits, is uploaded or is parked; or a delete.
@@ -147,6 +202,51 @@ pub struct Upload {
     pub recovered: bool,
     /// Lives under a temporary name until it is renamed.
     pub held: bool,
+    /// A write to it failed: it is never published.
+    pub incomplete: bool,
+    /// Nothing becomes of it by itself: it waits for `packmule retry`, `recover` or `discard`.
+    pub waits: bool,
+}
+
+impl Upload {
+    /// It is on its way, or will be soon.
+    pub fn moves(&self) -> bool {
+        !self.waits && !self.held
+    }
+
+    /// It may still change.
+    pub fn is_written(&self) -> bool {
+        self.phase == "writing" && !self.recovered
+    }
+
+    /// `s3://bucket/key` on one line, whatever the key.
+    pub fn shown(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key.escape_debug())
+    }
+}
+
+impl From<&EntryStatus> for Upload {
+    fn from(entry: &EntryStatus) -> Self {
+        let phase = serde_json::to_value(entry.phase).ok();
+        Self {
+            id: entry.id,
+            bucket: entry.bucket.clone(),
+            key: entry.key.clone(),
+            phase: phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or_default().to_owned(),
+            size: entry.size,
+            sent: entry.sent,
+            reason: entry.reason.clone(),
+            recovered: entry.recovered,
+            held: entry.held,
+            incomplete: entry.incomplete,
+            waits: entry.waits(),
+        }
+    }
+}
+
+/// A time as requests carry it.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Upload {
@@ -266,11 +366,18 @@ impl Client {
     /// The mount's own line, or that it went away.
     pub fn call(&mut self, request: &Request) -> anyhow::Result<Response> {
         let gone = || format!("{}: its packmule went away", self.mountpoint.display());
+        let at_once = matches!(request, Request::Ping | Request::Status);
+        self.stream.get_ref().set_read_timeout(at_once.then_some(CONNECT_TIMEOUT))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).with_context(gone)?;
         let mut answer = Vec::new();
-        (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer).with_context(gone)?;
+        match (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("{}: its packmule hangs: no answer within {} s", self.mountpoint.display(), CONNECT_TIMEOUT.as_secs())
+            }
+            read => read.with_context(gone)?,
+        };
         if answer.is_empty() {
             bail!(gone());
         }
@@ -317,14 +424,24 @@ mod tests {
     fn requests_are_what_they_were() {
         for request in [
             Request::Ping,
-            Request::Umount,
-            Request::Flush { path: Some("/m/a".into()), as_is: true },
+            Request::Umount { timeout_ms: None },
+            Request::Flush { path: Some("/m/a".into()), as_is: true, timeout_ms: Some(1500) },
+            Request::Read { id: u64::MAX, offset: 1, length: 2, fetch: false },
             Request::Link { path: "/m/a b".into(), expires_seconds: 60 },
         ] {
             let line = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
         }
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"umount"}"#).unwrap(), Request::Umount { timeout_ms: None });
+    }
+
+    #[test]
+    fn a_mount_that_hangs_is_not_waited_for() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut client = Client { stream: BufReader::new(ours), mountpoint: "/m".into() };
+        let error = client.call(&Request::Status).unwrap_err().to_string();
+        assert!(error.contains("/m: its packmule hangs"), "{error}");
     }
 
     #[test]

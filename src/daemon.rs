@@ -171,8 +171,15 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     };
 
     notify_service_manager("STOPPING=1");
+    let deadline = async {
+        match asker.as_ref().and_then(|asker| asker.timeout) {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
     let left = tokio::select! {
         left = mount.drain() => left,
+        () = deadline => mount.work(),
         () = stop.asked() => mount.work(),
     };
     report(&left, log);
@@ -184,10 +191,10 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     Ok(if left.iter().all(may_wait) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A temporary name waits for its rename, a file that was never closed before an earlier crash for its owner's word: neither
-/// makes an unmount fail.
+/// A temporary name waits for its rename, what an earlier mount left (never closed, or for a bucket that is gone) for its
+/// owner's word: neither makes an unmount fail.
 fn may_wait(upload: &Upload) -> bool {
-    upload.held || upload.recovered && upload.phase == "writing"
+    upload.held || upload.recovered && upload.waits && upload.phase != "parked"
 }
 
 /// Says what is not in S3: in the log, and to a user at the terminal.

@@ -62,12 +62,16 @@ pub struct Mount {
 }
 
 /// Who asked for the unmount over the control socket and waits to hear what is left.
-pub struct Asker(oneshot::Sender<Vec<Upload>>);
+pub struct Asker {
+    answer: oneshot::Sender<Vec<Upload>>,
+    /// How long the uploads are waited for at most; without one, as long as bytes move.
+    pub timeout: Option<Duration>,
+}
 
 impl Asker {
     /// Tells what could not be uploaded, and gives the answer a moment to leave.
     pub async fn answer(self, left: Vec<Upload>) {
-        if self.0.send(left).is_ok() {
+        if self.answer.send(left).is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -130,16 +134,16 @@ impl Mount {
             .ok();
         let mount = Mount { layers, session, control, umounts };
 
-        let root = mount.layers.mountpoint.clone();
-        let answer = tokio::task::spawn_blocking(move || std::fs::metadata(root));
-        match tokio::time::timeout(FIRST_ANSWER, answer).await {
-            Ok(Ok(Ok(_))) => Ok(mount),
+        // Not through the kernel, with which hands were shaken by now: a process that is killed while it waits for itself never ends,
+        // and whoever asks its mount hangs.
+        let vfs = mount.layers.vfs.clone();
+        match tokio::time::timeout(FIRST_ANSWER, vfs.getattr(vfs::ROOT, None)).await {
+            Ok(Ok(_)) => Ok(mount),
             failure => {
                 let mountpoint = mount.layers.mountpoint.clone();
                 let _ = mount.unmount().await;
                 let reason = match failure {
-                    Ok(Ok(Err(error))) => error.to_string(),
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => crate::fuse::describe(error),
                     _ => format!("no answer within {} s", FIRST_ANSWER.as_secs()),
                 };
                 anyhow::bail!("{}: mounted, but its root does not answer: {reason}", mountpoint.display())
@@ -209,7 +213,7 @@ impl Mount {
 impl Layers {
     /// What the spool holds.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.writeback.status().iter().map(handler::upload).collect()
+        self.writeback.status().iter().map(Upload::from).collect()
     }
 
     /// What is not as in S3 yet: what the spool holds, and deletes. Of many deletes the first are named.

@@ -138,8 +138,10 @@ impl Sidecar {
         }
         put_u64(&mut out, self.version.size);
         put_u64(&mut out, BLOCK);
-        put_u64(&mut out, self.blocks.pages.len() as u64);
-        for (index, page) in &self.blocks.pages {
+        // One whose blocks were all forgotten says nothing.
+        let pages = || self.blocks.pages.iter().filter(|(_, page)| page.bits != [0; (PAGE / 64) as usize]);
+        put_u64(&mut out, pages().count() as u64);
+        for (index, page) in pages() {
             put_u64(&mut out, *index);
             page.bits.iter().for_each(|word| put_u64(&mut out, *word));
             for (at, sum) in page.sums.iter().enumerate() {
@@ -164,26 +166,43 @@ impl Sidecar {
             return None;
         }
         let flags = input.u32()?;
-        let (bucket, key, etag) = (input.text()?, input.text()?, ETag::new(input.text()?));
-        let version_id = if input.take(1)? == [1] { Some(input.text()?) } else { None };
+        let (bucket, key, written) = (input.text()?, input.text()?, input.text()?);
+        let etag = ETag::new(&written);
+        let version_id = match input.take(1)? {
+            [0] => None,
+            [1] => Some(input.text()?),
+            _ => return None,
+        };
         let size = input.u64()?;
         if input.u64()? != BLOCK {
             return None;
         }
         let mut blocks = BlockMap::new(size);
+        let mut next = 0;
         for _ in 0..input.u64()? {
-            let first = input.u64()?.checked_mul(PAGE)?;
+            let page = input.u64()?;
+            let first = page.checked_mul(PAGE).filter(|_| page >= next)?;
+            next = page + 1;
             let mut bits = [0u64; (PAGE / 64) as usize];
             for word in &mut bits {
                 *word = input.u64()?;
             }
+            if bits == [0; (PAGE / 64) as usize] {
+                return None;
+            }
             for at in (0..PAGE).filter(|at| bits[(at / 64) as usize] >> (at % 64) & 1 == 1) {
                 let sum = input.u32()?;
-                blocks.set(first.checked_add(at)?, sum);
+                // Blocks behind the end would make a map complete that is not.
+                let block = first.checked_add(at).filter(|block| *block < blocks.count)?;
+                blocks.set(block, sum);
             }
         }
+        let right = flags & !(COMPLETE | VERIFIED) == 0
+            && (flags & COMPLETE != 0) == blocks.is_complete()
+            && etag.as_str() == written
+            && input.0.is_empty();
         let version = ObjectVersion { bucket, key, etag, size, version_id };
-        input.0.is_empty().then_some(Self { version, verified: flags & VERIFIED != 0, blocks })
+        right.then_some(Self { version, verified: flags & VERIFIED != 0, blocks })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::s3::{ETag, S3Error, Store};
 use inner::Inner;
 
 mod adopt;
-mod block;
+pub(crate) mod block;
 mod disk;
 mod distance;
 mod download;

@@ -1,54 +1,64 @@
 //! Commands that speak to a running mount.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::ArgMatches;
 
 use super::commands::path_of;
+use crate::config::values;
 use crate::control::umount::{self, Options};
-use crate::control::{self, Client, Request, Response, Upload};
+use crate::control::{self, Client, Request, Response, Upload, milliseconds, progress};
 
 /// `packmule umount DIRECTORY`.
 pub fn umount(matches: &ArgMatches) -> anyhow::Result<()> {
-    unmount(&path_of(matches, "directory").unwrap_or_default(), Options { lazy: matches.get_flag("lazy"), quiet: false })
+    let options = Options { lazy: matches.get_flag("lazy"), timeout: timeout(matches)? };
+    unmount(&path_of(matches, "directory").unwrap_or_default(), options)
+}
+
+/// `--timeout TIME`.
+fn timeout(matches: &ArgMatches) -> anyhow::Result<Option<Duration>> {
+    let Some(typed) = matches.get_one::<String>("timeout") else { return Ok(None) };
+    let time = values::time(typed).with_context(|| format!("--timeout {typed}: expected a time, as 30s, 5m or 1h30m"))?;
+    Ok(Some(time))
 }
 
 /// Unmounts, and names what is not in S3: that is no failure of umount.
 pub fn unmount(directory: &Path, options: Options) -> anyhow::Result<()> {
     let left = umount::umount(directory, options)?;
-    say_left(&left);
+    say_left(&left, "goes on at the next mount");
     Ok(())
 }
 
-/// Names what is not in S3, and says how many.
-fn say_left(uploads: &[Upload]) -> usize {
+/// Names what is not in S3, and says how many. `then`: what becomes of what is on its way.
+fn say_left(uploads: &[Upload], then: &str) -> usize {
     for upload in uploads {
         let then = match upload.phase.as_str() {
             "writing" | "parked" => "kept in the spool",
             Upload::UNDELETED => "still there",
-            _ => "goes on at the next mount",
+            _ => then,
         };
         let reason = upload.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         let what = if upload.is_delete() { "deleted" } else { "uploaded" };
-        eprintln!("packmule: not {what}, {then}: s3://{}/{} ({}{reason})", upload.bucket, upload.key.escape_debug(), upload.phase);
+        eprintln!("packmule: not {what}, {then}: {} ({}{reason})", upload.shown(), upload.phase);
     }
     uploads.len()
 }
 
 /// `packmule flush [PATH…] [--as-is]`.
 pub fn flush(matches: &ArgMatches) -> anyhow::Result<()> {
-    let as_is = matches.get_flag("as-is");
+    let (as_is, timeout) = (matches.get_flag("as-is"), timeout(matches)?);
     let paths: Vec<_> = matches.get_many::<PathBuf>("path").into_iter().flatten().collect();
     let mut left = 0;
     if paths.is_empty() {
-        left += flush_one(Client::connect_for(None)?, None, as_is)?;
+        left += flush_one(Client::connect_for(None)?, None, as_is, timeout)?;
     }
     for path in paths {
         let client = Client::connect_for(Some(path))?;
         let path = control::resolve(path)?;
         let whole = path == client.mountpoint();
-        left += flush_one(client, Some(path).filter(|_| !whole), as_is)?;
+        left += flush_one(client, Some(path).filter(|_| !whole), as_is, timeout)?;
     }
     if left > 0 {
         bail!("{left} not done; see packmule status");
@@ -56,9 +66,13 @@ pub fn flush(matches: &ArgMatches) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn flush_one(mut client: Client, path: Option<PathBuf>, as_is: bool) -> anyhow::Result<usize> {
-    match client.call(&Request::Flush { path, as_is })? {
-        Response::Left { uploads } => Ok(say_left(&uploads)),
+fn flush_one(mut client: Client, path: Option<PathBuf>, as_is: bool, timeout: Option<Duration>) -> anyhow::Result<usize> {
+    let mountpoint = client.mountpoint().to_owned();
+    let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let request = Request::Flush { path, as_is, timeout_ms: timeout.map(milliseconds) };
+    let meant = |upload: &Upload| name.as_ref().is_none_or(|name| upload.key.ends_with(name.as_str()));
+    match progress::during(&mountpoint, meant, || client.call(&request))? {
+        Response::Left { uploads } => Ok(say_left(&uploads, "goes on in the background")),
         _ => Ok(0),
     }
 }

@@ -23,20 +23,45 @@ pub fn program() -> Command {
                 .visible_alias("unmount")
                 .about("Wait for the uploads, then unmount")
                 .arg(path("directory", "DIRECTORY", "Mountpoint").required(true).value_hint(ValueHint::DirPath))
-                .arg(switch("lazy", "Take it out of the tree at once; the uploads end in the background").short('l')),
+                .arg(switch("lazy", "Take it out of the tree at once; the uploads end in the background").short('l'))
+                .arg(timeout()),
         )
         .subcommand(
             Command::new("status")
                 .about("What the mounts are doing: uploads, what is parked and why, cache, requests")
                 .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else all mounts"))
                 .arg(switch("json", "As JSON").conflicts_with("watch"))
+                .arg(spool_dir().conflicts_with("directory"))
                 .arg(switch("watch", "Again every second, until interrupted")),
         )
         .subcommand(
             Command::new("flush")
                 .about("Upload at once what waits, and wait for it")
                 .arg(path("path", "PATH", "Files; else everything of the only mount").num_args(0..))
-                .arg(switch("as-is", "Publish a temporary name under that very name").requires("path")),
+                .arg(switch("as-is", "Publish a temporary name under that very name").requires("path"))
+                .arg(timeout()),
+        )
+        .subcommand(
+            Command::new("retry")
+                .about("Store what was parked, now that the reason is gone")
+                .arg(entry().num_args(0..).required_unless_present("all"))
+                .arg(switch("all", "Everything that is parked; ENTRY, where given, are then mounts"))
+                .arg(spool_dir()),
+        )
+        .subcommand(
+            Command::new("discard")
+                .about("Throw away what was parked or never closed")
+                .arg(entry().num_args(1..).required(true))
+                .arg(switch("yes", "Do not ask").short('y'))
+                .arg(spool_dir()),
+        )
+        .subcommand(
+            Command::new("recover")
+                .about("Copy the bytes of a file that could not be stored out of the spool, with or without a mount")
+                .arg(entry().required(true))
+                .arg(path("file", "FILE", "Where to; - is standard output").required(true))
+                .arg(switch("force", "Replace FILE").short('f'))
+                .arg(spool_dir()),
         )
         .subcommand(
             Command::new("refresh")
@@ -112,6 +137,20 @@ pub fn options() -> Arg {
 
 fn path(id: &'static str, name: &'static str, help: &'static str) -> Arg {
     Arg::new(id).value_name(name).help(help).value_parser(ValueParser::path_buf()).value_hint(ValueHint::AnyPath)
+}
+
+fn timeout() -> Arg {
+    Arg::new("timeout").long("timeout").value_name("TIME").help("Wait so long at most [default: close_timeout after the last progress]")
+}
+
+fn entry() -> Arg {
+    Arg::new("entry").value_name("ENTRY").help("Its number in packmule status, s3://BUCKET/KEY, or its path on the mount")
+}
+
+fn spool_dir() -> Arg {
+    path("spool-dir", "DIRECTORY", "Where mounts that ended left files, if it was not the usual place (spool_dir=)")
+        .long("spool-dir")
+        .value_hint(ValueHint::DirPath)
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {

@@ -97,7 +97,7 @@ pub fn umount(arguments: &[OsString]) -> ExitCode {
     }
     let directory = matches.get_one::<PathBuf>("directory").cloned().unwrap_or_default();
     let lazy = matches.get_count("force") > 0 || matches.get_count("lazy") > 0;
-    match client::unmount(&directory, Options { lazy, quiet: false }) {
+    match client::unmount(&directory, Options { lazy, timeout: None }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, 1),
     }

@@ -12,6 +12,8 @@ use crate::config::words::nearest;
 mod check;
 mod client;
 mod commands;
+mod entries;
+mod everything;
 pub mod helper;
 mod link;
 mod mount;
@@ -42,6 +44,9 @@ fn dispatch(matches: &ArgMatches) -> ExitCode {
         "umount" => client::umount(matches),
         "status" => status::run(matches),
         "flush" => client::flush(matches),
+        "retry" => entries::retry(matches),
+        "discard" => entries::discard(matches),
+        "recover" => entries::recover(matches),
         "refresh" => client::refresh(matches),
         "link" => link::run(matches),
         "config" => check::run(matches),

@@ -1,32 +1,31 @@
-//! `packmule status`: what the mounts are doing.
+//! `packmule status`: what the mounts are doing, and what waits for one.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use bytesize::ByteSize;
 use clap::ArgMatches;
+use serde_json::{Value, json};
 
 use super::commands::path_of;
-use crate::control::{Client, Request, Response, Status, Upload};
-use crate::fuse::mountinfo::mounts;
+use super::everything::{Everything, Left, Owner};
+use crate::control::{ConflictCopy, Status, Upload};
 
 /// `packmule status [DIRECTORY] [--json|--watch]`.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let path = path_of(matches, "directory");
     let watch = matches.get_flag("watch");
     loop {
-        let found = ask(path.as_deref())?;
+        let found = match &path {
+            Some(path) => Everything::of(path)?,
+            None => Everything::look(path_of(matches, "spool-dir"))?,
+        };
         if found.told.is_empty() && found.silent.is_empty() && !matches.get_flag("json") {
             eprintln!("packmule: nothing is mounted");
         }
-        let mut text = if matches.get_flag("json") {
-            serde_json::to_string_pretty(&found.told)? + "\n"
-        } else {
-            found.told.iter().map(table).collect()
-        };
+        let mut text = if matches.get_flag("json") { serde_json::to_string_pretty(&as_json(&found)?)? + "\n" } else { as_text(&found) };
         if watch && io::stdout().is_terminal() {
             // Home, then clear to the end: no flicker.
             text = format!("\x1b[H\x1b[J{text}");
@@ -36,7 +35,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
         }
-        for line in &found.silent {
+        for line in found.silent.iter().chain(&found.unread) {
             eprintln!("packmule: {line}");
         }
         if !watch {
@@ -49,37 +48,46 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
 }
 
-/// What the mounts told, and why others did not.
-struct Found {
-    told: Vec<Status>,
-    silent: Vec<String>,
+/// An element a mount, and one a spool folder that waits for its mount (it has `spool` and no `mountpoint`). Every upload has the
+/// number to type and the commands that it takes.
+fn as_json(found: &Everything) -> anyhow::Result<Value> {
+    let mut elements = Vec::new();
+    for mount in &found.told {
+        elements.push(with_commands(serde_json::to_value(mount)?, found, &mount.uploads, Owner::Mount(&mount.mountpoint)));
+    }
+    for left in &found.left {
+        elements.push(with_commands(serde_json::to_value(left)?, found, &left.uploads, Owner::Folder(&left.spool)));
+    }
+    Ok(Value::Array(elements))
 }
 
-/// The mount of a path, or all of this user's.
-fn ask(path: Option<&Path>) -> anyhow::Result<Found> {
-    if path.is_some() {
-        return Ok(Found { told: vec![ask_one(Client::connect_for(path)?)?], silent: Vec::new() });
+fn with_commands(mut element: Value, found: &Everything, uploads: &[Upload], owner: Owner<'_>) -> Value {
+    for (shown, upload) in element["uploads"].as_array_mut().into_iter().flatten().zip(uploads) {
+        let number = found.number(upload);
+        shown["commands"] = json!(owner.commands(upload, &number));
+        shown["number"] = json!(number);
     }
-    let me = nix::unistd::geteuid();
-    let mut found = Found { told: Vec::new(), silent: Vec::new() };
-    for mount in mounts()?.into_iter().filter(|mount| mount.is_ours(me)) {
-        match Client::connect(&mount.target).and_then(ask_one) {
-            Ok(status) => found.told.push(status),
-            Err(error) => found.silent.push(format!("{error:#}")),
-        }
-    }
-    Ok(found)
+    element
 }
 
-fn ask_one(mut client: Client) -> anyhow::Result<Status> {
-    match client.call(&Request::Status)? {
-        Response::Status(status) => Ok(*status),
-        _ => bail!("{}: runs another version of packmule: mount it anew", client.mountpoint().display()),
+fn as_text(found: &Everything) -> String {
+    let mounts = found.told.iter().map(|mount| table(mount, found));
+    mounts.chain(found.left.iter().map(|left| waiting(left, found))).collect()
+}
+
+/// A folder that no mount has, as people read it.
+fn waiting(left: &Left, found: &Everything) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}: left by an earlier mount, waits for the next mount of it", left.source.escape_debug());
+    let _ = writeln!(text, "  spool: {}", left.spool.display().to_string().escape_debug());
+    for upload in &left.uploads {
+        text += &entry(upload, Owner::Folder(&left.spool), found);
     }
+    text
 }
 
 /// A mount as people read it. Names come from anybody: control characters are escaped.
-fn table(status: &Status) -> String {
+fn table(status: &Status, found: &Everything) -> String {
     let mut text = String::new();
     let requests: u64 = status.requests.values().sum();
     let _ = writeln!(text, "{} on {}", status.source.escape_debug(), status.mountpoint.display().to_string().escape_debug());
@@ -95,9 +103,34 @@ fn table(status: &Status) -> String {
         let _ = writeln!(text, "  everything is in S3");
     }
     for upload in &status.uploads {
-        let _ = writeln!(text, "  {}", line(upload));
+        text += &entry(upload, Owner::Mount(&status.mountpoint), found);
+    }
+    for copy in &status.conflicts {
+        let _ = writeln!(text, "  {}", conflict(copy));
     }
     text
+}
+
+fn conflict(copy: &ConflictCopy) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(copy.at);
+    let at = jiff::Timestamp::try_from(at).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    format!(
+        "{}  somebody else changed s3://{}/{} meanwhile: ours is kept beside it as {}",
+        at.strftime("%Y-%m-%d %H:%M"),
+        copy.bucket,
+        copy.key.escape_debug(),
+        copy.kept_as.rsplit('/').next().unwrap_or_default().escape_debug()
+    )
+}
+
+/// An upload, and below it what can be done where it waits for that.
+fn entry(upload: &Upload, owner: Owner<'_>, found: &Everything) -> String {
+    let number = found.number(upload);
+    let commands = owner.commands(upload, &number);
+    if commands.is_empty() {
+        return format!("  {}\n", line(upload));
+    }
+    format!("  {number:>6} {}\n         {}\n", line(upload), commands.join("  |  "))
 }
 
 fn line(upload: &Upload) -> String {
@@ -110,23 +143,18 @@ fn line(upload: &Upload) -> String {
     };
     let reason = upload.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
     if upload.is_delete() {
-        return format!("{:>10}  s3://{}/{}{reason}", upload.phase, upload.bucket, upload.key.escape_debug());
+        return format!("{:>10}  {}{reason}", upload.phase, upload.shown());
     }
-    format!(
-        "{:>10} {percent:>3}% of {:>10}  s3://{}/{}{reason}{waits}",
-        upload.phase,
-        size(upload.size),
-        upload.bucket,
-        upload.key.escape_debug()
-    )
+    format!("{:>10} {percent:>3}% of {:>10}  {}{reason}{waits}", upload.phase, size(upload.size), upload.shown())
 }
 
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -140,12 +168,21 @@ mod tests {
             reason: Some("slow".into()),
             ..Upload::default()
         };
-        let status =
-            Status { source: "s3://b/".into(), mountpoint: "/m".into(), uptime_seconds: 61, uploads: vec![upload], ..Status::default() };
-        let text = table(&status);
+        let status = Status { source: "s3://b/".into(), mountpoint: "/m".into(), uptime_seconds: 61, ..Status::default() };
+        let copy = ConflictCopy { bucket: "b".into(), key: "d/a".into(), kept_as: "d/a (conflict of h)".into(), at: 0 };
+        let parked = Upload { id: 1_234_567_890, phase: "parked".into(), waits: true, ..upload.clone() };
+        let status = Status { uploads: vec![upload, parked], conflicts: vec![copy], ..status };
+        let found = Everything { told: vec![status.clone()], ..Everything::default() };
+        let text = as_text(&found);
         assert!(text.starts_with("s3://b/ on /m\n  up 1m 1s"), "{text}");
         assert!(text.contains("uploading  50% of    2.0 KiB  s3://b/a\\n.bin  slow"), "{text}");
-        assert!(table(&Status::default()).contains("everything is in S3"));
+        assert!(text.contains("  567890     parked") && text.contains("packmule retry 567890  |  packmule recover 567890 FILE"), "{text}");
+        assert!(text.contains("ours is kept beside it as a (conflict of h)"), "{text}");
+        assert!(table(&Status::default(), &found).contains("everything is in S3"));
+        let json = as_json(&found).unwrap();
+        assert_eq!(json[0]["uploads"][1]["number"], "567890");
+        assert_eq!(json[0]["uploads"][1]["commands"][2], "packmule discard 567890");
+        assert_eq!(json[0]["uploads"][0]["commands"], json!([]));
         assert!(line(&Upload::default()).contains("0%"));
         let delete = Upload { bucket: "b".into(), key: "k".into(), phase: Upload::DELETING.into(), ..Upload::default() };
         assert_eq!(line(&delete), "  deleting  s3://b/k");

@@ -79,15 +79,12 @@ impl Config {
     fn resolve(source: Source, invocation: &Invocation, mut t: Typed, environment: &Environment) -> Result<Self, ConfigError> {
         aws_profile::fill(&mut t, environment)?;
         let place = |path: PathBuf| absolute(path, environment);
-        let state_dir = environment.directory("XDG_STATE_HOME", "/var/lib/packmule", ".local/state/packmule")?;
+        let state_dir = state_dir(environment)?;
         let cache_dir = match t.cache_dir.take() {
             Some(path) => place(path)?,
             None => environment.directory("XDG_CACHE_HOME", "/var/cache/packmule", ".cache/packmule")?,
         };
-        let spool_dir = match t.spool_dir.take() {
-            Some(path) => place(path)?,
-            None => state_dir.join("spool"),
-        };
+        let spool_dir = spool_of(&mut t, &state_dir, environment)?;
         let mountpoint = mountpoint(&invocation.mountpoint)?;
         let log_file = t.log_file.take().map(place).transpose()?;
         if spool_dir.starts_with(&cache_dir) {
@@ -182,6 +179,22 @@ pub fn client_of(arguments: &[Argument], source: &Source, environment: &Environm
     check(&typed)?;
     let close_timeout = typed.close_timeout.unwrap_or(Duration::from_secs(300));
     client(typed, close_timeout, environment)
+}
+
+/// Where the spool of a mount is whose own options do not say it.
+pub fn spool_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    spool_of(&mut Typed::inherited(environment, None)?, &state_dir(environment)?, environment)
+}
+
+fn state_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    environment.directory("XDG_STATE_HOME", "/var/lib/packmule", ".local/state/packmule")
+}
+
+fn spool_of(t: &mut Typed, state_dir: &Path, environment: &Environment) -> Result<PathBuf, ConfigError> {
+    match t.spool_dir.take() {
+        Some(path) => absolute(path, environment),
+        None => Ok(state_dir.join("spool")),
+    }
 }
 
 /// Flags as they will be; a remount takes its own from [`Typed`].

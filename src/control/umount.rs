@@ -1,15 +1,11 @@
-//! `packmule umount DIR`, also as `umount.fuse.packmule`: asks the mount to finish its uploads and to go, shows how far it
-//! is, and falls back to umount(2) or fusermount3 where nobody answers.
+//! `packmule umount DIR`, also as `umount.fuse.packmule`: asks the mount to finish its uploads and to go, and falls back to umount(2) or fusermount3 where nobody answers.
 
-use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Client, Request, Response, Upload, resolve};
+use super::{Client, Request, Response, Upload, progress, resolve};
 use crate::fuse::mountinfo::{FS_TYPE, mounted_at};
 use crate::mount;
 
@@ -19,16 +15,13 @@ const GONE: Duration = Duration::from_secs(30);
 /// How long the process may take to end after that; it writes its cache's index.
 const PROCESS_ENDED: Duration = Duration::from_secs(10);
 
-/// How often the progress is asked for.
-const POLL: Duration = Duration::from_millis(200);
-
 /// How to unmount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// `-l`: take it out of the tree at once; the process finishes the uploads by itself.
     pub lazy: bool,
-    /// No progress.
-    pub quiet: bool,
+    /// How long to wait for the uploads; without one, as long as bytes move (`close_timeout`).
+    pub timeout: Option<Duration>,
 }
 
 /// Unmounts; gives what could not be uploaded and stays in the spool.
@@ -56,7 +49,11 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
         Response::Pong { pid, .. } => pid,
         other => bail!("{shown}: an answer to another question: {other:?}"),
     };
-    let left = ask(client, &mountpoint, options)?;
+    let request = Request::Umount { timeout_ms: options.timeout.map(super::milliseconds) };
+    let left = match progress::during(&mountpoint, |_| true, || client.call(&request))? {
+        Response::Left { uploads } => uploads,
+        other => bail!("{shown}: an answer to another question: {other:?}"),
+    };
     let deadline = Instant::now() + GONE;
     while mounted_at(&mountpoint)?.is_some_and(|mount| mount.fs_type == FS_TYPE) {
         if Instant::now() > deadline {
@@ -77,45 +74,6 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
 fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-/// Asks on one connection and watches on another.
-fn ask(mut client: Client, mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>> {
-    let done = AtomicBool::new(false);
-    let answer = std::thread::scope(|scope| {
-        if !options.quiet && std::io::stderr().is_terminal() {
-            scope.spawn(|| watch(mountpoint, &done));
-        }
-        let answer = client.call(&Request::Umount);
-        done.store(true, Ordering::Relaxed);
-        answer
-    })?;
-    match answer {
-        Response::Left { uploads } => Ok(uploads),
-        other => bail!("{}: an answer to another question: {other:?}", mountpoint.display()),
-    }
-}
-
-fn watch(mountpoint: &Path, done: &AtomicBool) {
-    let Ok(mut client) = Client::connect(mountpoint) else { return };
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("uploading {msg} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}") {
-        bar.set_style(style);
-    }
-    let mut finished = 0;
-    let mut before: Vec<Upload> = Vec::new();
-    while !done.load(Ordering::Relaxed) {
-        let Ok(Response::Status(status)) = client.call(&Request::Status) else { break };
-        let moving: Vec<Upload> = status.uploads.into_iter().filter(|upload| upload.phase != "parked" && !upload.held).collect();
-        // What is gone from the list went through; the bar counts it on.
-        finished += before.iter().filter(|old| !moving.iter().any(|new| new.id == old.id)).map(|old| old.size).sum::<u64>();
-        bar.set_length(finished + moving.iter().map(|upload| upload.size).sum::<u64>());
-        bar.set_position(finished + moving.iter().map(|upload| upload.sent.min(upload.size)).sum::<u64>());
-        bar.set_message(format!("{} files", moving.len()));
-        before = moving;
-        std::thread::sleep(POLL);
-    }
-    bar.finish_and_clear();
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Asker, Layers};
@@ -15,10 +17,13 @@ use crate::control::{Request, Response, Status, Upload};
 use crate::fuse::describe;
 use crate::s3::{Account, explain};
 use crate::vfs::{Caller, Ino, ROOT, Vfs};
-use crate::writeback::{DeleteStatus, EntryStatus};
+use crate::writeback::{self, DeleteStatus, EntryStatus, Run};
 
 /// S3's limit for a SigV4 link, in seconds.
 const LONGEST_LINK: u64 = 604_800;
+
+/// Longest run of bytes that one answer carries.
+const LONGEST_RUN: u64 = 4 << 20;
 
 /// How often a flush looks whether its file is through.
 const FLUSH_POLL: Duration = Duration::from_millis(100);
@@ -69,10 +74,11 @@ impl Answers {
             cache_files: cache.files,
             cache_bytes: cache.bytes,
             requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
+            conflicts: layers.writeback.conflicts(),
         }
     }
 
-    async fn umount(&self) -> Response {
+    async fn umount(&self, timeout: Option<Duration>) -> Response {
         let written = self.layers.vfs.open_for_writing();
         if let Some(one) = written.first() {
             let more = if written.len() > 1 { format!(" and {} more files are", written.len() - 1) } else { " is".into() };
@@ -80,7 +86,7 @@ impl Answers {
             return error(format!("{shown}: busy: {one}{more} open for writing: let that end, or use -l"));
         }
         let (answer, left) = oneshot::channel();
-        if self.umount.try_send(Asker(answer)).is_err() {
+        if self.umount.try_send(Asker { answer, timeout }).is_err() {
             return error("it is being unmounted already");
         }
         match left.await {
@@ -133,6 +139,80 @@ impl Answers {
         Ok(Response::Left { uploads: self.waiting(&bucket, &key) })
     }
 
+    /// What is not in S3 yet: all, or one file.
+    async fn left(&self, path: Option<&Path>) -> Result<Response, String> {
+        let uploads = match path {
+            Some(path) => {
+                let (bucket, key) = self.locate(path).await?;
+                self.waiting(&bucket, &key)
+            }
+            None => self.layers.uploads(),
+        };
+        Ok(Response::Left { uploads })
+    }
+
+    /// An entry that waits for somebody's word; the others go their way by themselves, or are in somebody's hands.
+    fn entry_that_waits(&self, id: u64) -> Result<EntryStatus, String> {
+        let found = self.entry(id)?;
+        match found.waits() {
+            true => Ok(found),
+            false => {
+                Err(format!("s3://{}/{} is not parked: packmule status says what it waits for", found.bucket, found.key.escape_debug()))
+            }
+        }
+    }
+
+    fn entry(&self, id: u64) -> Result<EntryStatus, String> {
+        let found = self.layers.writeback.status().into_iter().find(|entry| entry.id == id);
+        found.ok_or_else(|| format!("{id}: no upload has this number: packmule status lists them"))
+    }
+
+    async fn retry(&self, id: u64) -> Result<Response, String> {
+        let entry = self.entry_that_waits(id)?;
+        let name = format!("s3://{}/{}", entry.bucket, entry.key.escape_debug());
+        let error = match self.layers.writeback.publish_again(id).await {
+            Some(Ok(published)) => {
+                // Listings show it again now, not when they are as old as metadata_ttl.
+                self.layers.vfs.refresh().await;
+                let (bucket, key) = published.map_or((entry.bucket, entry.key), |published| (published.bucket, published.key));
+                return Ok(Response::Key { bucket, key });
+            }
+            Some(Err(writeback::Error::Discarded)) | None => return Err(format!("{name}: it was removed meanwhile")),
+            Some(Err(error)) => error,
+        };
+        let reason = self.entry(id).ok().and_then(|entry| entry.reason).unwrap_or_else(|| error.to_string());
+        Err(format!("{name}: {reason}"))
+    }
+
+    async fn discard(&self, id: u64) -> Result<Response, String> {
+        self.entry_that_waits(id)?;
+        self.layers.writeback.discard(id).await;
+        Ok(Response::Ok)
+    }
+
+    async fn read(&self, id: u64, offset: u64, length: u64, fetch: bool) -> Result<Response, String> {
+        let entry = self.entry(id)?;
+        if Upload::from(&entry).is_written() {
+            return Err(format!("s3://{}/{} is still being written: copy it from the mount", entry.bucket, entry.key.escape_debug()));
+        }
+        let length = length.min(LONGEST_RUN) as usize;
+        let run = self.layers.writeback.run(id, offset, length, fetch).await.ok_or_else(|| format!("{id}: it was removed meanwhile"))?;
+        Ok(match run.map_err(|error| error.to_string())? {
+            Run::Bytes(bytes) => Response::Bytes { base64: STANDARD.encode(bytes) },
+            Run::Zeros(length) => Response::Zeros { length },
+            Run::Missing(length, why) => Response::Missing { length, why },
+        })
+    }
+
+    /// Where a path of this mount leads, though there may be no such file: what is parked is not in its directory.
+    async fn key(&self, path: &Path) -> Result<Response, String> {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(format!("{}: names no file", path.display())) };
+        let found = self.find(dir).await?;
+        let dir = found.inodes.last().copied().unwrap_or(ROOT);
+        let (bucket, key) = self.layers.vfs.key_below(dir, name).map_err(|error| format!("{}: {}", path.display(), describe(error)))?;
+        Ok(Response::Key { bucket, key })
+    }
+
     /// A temporary name is published by the rename that it waits for, or at its owner's word.
     async fn flush_as_is(&self, path: &Path) -> Result<Response, String> {
         let found = self.find(path).await?;
@@ -161,22 +241,6 @@ fn error(message: impl Into<String>) -> Response {
     Response::Error { message: message.into() }
 }
 
-/// An entry of the spool in the protocol's words.
-pub(super) fn upload(entry: &EntryStatus) -> Upload {
-    let phase = serde_json::to_value(entry.phase).ok();
-    Upload {
-        id: entry.id,
-        bucket: entry.bucket.clone(),
-        key: entry.key.clone(),
-        phase: phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or_default().to_owned(),
-        size: entry.size,
-        sent: entry.sent,
-        reason: entry.reason.clone(),
-        recovered: entry.recovered,
-        held: entry.held,
-    }
-}
-
 /// A delete in the same words: it has no bytes.
 pub(super) fn delete(delete: &DeleteStatus) -> Upload {
     Upload {
@@ -199,22 +263,31 @@ impl Handler for Answers {
                 pid: std::process::id(),
             }),
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
-            Request::Flush { path, as_is: false } => self.flush(path.as_deref()).await,
-            Request::Flush { path: None, as_is: true } => Err("--as-is needs the name of one file".into()),
-            Request::Flush { path: Some(path), as_is: true } => self.flush_as_is(&path).await,
+            Request::Flush { path, as_is, timeout_ms } => {
+                let flushed = async {
+                    match (&path, as_is) {
+                        (None, true) => Err("--as-is needs the name of one file".into()),
+                        (Some(path), true) => self.flush_as_is(path).await,
+                        (path, false) => self.flush(path.as_deref()).await,
+                    }
+                };
+                match timeout_ms {
+                    None => flushed.await,
+                    Some(limit) => match tokio::time::timeout(Duration::from_millis(limit), flushed).await {
+                        Ok(flushed) => flushed,
+                        Err(_) => self.left(path.as_deref()).await,
+                    },
+                }
+            }
             Request::Refresh => {
                 self.layers.vfs.refresh().await;
                 Ok(Response::Ok)
             }
-            Request::Retry { id } => match self.layers.writeback.retry(id) {
-                true => Ok(Response::Ok),
-                false => Err(format!("{id}: no upload has this number: packmule status lists them")),
-            },
-            Request::Discard { id } => match self.layers.writeback.discard(id).await {
-                true => Ok(Response::Ok),
-                false => Err(format!("{id}: no upload has this number: packmule status lists them")),
-            },
-            Request::Umount => Ok(self.umount().await),
+            Request::Retry { id } => self.retry(id).await,
+            Request::Discard { id } => self.discard(id).await,
+            Request::Read { id, offset, length, fetch } => self.read(id, offset, length, fetch).await,
+            Request::Key { path } => self.key(&path).await,
+            Request::Umount { timeout_ms } => Ok(self.umount(timeout_ms.map(Duration::from_millis)).await),
             Request::Link { path, expires_seconds } => self.link(&path, expires_seconds).await,
         };
         answer.unwrap_or_else(error)

@@ -11,7 +11,8 @@ pub fn explain(error: &S3Error) -> String {
     let line = match error.kind {
         _ if error.operation == "Configuration" => detail,
         ErrorKind::NoSuchBucket => {
-            format!("no such bucket: {resource}; check its name and endpoint_url, or list yours with s3:// as the source")
+            let bucket = resource.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
+            format!("no such bucket: {bucket}; check its name and endpoint_url, or list yours with s3:// as the source")
         }
         ErrorKind::NoSuchKey => format!("no such object: {resource}"),
         ErrorKind::NoSuchUpload => format!("{resource}: the unfinished upload is gone; the file is sent again from its beginning"),
@@ -77,7 +78,9 @@ mod tests {
 
     #[test]
     fn one_line_that_names_the_thing() {
-        assert!(told(ErrorKind::NoSuchBucket, Some("NoSuchBucket")).contains("s3://b"));
+        assert!(told(ErrorKind::NoSuchBucket, Some("NoSuchBucket")).contains("s3://b;"));
+        let of_key = S3Error::local(ErrorKind::NoSuchBucket, "PutObject", "s3://b/d/f", "");
+        assert!(explain(&of_key).starts_with("no such bucket: s3://b;"));
         assert!(told(ErrorKind::Credentials, Some("SignatureDoesNotMatch")).contains("secret key"));
         assert!(told(ErrorKind::Credentials, Some("InvalidAccessKeyId")).contains("access key"));
         assert!(!told(ErrorKind::Network, None).contains('\n'));

@@ -40,7 +40,7 @@ fn entry(contents: &Element, read: &impl Fn(&str) -> String) -> Option<ListEntry
 }
 
 /// One page from its XML. `Err` when the store says that more follows but not where.
-pub(super) fn page(root: &Element) -> std::result::Result<ListPage, &'static str> {
+pub(crate) fn page(root: &Element) -> std::result::Result<ListPage, &'static str> {
     let read = key_reader(root);
     let entries: Vec<ListEntry> = root.all("Contents").filter_map(|contents| entry(contents, &read)).collect();
     let prefixes: Vec<String> = root.all("CommonPrefixes").flat_map(|group| group.all("Prefix")).map(|prefix| read(&prefix.text)).collect();
@@ -57,6 +57,39 @@ pub(super) fn page(root: &Element) -> std::result::Result<ListPage, &'static str
         }
     }
     Ok(ListPage { entries, prefixes, next })
+}
+
+/// The keys that DeleteObjects did not delete, and why.
+pub(crate) fn read_refused(root: &Element) -> impl Iterator<Item = (String, response::ErrorBody)> {
+    root.all("Error").map(|error| {
+        let key = error.child("Key").map(|key| key.text.clone()).unwrap_or_default();
+        let told = response::ErrorBody {
+            code: error.text_of("Code").map(str::to_owned),
+            message: error.text_of("Message").unwrap_or("").to_owned(),
+            ..response::ErrorBody::default()
+        };
+        (key, told)
+    })
+}
+
+/// A page of ListParts.
+pub(crate) fn read_parts(root: &Element) -> std::result::Result<Vec<Part>, &'static str> {
+    let read = |part: &Element| {
+        let number = part.text_of("PartNumber")?.trim().parse().ok()?;
+        let size = part.text_of("Size")?.trim().parse().ok()?;
+        Some(Part { number, etag: ETag::new(part.text_of("ETag")?), size, checksum: response::part_checksum(part) })
+    };
+    root.all("Part").map(|part| read(part).ok_or("a part without number, size or ETag")).collect()
+}
+
+/// A page of ListMultipartUploads.
+pub(crate) fn read_uploads(root: &Element) -> Vec<PendingUpload> {
+    let key = key_reader(root);
+    let read = |upload: &Element| {
+        let initiated = upload.text_of("Initiated").and_then(response::iso_date).unwrap_or(SystemTime::UNIX_EPOCH);
+        Some(PendingUpload { key: key(upload.text_of("Key")?), upload_id: upload.text_of("UploadId")?.to_owned(), initiated })
+    };
+    root.all("Upload").filter_map(read).collect()
 }
 
 impl Bucket {
@@ -135,21 +168,11 @@ impl Bucket {
         call.header("content-type", "application/xml")?;
         let call = call.payload(Payload::Bytes(Bytes::from(body)));
         let answer = self.core.xml(&self.place, &call, "DeleteResult").await?;
-        let mut failed = Vec::new();
-        for error in answer.body.all("Error") {
-            let key = error.child("Key").map(|key| key.text.clone()).unwrap_or_default();
-            let told = response::ErrorBody {
-                code: error.text_of("Code").map(str::to_owned),
-                message: error.text_of("Message").unwrap_or("").to_owned(),
-                ..response::ErrorBody::default()
-            };
-            let error =
-                response::error(Operation::DeleteObjects.name(), &self.place.resource(Some(&key)), answer.status, &answer.headers, &told);
-            if error.kind != ErrorKind::NoSuchKey {
-                failed.push((key, error));
-            }
-        }
-        Ok(failed)
+        let error = |(key, told): (String, response::ErrorBody)| {
+            let resource = self.place.resource(Some(&key));
+            (key, response::error(Operation::DeleteObjects.name(), &resource, answer.status, &answer.headers, &told))
+        };
+        Ok(read_refused(&answer.body).map(error).filter(|(_, error)| error.kind != ErrorKind::NoSuchKey).collect())
     }
 
     pub(super) async fn pages_of_parts(&self, key: &str, upload_id: &str) -> Result<Vec<Part>> {
@@ -161,14 +184,7 @@ impl Bucket {
                 call = call.query("part-number-marker", marker.as_str());
             }
             let answer = self.core.xml(&self.place, &call, "ListPartsResult").await?;
-            for part in answer.body.all("Part") {
-                let number = part.text_of("PartNumber").and_then(|number| number.trim().parse().ok());
-                let size = part.text_of("Size").and_then(|size| size.trim().parse().ok());
-                let (Some(number), Some(size), Some(etag)) = (number, size, part.text_of("ETag")) else {
-                    return Err(self.core.not_s3(&self.place, &call, "a part without number, size or ETag"));
-                };
-                parts.push(Part { number, etag: ETag::new(etag), size, checksum: response::part_checksum(part) });
-            }
+            parts.extend(read_parts(&answer.body).map_err(|reason| self.core.not_s3(&self.place, &call, reason))?);
             let next =
                 answer.body.text_of("NextPartNumberMarker").map(str::to_owned).or_else(|| parts.last().map(|part| part.number.to_string()));
             if !answer.body.is_true("IsTruncated") {
@@ -191,16 +207,11 @@ impl Bucket {
                 call = call.query("key-marker", key.as_str()).query("upload-id-marker", id.as_str());
             }
             let answer = self.core.xml(&self.place, &call, "ListMultipartUploadsResult").await?;
-            let read = key_reader(&answer.body);
-            for upload in answer.body.all("Upload") {
-                let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else { continue };
-                let initiated = upload.text_of("Initiated").and_then(response::iso_date).unwrap_or(SystemTime::UNIX_EPOCH);
-                uploads.push(PendingUpload { key: read(key), upload_id: id.to_owned(), initiated });
-            }
+            uploads.extend(read_uploads(&answer.body));
             if !answer.body.is_true("IsTruncated") {
                 return Ok(uploads);
             }
-            let key = answer.body.text_of("NextKeyMarker").map(&read);
+            let key = answer.body.text_of("NextKeyMarker").map(key_reader(&answer.body));
             let next = key.map(|key| (key, answer.body.text_of("NextUploadIdMarker").unwrap_or("").to_owned()));
             if next.is_none() || next == marker {
                 return Err(self.core.not_s3(&self.place, &call, "a listing that continues where it began"));

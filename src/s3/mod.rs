@@ -19,7 +19,7 @@ pub mod client;
 pub mod endpoint;
 pub mod error;
 pub mod explain;
-mod list;
+pub(crate) mod list;
 pub mod multipart;
 mod object;
 pub mod operation;

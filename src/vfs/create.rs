@@ -69,6 +69,13 @@ impl Vfs {
         Ok((segment, place))
     }
 
+    /// Bucket and key that a file of this name has, or would have.
+    pub fn key_below(&self, parent: Ino, name: &OsStr) -> Result<(String, String)> {
+        let (Meaning::Segment(segment) | Meaning::Hidden(segment)) = meaning_of(name)? else { return Err(Error::NoEntry) };
+        let place = self.place_below(parent, &segment, false)?;
+        Ok((place.store.bucket().to_owned(), place.key))
+    }
+
     /// A file that exists here alone, until a close publishes it.
     async fn make_file(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, exclusive: bool) -> Result<Ino> {
         let (segment, place) = self.place_for_new(parent, name, false)?;

@@ -275,6 +275,7 @@ impl Vfs {
 
     /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (promise 24).
     pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
+        staged.leave();
         let gone = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };

@@ -173,7 +173,7 @@ mod tests {
         for (number, bucket) in [(1, "a"), (2, "b"), (3, "a"), (4, "b")] {
             fs::write(spool.data(number), format!("{number} of {bucket}")).unwrap();
             let of = Record { bucket: bucket.into(), key: number.to_string(), ..record() };
-            fs::write(spool.record(number), of.encode().unwrap()).unwrap();
+            fs::write(spool.record(number), of.text().unwrap()).unwrap();
             let delete = format!("{{\"bucket\":\"{bucket}\",\"key\":\"{number}\",\"etag\":null}}");
             fs::write(spool.record(number + 10).with_extension("delete"), delete).unwrap();
         }

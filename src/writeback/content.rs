@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::manifest::Record;
 use crate::ranges::RangeSet;
 
 /// Where a run of bytes is read from.
@@ -57,8 +58,17 @@ impl Content {
     }
 
     /// What was read back from a manifest.
-    pub fn restored(size: u64, local: RangeSet, dirty: RangeSet, base_len: u64, base_size: Option<u64>) -> Self {
-        Self { size, local, dirty, base_len, base_size, next_part: 1, since_low: u64::MAX, ..Self::default() }
+    pub fn of(record: &Record) -> Self {
+        Self {
+            size: record.size,
+            local: record.local.clone(),
+            dirty: record.dirty.clone(),
+            base_len: record.base_len,
+            base_size: record.base.as_ref().map(|base| base.size),
+            next_part: 1,
+            since_low: u64::MAX,
+            ..Self::default()
+        }
     }
 
     /// True when no object holds exactly these bytes.

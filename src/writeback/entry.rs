@@ -1,6 +1,6 @@
 //! What all parts of write-back share: the mount's state, and one entry a staged file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -18,17 +18,15 @@ use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
 use super::pace::{Life, Meter};
 use super::plan::{How, Piece};
+use super::recover::Stranded;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, EntryStatus, Error, Expect, Hooks, SpoolConfig, Target, transfer};
+use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, transfer};
 use crate::s3::multipart::PartPlan;
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
-
-/// A temporary name that was left for so long shows as not uploaded (promise 10).
-const LEFT: Duration = Duration::from_secs(60);
 
 /// How many bytes are reserved between looks at the disk's free space.
 const LOOK_EVERY: u64 = 32 << 20;
@@ -49,7 +47,7 @@ pub(crate) struct Shared {
     pub publications: AtomicU64,
     inbox: mpsc::UnboundedSender<Message>,
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
-    next_id: AtomicU64,
+    pub next_id: AtomicU64,
     /// Bytes that spool files hold.
     used: AtomicU64,
     /// Bytes that may still be taken before the disk is looked at again.
@@ -64,6 +62,10 @@ pub(crate) struct Shared {
     pub deletions: Mutex<Vec<Journalled<Deletion>>>,
     /// Metadata that an earlier run did not come to send, until it is asked for.
     pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
+    /// What an earlier run left for buckets that cannot be reached.
+    pub stranded: Mutex<BTreeMap<u64, Stranded>>,
+    /// Files that were published beside somebody else's change, the newest last.
+    pub conflicts: Mutex<VecDeque<ConflictCopy>>,
 }
 
 impl Shared {
@@ -91,6 +93,8 @@ impl Shared {
             recovered: Mutex::default(),
             deletions: Mutex::new(deletions),
             metadata: Mutex::new(metadata),
+            stranded: Mutex::default(),
+            conflicts: Mutex::default(),
         };
         (Arc::new(shared), receiver)
     }
@@ -99,6 +103,11 @@ impl Shared {
     pub async fn journal<T: PutOff>(&self, what: T) -> Result<Journalled<T>, Error> {
         let path = self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(T::EXTENSION);
         Journalled::write(self.spool.disk.clone(), path, what).await
+    }
+
+    /// A number that no other entry has, greater than those before.
+    pub fn next_number(&self) -> u64 {
+        self.next_id.fetch_add(1, Relaxed)
     }
 
     /// Tells the uploader. It lives as long as the runtime; after that nothing is left to be told.
@@ -125,12 +134,6 @@ impl Shared {
         self.credit.store(0, Relaxed);
         self.entries.lock().remove(&entry.id);
         self.changed.notify_waiters();
-    }
-
-    pub fn status(&self) -> Vec<EntryStatus> {
-        let mut all: Vec<EntryStatus> = self.entries().iter().filter_map(|entry| entry.status()).collect();
-        all.sort_by_key(|status| status.id);
-        all
     }
 
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
@@ -305,11 +308,6 @@ impl Entry {
         entry
     }
 
-    /// A number for an entry found at start.
-    pub fn number(shared: &Shared) -> u64 {
-        shared.next_id.fetch_add(1, Relaxed)
-    }
-
     /// Brings the spool's accounting up to what the entry holds.
     pub fn charge(&self) {
         let now = self.content.lock().local.total();
@@ -386,7 +384,7 @@ impl Entry {
         };
         let sync = sync || *recorded == Recorded::Durably;
         let (disk, path) = (self.shared.spool.disk.clone(), self.record.clone());
-        blocking(move || disk.replace(&path, &record.encode()?, sync)).await?;
+        blocking(move || disk.replace(&path, record.text()?.as_bytes(), sync)).await?;
         *recorded = if sync { Recorded::Durably } else { Recorded::Once };
         Ok(())
     }
@@ -492,25 +490,5 @@ impl Entry {
                 tracing::warn!("{}: {error}", self.record.display());
             }
         }
-    }
-
-    fn status(&self) -> Option<EntryStatus> {
-        let intent = self.intent.lock();
-        let content = self.content.lock();
-        if intent.discarded || intent.junk || (intent.phase == Phase::Published && !content.is_dirty()) {
-            return None;
-        }
-        let left = intent.held && (intent.recovered || self.changed.lock().elapsed() > LEFT);
-        Some(EntryStatus {
-            id: self.id,
-            bucket: intent.target.store.bucket().to_owned(),
-            key: intent.target.key.clone(),
-            phase: intent.phase,
-            size: content.size,
-            sent: self.sent.load(Relaxed).min(content.size),
-            reason: intent.reason.clone().or_else(|| left.then(|| "not uploaded: its name is a temporary one".to_owned())),
-            recovered: intent.recovered,
-            held: intent.held,
-        })
     }
 }

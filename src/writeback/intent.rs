@@ -59,6 +59,8 @@ pub(crate) struct Intent {
     pub sealed: bool,
     /// The generation whose bytes were fsynced.
     pub durable: Option<u64>,
+    /// The key that somebody else's change is kept under: ours goes beside it (promise 12).
+    pub beside: Option<String>,
 }
 
 impl Intent {
@@ -112,6 +114,7 @@ impl Intent {
             completing: None,
             sealed: false,
             durable: None,
+            beside: None,
         }
     }
 }

@@ -83,17 +83,25 @@ pub(crate) struct Record {
 /// First word of every record file; the CRC-32C of the JSON text follows it on the line.
 const MAGIC: &str = "packmule-spool";
 
-impl Record {
-    /// The record as it is stored.
-    pub fn encode(&self) -> io::Result<Vec<u8>> {
-        let json = serde_json::to_string(self)?;
-        Ok(format!("{MAGIC} {:08x}\n{json}", crc_fast::crc32_iscsi(json.as_bytes())).into_bytes())
-    }
+/// The JSON text behind its first line.
+pub(crate) fn framed(json: &str) -> String {
+    format!("{MAGIC} {:08x}\n{json}", crc_fast::crc32_iscsi(json.as_bytes()))
+}
 
+impl Record {
     /// Reads a record; `InvalidData` where it is damaged or of a version that this program does not know.
     pub fn load(path: &Path) -> io::Result<Record> {
+        Self::parse(&fs::read_to_string(path)?)
+    }
+
+    /// The record as it is stored.
+    pub fn text(&self) -> io::Result<String> {
+        Ok(framed(&serde_json::to_string(self)?))
+    }
+
+    /// What [`Record::text`] gave.
+    pub fn parse(text: &str) -> io::Result<Record> {
         let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        let text = fs::read_to_string(path)?;
         let (head, json) = text.split_once('\n').ok_or_else(|| invalid("the record is cut short".into()))?;
         if head != format!("{MAGIC} {:08x}", crc_fast::crc32_iscsi(json.as_bytes())) {
             return Err(invalid("the record's checksum does not match".into()));
@@ -145,7 +153,7 @@ pub(crate) mod tests {
     fn a_record_comes_back_and_damage_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("1.json");
-        fs::write(&path, record().encode().unwrap()).unwrap();
+        fs::write(&path, record().text().unwrap()).unwrap();
         assert_eq!(Record::load(&path).unwrap(), record());
         let text = fs::read_to_string(&path).unwrap().replace("\"size\":9", "\"size\":8");
         fs::write(&path, text).unwrap();
@@ -156,7 +164,7 @@ pub(crate) mod tests {
     fn a_newer_record_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("1.json");
-        fs::write(&path, Record { version: VERSION + 1, ..record() }.encode().unwrap()).unwrap();
+        fs::write(&path, Record { version: VERSION + 1, ..record() }.text().unwrap()).unwrap();
         assert!(Record::load(&path).is_err());
     }
 }

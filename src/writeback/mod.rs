@@ -13,23 +13,28 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod adopt;
 mod commit;
-mod content;
+pub(crate) mod content;
+mod copy_out;
 mod deletes;
 mod disk;
 mod entry;
 mod intent;
 mod job;
 mod journal;
-mod manifest;
+mod listed;
+pub(crate) mod manifest;
 mod metacopy;
+pub mod offline;
 mod pace;
 mod plan;
 mod publish;
+mod reason;
 mod recover;
 mod rolling;
 mod spool;
@@ -47,6 +52,7 @@ mod tests_durable;
 #[cfg(test)]
 mod tests_power;
 
+pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
 pub use staged::Staged;
@@ -197,7 +203,7 @@ pub enum Error {
     #[error("{0}")]
     S3(S3Error),
     /// The spool file does not hold what was written into it (EIO).
-    #[error("this machine's disk or memory changed bytes that were written: copy the file again, and check the disk of spool_dir")]
+    #[error("this machine changed bytes that were written")]
     Damaged,
     /// The spool's disk failed.
     #[error("the spool failed: {0}")]
@@ -275,6 +281,30 @@ pub struct EntryStatus {
     pub recovered: bool,
     /// Lives under a temporary name until it is renamed.
     pub held: bool,
+    /// A write to it failed: it is never published.
+    pub incomplete: bool,
+    /// Its bucket could not be reached when this mount took the spool over.
+    pub stranded: bool,
+}
+
+impl EntryStatus {
+    /// Nothing becomes of it by itself: it waits for somebody's word, to be retried or discarded.
+    pub fn waits(&self) -> bool {
+        self.stranded || self.phase == Phase::Parked || self.recovered && self.phase == Phase::Writing && !self.held
+    }
+}
+
+/// A file that was published beside somebody else's change of it (`on_conflict=keep`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ConflictCopy {
+    /// The bucket of both.
+    pub bucket: String,
+    /// The key, which holds theirs.
+    pub key: String,
+    /// The key of ours.
+    pub kept_as: String,
+    /// When, in seconds since the epoch.
+    pub at: u64,
 }
 
 /// A delete that waits, or that the store refused.
@@ -323,7 +353,7 @@ impl Writeback {
         };
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
-        recover::resume(&shared, found, account.as_ref()).await;
+        recover::resume(&shared, found, &account).await;
         deletes::start(shared.clone());
         Ok(Writeback { shared })
     }
@@ -425,8 +455,47 @@ impl Writeback {
         let Some(entry) = self.shared.entry(id) else { return deletes::retry(&self.shared, id) };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
-        self.shared.send(Message::Retry(id));
+        self.shared.send(Message::Retry { id, reply: None });
         true
+    }
+
+    /// Publishes a parked or unfinished entry and waits for it, as long as bytes move; a failure parks it again. `None`
+    /// where there is no such entry. One that a write failed of is [`Error::Poisoned`] (promise 6); a
+    /// temporary name gives way to the one that it was to get, where that is known.
+    pub async fn publish_again(&self, id: u64) -> Option<Result<Option<Published>, Error>> {
+        if let Some(Err(error)) = recover::reach(&self.shared, id).await {
+            return Some(Err(error));
+        }
+        let entry = self.shared.entry(id)?;
+        {
+            let mut intent = entry.intent.lock();
+            if intent.poisoned {
+                return Some(Err(Error::Poisoned));
+            }
+            // Nobody will rename it any more.
+            if let Some(key) = intent.guess.take().filter(|_| intent.held) {
+                (intent.target.key, intent.expect) = (key, Expect::NewFile);
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        self.shared.send(Message::Retry { id, reply: Some(reply) });
+        Some(answer.await.unwrap_or(Err(Error::Discarded)))
+    }
+
+    /// The run of at most `len` of an entry's bytes at `offset`. `fetch`: what it has in common with the object that it changes
+    /// comes from there; else that is missing. `None` where there is no such entry.
+    pub async fn run(&self, id: u64, offset: u64, len: usize, fetch: bool) -> Option<Result<Run, Error>> {
+        if let Some(entry) = self.shared.entry(id) {
+            return Some(copy_out::run(&entry, offset, len, fetch).await);
+        }
+        let stranded = self.shared.stranded.lock().get(&id).map(|stranded| stranded.found.open(&self.shared.spool.disk, id))?;
+        let run = spool::blocking(move || stranded?.ok_or(std::io::ErrorKind::NotFound)?.run(offset, len)).await;
+        Some(run)
+    }
+
+    /// Files of this mount that were published beside somebody else's change, the newest last.
+    pub fn conflicts(&self) -> Vec<ConflictCopy> {
+        self.shared.conflicts.lock().iter().cloned().collect()
     }
 
     /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
@@ -444,8 +513,16 @@ impl Writeback {
                 publish::discard(&entry).await;
                 true
             }
-            None => self.shared.deletes.dismiss(id).await,
+            None => self.shared.deletes.dismiss(id).await || self.discard_stranded(id).await,
         }
+    }
+
+    async fn discard_stranded(&self, id: u64) -> bool {
+        let Some(recover::Stranded { found, .. }) = self.shared.stranded.lock().remove(&id) else { return false };
+        if let Err(error) = spool::blocking(move || found.remove()).await {
+            tracing::warn!("{error}");
+        }
+        true
     }
 
     /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the

@@ -19,7 +19,7 @@ use super::spool::blocking;
 use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
+use super::{Attributes, Base, BaseError, BaseReader, ConflictCopy, DrainReport, Error, Expect, Published, Target};
 use crate::failpoint;
 use crate::s3::{Condition, ETag, ErrorKind, GetRequest, ObjectHeaders, PutOptions, Store};
 
@@ -279,6 +279,11 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
         (intent.sealed, intent.durable) = (false, None);
         intent.published = Some(published.clone());
+        if let Some(key) = intent.beside.take() {
+            let (bucket, kept_as) = (published.bucket.clone(), published.key.clone());
+            let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            entry.shared.kept_beside(ConflictCopy { bucket, key, kept_as, at });
+        }
     }
     entry.charge();
 }

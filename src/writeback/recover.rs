@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::commit;
 use super::content::Content;
-use super::disk::SpoolFile;
+use super::disk::{Disk, SpoolFile};
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
 use super::journal::Deletion;
@@ -17,7 +17,7 @@ use super::spool::{Found, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
-use super::{Base, Error, Expect, Staged, Target};
+use super::{Base, EntryStatus, Error, Expect, Staged, Target, offline, reason};
 use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
 
 /// An entry whose close had returned, and its record.
@@ -27,8 +27,8 @@ type Promise = (Arc<Entry>, Record);
 const SKEW: Duration = Duration::from_secs(300);
 
 /// Takes every entry in; what was promised goes on in the background.
-pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dyn Account) {
-    let mut stores = Stores { account, known: BTreeMap::new() };
+pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &Arc<dyn Account>) {
+    let mut stores = Stores { account: account.as_ref(), known: BTreeMap::new() };
     let put_off = std::mem::take(&mut *shared.deletions.lock());
     for journalled in put_off {
         match stores.of(&journalled.what.bucket).await {
@@ -45,55 +45,16 @@ pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &dy
         }
     }
     let mut promises: BTreeMap<(String, String), Vec<Promise>> = BTreeMap::new();
-    for Found { data, record_path, mut record } in found {
-        let store = match stores.of(&record.bucket).await {
-            Ok(store) => store,
-            Err(error) => {
-                let Record { bucket, key, .. } = &record;
-                tracing::warn!("s3://{bucket}/{key} waits in {} until its bucket can be reached: {error}", data.display());
-                continue;
+    for found in found {
+        let id = Entry::number(shared, &found.data);
+        match stores.of(&found.record.bucket).await {
+            Ok(store) => {
+                if let Ok(Some(promise)) = take_in(shared, id, found, store, account).await {
+                    promises.entry((promise.1.bucket.clone(), promise.1.key.clone())).or_default().push(promise);
+                }
             }
-        };
-        let base_store = match &record.base {
-            Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
-            _ => Some(store.clone()),
-        };
-        let (disk, path) = (shared.spool.disk.clone(), data.clone());
-        let file = match blocking(move || disk.open(&path)).await {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::warn!("{}: {error}", data.display());
-                continue;
-            }
-        };
-        catch_up(&mut record, &file, &shared.spool.disk.boot);
-        let worthless = record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held;
-        let promised = promised(&record, &shared.spool.disk.boot);
-        let intent = intent(&record, store, base_store, promised);
-        let content = Content::restored(
-            record.size,
-            record.local.clone(),
-            record.dirty.clone(),
-            record.base_len,
-            record.base.as_ref().map(|b| b.size),
-        );
-        let entry = Entry::build(shared, Entry::number(shared), file, data, record_path, content, intent);
-        if promised {
-            promises.entry((record.bucket.clone(), record.key.clone())).or_default().push((entry, record));
-            continue;
+            Err(error) => strand(shared, id, found, account, &error),
         }
-        // Bytes that were not fsynced are whole while the kernel is the same.
-        if record.held && !worthless && !record.poisoned && intact(&record, &shared.spool.disk.boot) {
-            shared.recovered.lock().push(entry.clone());
-        }
-        let _shared = shared.clone();
-        tokio::spawn(async move {
-            let discarded = worthless || is_published(&entry, &record).await;
-            clean_up(&entry, &record).await;
-            if discarded {
-                publish::discard(&entry).await;
-            }
-        });
     }
     for mut versions in promises.into_values() {
         versions.sort_by_key(|(_, record)| record.order);
@@ -119,6 +80,81 @@ async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<Promise>) {
     }
 }
 
+/// What an earlier run left for a bucket that could not be reached: it stays as it is until it is retried.
+pub(crate) struct Stranded {
+    pub found: Found,
+    account: Arc<dyn Account>,
+    why: String,
+}
+
+impl Stranded {
+    /// What status says of it.
+    pub fn status(&self, disk: &Disk, id: u64) -> Option<EntryStatus> {
+        let status = self.found.open(disk, id).ok()??.status;
+        Some(EntryStatus { stranded: true, reason: Some(format!("its bucket cannot be reached: {}", self.why)), ..status })
+    }
+}
+
+fn strand(shared: &Arc<Shared>, id: u64, found: Found, account: &Arc<dyn Account>, error: &S3Error) {
+    let Record { bucket, key, .. } = &found.record;
+    tracing::warn!("s3://{bucket}/{key} waits in {} until its bucket can be reached: {error}", found.data.display());
+    shared.stranded.lock().insert(id, Stranded { found, account: account.clone(), why: reason::of_store(error) });
+}
+
+/// Tries to reach the bucket of a stranded entry again. `None` where there is no such entry.
+pub(crate) async fn reach(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
+    let Stranded { found, account, .. } = shared.stranded.lock().remove(&id)?;
+    Some(match account.bucket(&found.record.bucket).await {
+        Ok(store) => take_in(shared, id, found, store, &account).await.map(|promise| {
+            if let Some(promise) = promise {
+                shared.recovered.lock().push(promise.0.clone());
+                tokio::spawn(go_on_in_turn(shared.clone(), vec![promise]));
+            }
+        }),
+        Err(error) => {
+            strand(shared, id, found, &account, &error);
+            Err(Error::S3(error))
+        }
+    })
+}
+
+/// Makes an entry of what was found. What was promised is the caller's to go on with; the rest is tidied up in the background.
+async fn take_in(
+    shared: &Arc<Shared>,
+    id: u64,
+    Found { data, record_path, mut record }: Found,
+    store: Arc<dyn Store>,
+    account: &Arc<dyn Account>,
+) -> Result<Option<Promise>, Error> {
+    let base_store = match &record.base {
+        Some(base) if base.bucket != record.bucket => account.bucket(&base.bucket).await.ok(),
+        _ => Some(store.clone()),
+    };
+    let (disk, path) = (shared.spool.disk.clone(), data.clone());
+    let file = blocking(move || disk.open(&path)).await.inspect_err(|error| tracing::warn!("{}: {error}", data.display()))?;
+    let boot = &shared.spool.disk.boot;
+    catch_up(&mut record, &file, boot);
+    let worthless = offline::is_worthless(&record);
+    let promised = promised(&record, boot);
+    let intent = intent(&record, store, base_store, promised);
+    let entry = Entry::build(shared, id, file, data, record_path, Content::of(&record), intent);
+    if promised {
+        return Ok(Some((entry, record)));
+    }
+    // Bytes that were not fsynced are whole while the kernel is the same.
+    if record.held && !worthless && !record.poisoned && intact(&record, boot) {
+        shared.recovered.lock().push(entry.clone());
+    }
+    tokio::spawn(async move {
+        let discarded = worthless || is_published(&entry, &record).await;
+        clean_up(&entry, &record).await;
+        if discarded {
+            publish::discard(&entry).await;
+        }
+    });
+    Ok(None)
+}
+
 /// The buckets of what was left, each looked for once.
 struct Stores<'a> {
     account: &'a dyn Account,
@@ -138,7 +174,7 @@ impl Stores<'_> {
 
 /// close() had returned, or was on its way, and the bytes are those that were sealed: fsynced, or written under the
 /// kernel that still runs.
-fn promised(record: &Record, boot: &str) -> bool {
+pub(super) fn promised(record: &Record, boot: &str) -> bool {
     let sealed = matches!(record.phase, Phase::Sealed | Phase::Uploading | Phase::Completing);
     sealed && intact(record, boot) && !record.poisoned && !record.held
 }
@@ -149,7 +185,7 @@ fn intact(record: &Record, boot: &str) -> bool {
 
 /// The record of a file that is being written is as old as its first write, or its last fsync. Under the same kernel all of a
 /// new file is there; where it changes an object, only the record tells its bytes from the object's.
-fn catch_up(record: &mut Record, file: &SpoolFile, boot: &str) {
+pub(super) fn catch_up(record: &mut Record, file: &SpoolFile, boot: &str) {
     let same_kernel = !boot.is_empty() && record.boot == boot;
     if record.phase != Phase::Writing || record.base.is_some() || !same_kernel {
         return;
@@ -203,19 +239,25 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.order = record.order;
     intent.resuming = promised;
     intent.retired = true;
-    intent.phase = match record.phase {
+    (intent.phase, intent.reason) = standing(record, promised);
+    intent
+}
+
+/// Where an earlier run's entry stands now, and why.
+pub(super) fn standing(record: &Record, promised: bool) -> (Phase, Option<String>) {
+    let phase = match record.phase {
         Phase::Parked => Phase::Parked,
         _ if promised => Phase::Sealed,
         _ => Phase::Writing,
     };
-    intent.reason = match (&record.reason, intent.phase) {
+    let reason = match (&record.reason, phase) {
         (Some(reason), _) => Some(reason.clone()),
         (None, Phase::Writing) if !record.held => {
             Some("it was not closed before the program ended: its bytes are kept in the spool and are not published by themselves".into())
         }
         (None, _) => None,
     };
-    intent
+    (phase, reason)
 }
 
 /// Aborts the upload of an entry that will not be published by itself: the spool has the bytes.

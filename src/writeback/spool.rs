@@ -59,7 +59,7 @@ impl Spool {
             if !entry.file_type()?.is_dir() || fs::read_to_string(dir.join("identity")).ok().as_deref() != Some(whose.service.as_str()) {
                 continue;
             }
-            let Some(lock) = lock(&dir)? else { continue };
+            let Some(lock) = lock_patiently(&dir)? else { continue };
             let contents = Contents::of(&disk, &dir, whose)?;
             match (contents.is_empty(), contents.mixed) {
                 // One empty directory is enough.
@@ -178,13 +178,26 @@ fn turn(parent: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn lock(dir: &Path) -> io::Result<Option<File>> {
+/// Locks a sub-directory for as long as the file is kept; `None` where somebody else has it.
+pub(crate) fn lock(dir: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Commands lock a folder for the moment that they look into it (see [`super::offline`]): a mount that starts just then waits.
+fn lock_patiently(dir: &Path) -> io::Result<Option<File>> {
+    const TRIES: u32 = 20;
+    for _ in 0..TRIES {
+        if let Some(lock) = lock(dir)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

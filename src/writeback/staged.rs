@@ -171,11 +171,15 @@ impl Staged {
         }
     }
 
+    /// Before every change. What is refused here will be missing in the file, so that no retry may publish it (promise 6).
     fn usable(&self) -> Result<(), Error> {
-        let intent = self.entry.intent.lock();
-        match &intent.failed {
+        let mut intent = self.entry.intent.lock();
+        match intent.failed.clone() {
             _ if intent.discarded => Err(Error::Discarded),
-            Some(error) => Err(error.clone()),
+            Some(error) => {
+                intent.poisoned = true;
+                Err(error)
+            }
             None => Ok(()),
         }
     }
@@ -526,6 +530,11 @@ impl Staged {
     /// Nobody wants the bytes: aborts uploads, removes the record and the spool file.
     pub async fn discard(&self) {
         publish::discard(&self.entry).await;
+    }
+
+    /// It is parked and nobody looks after it any more: once a retry has published it, it leaves the spool by itself.
+    pub fn leave(&self) {
+        self.entry.intent.lock().retired = true;
     }
 
     /// The file is published and closed. Gives its spool file, for the cache, where it holds the whole object; else

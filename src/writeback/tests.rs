@@ -250,6 +250,25 @@ async fn what_is_refused_is_parked_and_can_be_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_parked_temporary_name_is_retried_under_its_final_one() {
+    let world = World::new();
+    let writeback = world.open().await;
+    world.store.fail(|op, _| (op == "Part").then_some(ErrorKind::AccessDenied));
+    let staged = world.new_file(&writeback, "final.part").await;
+    staged.set_held(true, Some(Guess { key: "final".into(), eager: true }));
+    write_all(&staged, &pattern(100, 0)).await;
+    assert!(staged.publish().await.is_err());
+    staged.leave();
+    let status = writeback.status();
+    assert_eq!((status[0].phase, status[0].held), (Phase::Parked, true));
+    world.store.heal();
+    let published = writeback.publish_again(status[0].id).await.unwrap().unwrap().unwrap();
+    assert_eq!((published.key.as_str(), world.bytes("final")), ("final", pattern(100, 0)));
+    until(|| writeback.status().is_empty() && world.files().is_empty() && world.nothing_pending()).await;
+    assert!(world.store.object("final.part").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn outages_are_ridden_out_and_end_by_close_timeout() {
     let world = World::new();
     let writeback = world.open_with(|config| config.close_timeout = Duration::from_secs(2)).await;

@@ -42,7 +42,7 @@ pub(crate) enum Message {
     /// Never publish; kept with its reason.
     Park(u64, Error),
     /// Publish what was parked or unfinished.
-    Retry(u64),
+    Retry { id: u64, reply: Option<oneshot::Sender<Answer>> },
     /// What was sent of a file that will not be published in this run is aborted: the spool has the bytes.
     Withdraw(u64),
     /// Throw it away.
@@ -131,11 +131,11 @@ impl Uploader {
                     self.publish(id, Goal::Object, None);
                 }
             }
-            Message::Retry(id) => {
+            Message::Retry { id, reply } => {
                 if let Some(job) = self.job(id) {
                     job.entry.intent.lock().revive();
                 }
-                self.publish(id, Goal::Object, None);
+                self.publish(id, Goal::Object, reply);
             }
             Message::Park(id, error) => self.give_up(id, error, true),
             Message::Withdraw(id) => {
@@ -196,7 +196,7 @@ impl Uploader {
     fn redirect(&mut self, message: Message) {
         let (Message::Retarget { id, .. } | Message::Discard { id, .. } | Message::Pause { id, .. }) = &message else { return };
         let id = *id;
-        let order = Entry::number(&self.shared);
+        let order = self.shared.next_number();
         let Some(job) = self.job(id) else { return };
         if job.is_committing() {
             job.after.push(message);
@@ -446,7 +446,8 @@ impl Uploader {
             Verdict::Elsewhere(key) => {
                 {
                     let mut intent = job.entry.intent.lock();
-                    intent.target.key = key;
+                    let theirs = std::mem::replace(&mut intent.target.key, key);
+                    intent.beside.get_or_insert(theirs);
                     intent.expect = Expect::NewFile;
                 }
                 self.stop_transfers(id);

@@ -25,6 +25,7 @@ mod posix;
 mod programs;
 mod promises;
 mod read;
+mod refusals;
 mod seen;
 mod signatures;
 mod start;
@@ -32,6 +33,7 @@ mod status;
 mod support;
 mod temporary;
 mod versions;
+mod waiting;
 mod write;
 mod write_back;
 
@@ -47,6 +49,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("outages", outages::COMMON),
     ("programs", programs::COMMON),
     ("read", read::COMMON),
+    ("refusals", refusals::COMMON),
     ("temporary", temporary::COMMON),
     ("versions", versions::COMMON),
     ("write", write::COMMON),

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::Error;
 use super::super::plan::How;
 use super::super::state::{Action, Event, Step};
 use super::super::transfer::Trouble;
+use super::super::{Error, reason};
 use super::{Message, Phase, Uploader};
 use crate::s3::ErrorKind;
 
@@ -47,7 +47,7 @@ impl Uploader {
             | ErrorKind::Protocol
             | ErrorKind::Conflict => {
                 job.doubt |= job.is_committing();
-                job.entry.intent.lock().reason = Some(error.to_string());
+                job.entry.intent.lock().reason = Some(reason::of_store(&error));
                 self.again(id, action);
             }
             _ => self.fail(id, Trouble::S3(error).into()),
@@ -100,8 +100,11 @@ impl Uploader {
             let mut intent = entry.intent.lock();
             let last = intent.reason.take();
             intent.reason = Some(match (&error, last) {
-                (Error::TimedOut, Some(last)) => format!("{error}: {last}"),
-                _ => error.to_string(),
+                (Error::TimedOut, Some(last)) => format!("{}: {last}", reason::of(&error)),
+                _ if intent.poisoned && !matches!(error, Error::Poisoned) => {
+                    format!("{}; {}", reason::of(&Error::Poisoned), reason::of(&error))
+                }
+                _ => reason::of(&error),
             });
             if park {
                 intent.phase = Phase::Parked;

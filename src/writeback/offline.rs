@@ -1,0 +1,143 @@
+//! What spool folders hold while no mount has locked them. A bucket that vanished, or whose credentials ended, is never
+//! mounted again: its files are listed, copied out and thrown away without a mount.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::EntryStatus;
+use super::content::Content;
+use super::copy_out::Kept;
+use super::disk::{Disk, SpoolFile};
+use super::manifest::{Phase, Record};
+use super::recover::{catch_up, promised, standing};
+use super::spool::{self, Found};
+
+/// A folder of the spool that waits for its mount.
+#[derive(Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// Endpoint and bucket (or account) that it belongs to.
+    pub identity: String,
+    /// What it holds.
+    pub entries: Vec<EntryStatus>,
+}
+
+/// The folders below a spool directory that no mount has locked and that hold something.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
+    let listed = match fs::read_dir(spool_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let mut folders = Vec::new();
+    for entry in listed {
+        let dir = entry?.path();
+        // One that is being made has no identity yet.
+        let Ok(identity) = fs::read_to_string(dir.join("identity")) else { continue };
+        let Some(_lock) = spool::lock(&dir)? else { continue };
+        let mut entries = Vec::new();
+        for file in fs::read_dir(&dir)? {
+            let Some(id) = number(&file?.path()) else { continue };
+            entries.extend(kept(&dir, id)?.map(|kept| kept.status));
+        }
+        entries.sort_by_key(|entry| entry.id);
+        if !entries.is_empty() {
+            folders.push(Folder { dir, identity, entries });
+        }
+    }
+    folders.sort_by(|a, b| a.dir.cmp(&b.dir));
+    Ok(folders)
+}
+
+/// Opens an entry of a folder; `None` where a mount has it by now, or it is gone.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
+    // What is open stays readable when a mount takes the folder over: the lock need not be held for the copying.
+    let Some(_lock) = spool::lock(dir)? else { return Ok(None) };
+    kept(dir, id)
+}
+
+/// Throws an entry of a folder away. `None` where a mount has it by now, or it is gone; else whether parts of it may lie in an
+/// unfinished upload, which only a mount could abort.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn discard(dir: &Path, id: u64) -> io::Result<Option<bool>> {
+    let Some(_lock) = spool::lock(dir)? else { return Ok(None) };
+    match record(dir, id) {
+        Some(found) => {
+            found.remove()?;
+            Ok(Some(found.record.upload.is_some()))
+        }
+        None => Ok(None),
+    }
+}
+
+impl Found {
+    /// The bytes go first: a record without them says nothing, bytes without a record would be a file of nobody.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let disk = Disk::default();
+        disk.remove(&self.data, false)?;
+        disk.remove(&self.record_path, true)
+    }
+
+    /// Opens it for copying; `None` where nothing of it would be kept by a mount either.
+    pub(super) fn open(&self, disk: &Disk, id: u64) -> io::Result<Option<Kept>> {
+        let file = disk.open(&self.data)?;
+        let mut record = self.record.clone();
+        catch_up(&mut record, &file, &disk.boot);
+        Ok((!is_worthless(&record)).then(|| of(id, file, &record, &disk.boot)))
+    }
+}
+
+/// Published, or never written to.
+pub(super) fn is_worthless(record: &Record) -> bool {
+    record.phase == Phase::Published || record.phase == Phase::Writing && record.local.is_empty() && !record.held
+}
+
+fn of(id: u64, file: SpoolFile, record: &Record, boot: &str) -> Kept {
+    let (phase, reason) = standing(record, promised(record, boot));
+    let status = EntryStatus {
+        id,
+        bucket: record.bucket.clone(),
+        key: record.key.clone(),
+        phase,
+        size: record.size,
+        sent: 0,
+        reason,
+        recovered: true,
+        held: record.held,
+        incomplete: record.poisoned,
+        stranded: false,
+    };
+    Kept { status, file, content: Content::of(record) }
+}
+
+fn kept(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
+    match record(dir, id) {
+        Some(found) => found.open(&Disk::default(), id),
+        None => Ok(None),
+    }
+}
+
+/// The number of a record's file.
+fn number(path: &Path) -> Option<u64> {
+    if path.extension()? != "json" {
+        return None;
+    }
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
+/// An entry's record; one that this program cannot read is left to the one that wrote it.
+fn record(dir: &Path, id: u64) -> Option<Found> {
+    let record_path = dir.join(format!("{id}.json"));
+    let data = record_path.with_extension("data");
+    let record = Record::load(&record_path).ok()?;
+    data.exists().then_some(Found { data, record_path, record })
+}
