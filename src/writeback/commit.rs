@@ -81,6 +81,10 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         Err(error) => error,
     };
     let refused = matches!(error.kind, ErrorKind::PreconditionFailed) || error.kind == ErrorKind::NoSuchKey && options.condition.is_some();
+    if error.kind == ErrorKind::BadDigest {
+        drop(writer.take());
+        transfer::undamaged(entry, 0..size).await?;
+    }
     if !refused {
         return otherwise(entry, &options, error);
     }

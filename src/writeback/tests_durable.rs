@@ -137,6 +137,30 @@ fn a_drain_waits_until_the_store_was_asked_what_it_has() {
     });
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_changed_is_never_published() {
+    for len in [100, 3 * MIB, 20 * MIB] {
+        let world = World::new();
+        let writeback = world.open_with(|config| config.write_back = Duration::from_secs(60)).await;
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(len, 0)).await;
+        staged.publish().await.unwrap();
+        let folder = std::fs::read_dir(world.dir.path()).unwrap().flatten().find(|entry| entry.path().is_dir()).unwrap();
+        let spooled = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.path());
+        let spooled = spooled.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "data")).unwrap();
+        let disk = std::fs::OpenOptions::new().read(true).write(true).open(&spooled).unwrap();
+        let (mut byte, at) = ([0], len as u64 / 2);
+        std::os::unix::fs::FileExt::read_exact_at(&disk, &mut byte, at).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&disk, &[byte[0] ^ 1], at).unwrap();
+        let left = writeback.drain(Duration::from_secs(10)).await.left;
+        let [parked] = &left[..] else { panic!("{len}: {left:?}") };
+        assert_eq!(parked.phase, Phase::Parked, "{len}: {parked:?}");
+        assert!(parked.reason.as_ref().is_some_and(|reason| reason.contains("changed bytes")), "{len}: {parked:?}");
+        assert!(world.store.object("a").is_none(), "{len}: published all the same");
+        until(|| world.nothing_pending()).await;
+    }
+}
+
 #[test]
 fn what_was_fsynced_after_a_publication_is_kept_too() {
     let world = crash(World::new(), |world| async move {

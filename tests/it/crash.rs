@@ -15,6 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::files::{self, noise};
 use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::stage::torture;
 use crate::support::store::Store;
 
 const MIB: usize = 1 << 20;
@@ -364,19 +365,16 @@ fn failpoints() -> BTreeSet<String> {
     found
 }
 
-fn torture() -> bool {
-    std::env::var_os("PACKMULE_TORTURE").is_some()
-}
-
-/// Kills of one kind, on as many threads as there are processors.
+/// Kills of one kind, one after the other.
 fn kills(store: fn() -> Store, seeds: std::ops::Range<u64>) {
     if !can_mount() {
         return;
     }
-    let store = store();
+    let (store, count) = (store(), seeds.end - seeds.start);
     for seed in seeds {
         killed_at_random(&store, seed);
     }
+    eprintln!("killed at random, promises kept: {count}");
 }
 
 /// Promise 26: "kill -9 at any moment: what close() promised is published or queued after the next mount, what fsync() promised is in the
@@ -401,16 +399,19 @@ fn killed_at_every_failpoint() {
     let store = Store::double();
     let points = failpoints();
     assert!(points.len() > 20, "{points:?}");
+    let mut kills = 0;
     for (index, point) in points.iter().enumerate() {
         let seed = index as u64;
         let at_once = killed_at(&store, point, false, seed);
         // Some are passed only where uploads wait.
         let queued = (torture() || !at_once) && killed_at(&store, point, true, seed);
         assert!(at_once || queued, "{point} is never passed");
+        kills += u32::from(at_once) + u32::from(queued);
         if torture() {
             for time in 2..8 {
-                killed_at(&store, &format!("{point}:{time}"), time % 2 == 0, seed + time * 100);
+                kills += u32::from(killed_at(&store, &format!("{point}:{time}"), time % 2 == 0, seed + time * 100));
             }
         }
     }
+    eprintln!("killed at {} failpoints, promises kept: {kills}", points.len());
 }

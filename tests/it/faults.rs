@@ -14,6 +14,7 @@ use crate::support::client::{block_on, connect, source};
 use crate::support::faulty::{Fault, Faulty, When};
 use crate::support::files::{self, noise};
 use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::stage::torture;
 use crate::support::store::Store;
 
 const MIB: usize = 1 << 20;
@@ -27,11 +28,6 @@ const RESTART: Duration = Duration::from_millis(1500);
 
 const OPTIONS: &[&str] =
     &["part_size=5M", "metadata_ttl=0", "negative_metadata_ttl=0", "request_timeout=2s", "close_timeout=5s", "retries=3"];
-
-/// True in the long form.
-fn torture() -> bool {
-    std::env::var_os("PACKMULE_TORTURE").is_some_and(|value| value != "0")
-}
 
 /// A mount with the proxy between it and its store. The mount ends first.
 struct Stage {
@@ -483,4 +479,5 @@ fn a_mixture_of_faults() {
             act.again(&stage, name);
         }
     }
+    eprintln!("faults mixed at random, calls with a right end: {}", round * ACTS.len());
 }

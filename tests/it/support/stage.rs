@@ -41,6 +41,11 @@ impl Stage {
     }
 }
 
+/// True in the long form of the tests that break things (`scripts/torture`).
+pub fn torture() -> bool {
+    std::env::var_os("PACKMULE_TORTURE").is_some_and(|value| value != "0")
+}
+
 /// Runs on the double.
 pub fn on_double(body: fn(Store)) {
     if can_mount() {
