@@ -41,8 +41,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A store that is not reached at all is restarting, or the network is: five pauses from here span a quarter of a minute.
 const FIRST_PAUSE_UNREACHED: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
-/// Throttling alone ends a request that somebody waits for after so long: two in a row still end within the caller's deadline.
-const THROTTLED_MOST: Duration = Duration::from_secs(40);
+/// Throttling alone ends a request that somebody waits for after so long: two in a row, twice because the kernel lets calls into one
+/// directory only in turn, still end within the caller's deadline.
+const THROTTLED_MOST: Duration = Duration::from_secs(20);
 /// While somebody waits for the answer a throttling store is asked at least so often.
 const LONGEST_PAUSE_WAITED_FOR: Duration = Duration::from_secs(5);
 

@@ -77,7 +77,7 @@ fn nothing_is_left(stage: &Stage) {
 /// The bytes that the spool holds, by file.
 fn spooled(stage: &Stage) -> Vec<std::path::PathBuf> {
     let spool = stage.mount.home().join("state/packmule/spool");
-    let folders = fs::read_dir(spool).unwrap().map(|folder| folder.unwrap().path());
+    let folders = fs::read_dir(spool).unwrap().map(|folder| folder.unwrap().path()).filter(|path| path.is_dir());
     let files = folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>());
     files.filter(|file| file.extension().is_some_and(|extension| extension == "data")).collect()
 }

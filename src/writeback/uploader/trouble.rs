@@ -24,6 +24,8 @@ impl Uploader {
         }
         let Trouble::S3(error) = trouble else { return self.fail(id, trouble.into()) };
         tracing::debug!("{error}");
+        // Written to while it was read: that says nothing about this machine, and it is sent again anyway.
+        let torn = matches!(&action, Action::Send { piece, .. } if job.entry.content.lock().unsent.intersects(piece.range.clone()));
         let copies = matches!(&action, Action::Send { piece, .. } if piece.how == How::Copy);
         match error.kind {
             _ if doomed => self.fail(id, Error::Discarded),
@@ -36,8 +38,8 @@ impl Uploader {
                 self.stop_transfers(id);
                 self.apply(id, Event::Again { keep: false });
             }
-            ErrorKind::BadDigest | ErrorKind::LocalIo if job.bad_digests < BAD_DIGESTS => {
-                job.bad_digests += 1;
+            ErrorKind::BadDigest | ErrorKind::LocalIo if torn || job.bad_digests < BAD_DIGESTS => {
+                job.bad_digests += u32::from(!torn);
                 self.again(id, action);
             }
             ErrorKind::Network
