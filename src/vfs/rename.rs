@@ -87,11 +87,11 @@ impl Vfs {
         // An upload that nobody waits for must not end under a name that is about to be another file's, or in the middle of a copy.
         let mut paused = Vec::new();
         for queued in [Some(ino), step.replaced].into_iter().flatten() {
-            if let Some(staged) = self.staged_now(queued)?.filter(|staged| staged.is_queued()) {
+            if let Some(staged) = self.staged_now(queued).ok().flatten().filter(|staged| staged.is_queued()) {
                 staged.pause().await;
-                self.catch_up(queued);
                 paused.push(staged);
             }
+            self.catch_up(queued);
         }
         let renamed = self.rename_in_turn(caller, ino, step).await;
         paused.iter().for_each(|staged| staged.resume());

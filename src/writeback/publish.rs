@@ -275,9 +275,16 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
         });
         intent.expect = Expect::Version(published.etag.clone());
         intent.target.key.clone_from(&published.key);
-        intent.phase = if content.is_dirty() { Phase::Writing } else { Phase::Published };
+        intent.phase = match (content.is_dirty(), intent.sealed) {
+            (false, _) => Phase::Published,
+            // Written and closed again while this was on its way: that is queued.
+            (true, true) => Phase::Sealed,
+            (true, false) => Phase::Writing,
+        };
+        if intent.phase != Phase::Sealed {
+            (intent.sealed, intent.durable) = (false, None);
+        }
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
-        (intent.sealed, intent.durable) = (false, None);
         intent.published = Some(published.clone());
         if let Some(key) = intent.beside.take() {
             let (bucket, kept_as) = (published.bucket.clone(), published.key.clone());
