@@ -88,7 +88,7 @@ impl Mount {
         }
         let for_point = config.clone();
         let mountpoint = tokio::task::spawn_blocking(move || point::prepare(&for_point)).await??;
-        let hooks = Arc::new(hooks::Publication::new(config)?);
+        let hooks = hooks::Publication::new(config)?;
         let client = Client::new(config.client.clone()).map_err(explained)?;
         let root = open_root(config, &client).await?;
         let mut config = config.clone();
@@ -101,6 +101,7 @@ impl Mount {
         let cache = Cache::open(cache_config(config, &client))
             .await
             .with_context(|| format!("cache_dir: {} cannot be used", config.cache_dir.display()))?;
+        let hooks = Arc::new(hooks.with_cache(config, &cache));
         let writeback = Writeback::open(spool_config(config, &client), client.clone(), hooks)
             .await
             .with_context(|| format!("spool_dir: {} cannot be used", config.spool_dir.display()))?;

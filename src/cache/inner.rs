@@ -439,9 +439,17 @@ impl Inner {
                 Err(error) => self.warn_disk(&error),
             }
         }
-        if need == 0 {
-            return;
-        }
+        self.evict(need);
+    }
+
+    /// Frees the disk for others, until so many bytes are free above `min_free_space` or nothing is left to evict. Blocks.
+    pub fn give_way(&self, bytes: u64) {
+        let Some(free) = self.disk.as_ref().and_then(|disk| disk.available().ok()) else { return };
+        self.evict(self.config.min_free_space.saturating_add(bytes).saturating_sub(free));
+    }
+
+    fn evict(&self, need: u64) {
+        let Some(disk) = self.disk.as_ref().filter(|_| need > 0) else { return };
         let (victims, entries) = {
             let mut index = self.index.lock();
             let Index { entries, shelf, .. } = &mut *index;

@@ -168,6 +168,11 @@ impl Cache {
         self.blocking(move || inner.remove(&bucket, &key)).await;
     }
 
+    /// Others want so many bytes on the cache's disk: what nobody reads goes. Blocks.
+    pub fn give_way(&self, bytes: u64) {
+        self.inner.give_way(bytes);
+    }
+
     /// What is cached on disk.
     pub fn usage(&self) -> CacheUsage {
         let (files, bytes) = self.inner.usage();

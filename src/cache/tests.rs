@@ -322,6 +322,19 @@ async fn an_adopted_file_is_read_without_a_request_also_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_gives_way_to_others_on_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(content(5 * MIB, 15), "e");
+    let cache = open(dir.path()).await;
+    read_all(&reader(&cache, &fake), 300_000).await.unwrap();
+    cache.give_way(0);
+    assert_eq!(cache.usage().files, 1, "there is room enough");
+    cache.give_way(u64::MAX / 2);
+    assert_eq!((cache.usage(), data_files(dir.path()).len()), (CacheUsage::default(), 0));
+    assert_eq!(read_all(&reader(&cache, &fake), 300_000).await.unwrap().len(), 5 * MIB, "it is fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_file_and_its_readers_follow_a_new_name() {
     let dir = tempfile::tempdir().unwrap();
     let data = content(2 * MIB, 15);

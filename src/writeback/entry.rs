@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub next_id: AtomicU64,
     /// Bytes that spool files hold.
     used: AtomicU64,
+    /// Entries whose files are on their way out.
+    leaving: AtomicUsize,
     /// Bytes that may still be taken before the disk is looked at again.
     credit: AtomicI64,
     /// The store was found not to know conditional writes.
@@ -87,6 +89,7 @@ impl Shared {
             // Numbers are never those of an earlier run's files, which stay where they are.
             next_id: AtomicU64::new(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_micros() as u64)),
             used: AtomicU64::new(0),
+            leaving: AtomicUsize::new(0),
             credit: AtomicI64::new(0),
             unconditional: AtomicBool::new(false),
             chores: AtomicUsize::new(0),
@@ -129,11 +132,31 @@ impl Shared {
 
     /// Forgets an entry and gives its space back.
     pub fn remove(&self, entry: &Entry) {
-        // Space first: who finds the entry gone finds its space free.
+        self.leaving.fetch_add(1, Relaxed);
         self.used.fetch_sub(entry.charged.swap(0, Relaxed), Relaxed);
         self.credit.store(0, Relaxed);
         self.entries.lock().remove(&entry.id);
         self.changed.notify_waiters();
+    }
+
+    /// The file of an entry that was removed is gone, or the cache's.
+    pub fn left(&self) {
+        self.leaving.fetch_sub(1, Relaxed);
+        self.credit.store(0, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Has what gives way to the spool make room on its disk. False where the spool's own size is in the way.
+    async fn others_make_room(&self, bytes: u64) -> bool {
+        if self.used.load(Relaxed).saturating_add(bytes) > self.config.max_size {
+            return false;
+        }
+        let hooks = self.hooks.clone();
+        let made = blocking(move || {
+            hooks.make_room(bytes);
+            Ok(())
+        });
+        made.await.is_ok()
     }
 
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
@@ -144,7 +167,10 @@ impl Shared {
             if self.fits(bytes) {
                 return Ok(());
             }
-            let (mut frees, mut published) = (false, false);
+            if self.others_make_room(bytes).await && self.fits(bytes) {
+                return Ok(());
+            }
+            let (mut frees, mut published) = (false, self.leaving.load(Relaxed) > 0);
             for other in self.entries().into_iter().filter(|other| other.id != entry.id) {
                 let intent = other.intent.lock();
                 frees |= intent.phase.frees();

@@ -152,6 +152,8 @@ pub trait Hooks: Send + Sync + 'static {
     fn headers(&self, bucket: &str, key: &str) -> ObjectHeaders;
     /// After publication (CloudFront, caches). May be called again for the same object after a crash. Must not block.
     fn published(&self, published: &Published);
+    /// So many bytes are wanted on the spool's disk: what can be had again (a cache) gives way. May block.
+    fn make_room(&self, bytes: u64);
 }
 
 /// A publication that succeeded.

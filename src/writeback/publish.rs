@@ -281,7 +281,11 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             (true, true) => Phase::Sealed,
             (true, false) => Phase::Writing,
         };
-        if intent.phase != Phase::Sealed {
+        if intent.phase == Phase::Sealed {
+            // What was to start its publication has found this one under way.
+            let (generation, delay) = (content.generation, entry.shared.config.write_back);
+            entry.shared.send(Message::Later { id: entry.id, generation, delay });
+        } else {
             (intent.sealed, intent.durable) = (false, None);
         }
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
@@ -319,6 +323,7 @@ pub(crate) async fn erase(entry: &Arc<Entry>) {
     if let Err(error) = blocking(move || disk.remove(&path, false)).await {
         tracing::warn!("{}: {error}", entry.data.display());
     }
+    entry.shared.left();
 }
 
 /// Aborts an upload in the background; tried for some minutes, then left to the bucket's lifecycle rule, and said.
@@ -370,6 +375,7 @@ pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
     entry.forget_replaced().await;
     entry.unrecord().await;
     if whole {
+        entry.shared.left();
         return Some(entry.data.clone());
     }
     erase(entry).await;

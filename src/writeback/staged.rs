@@ -488,6 +488,8 @@ impl Staged {
             {
                 let intent = self.entry.intent.lock();
                 match intent.phase {
+                    // An earlier run's leaves the spool by itself.
+                    Phase::Published if intent.discarded && intent.retired => return Ok(intent.published.clone()),
                     _ if intent.discarded => return Err(Error::Discarded),
                     Phase::Published => return Ok(intent.published.clone()),
                     Phase::Parked => return Err(intent.failed.clone().unwrap_or(Error::Discarded)),

@@ -22,6 +22,8 @@ impl Hooks for Plain {
     }
 
     fn published(&self, _: &Published) {}
+
+    fn make_room(&self, _: u64) {}
 }
 
 pub(super) struct World {

@@ -138,6 +138,48 @@ fn a_drain_waits_until_the_store_was_asked_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_closed_again_while_its_upload_ends_is_published_too() {
+    let world = World::new();
+    let writeback = world.open_with(|config| config.write_back = Duration::from_millis(50)).await;
+    let staged = world.new_file(&writeback, "a").await;
+    write_all(&staged, &pattern(20 * MIB, 0)).await;
+    staged.publish().await.unwrap();
+    until(|| world.store.count("Part") == 3).await;
+    *world.store.delay.lock() = Duration::from_millis(500);
+    until(|| writeback.status().iter().any(|entry| entry.phase == Phase::Completing)).await;
+    staged.append(Bytes::from_static(b"tail")).await.unwrap();
+    staged.publish().await.unwrap();
+    // Nobody asks for it again.
+    until(|| world.store.object("a").is_some_and(|object| object.bytes.ends_with(b"tail"))).await;
+    until(|| writeback.status().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_had_again_gives_way() {
+    struct Asked(std::sync::atomic::AtomicU64);
+
+    impl Hooks for Asked {
+        fn headers(&self, _: &str, _: &str) -> ObjectHeaders {
+            ObjectHeaders::default()
+        }
+
+        fn published(&self, _: &Published) {}
+
+        fn make_room(&self, bytes: u64) {
+            self.0.fetch_max(bytes, Relaxed);
+        }
+    }
+
+    let world = World::new();
+    let hooks = Arc::new(Asked(0.into()));
+    let full = SpoolConfig { min_free_space: u64::MAX, ..world.config() };
+    let writeback = Writeback::open(full, Arc::new(super::fake::OneBucket(world.store.clone())), hooks.clone()).await.unwrap();
+    let staged = world.new_file(&writeback, "a").await;
+    assert!(matches!(staged.write(0, pattern(1000, 0)).await, Err(Error::NoSpace)));
+    assert_eq!(hooks.0.load(Relaxed), 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_disk_changed_is_never_published() {
     for len in [100, 3 * MIB, 20 * MIB] {
         let world = World::new();

@@ -51,6 +51,8 @@ pub(crate) enum Message {
     Resume { id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)> },
     /// An upload of an earlier run turns out to be published.
     Found { id: u64, published: Box<Published> },
+    /// Published, and nobody's: it is thrown away, unless somebody has taken it over meanwhile.
+    Leave(u64),
     /// It left the spool.
     Forget(u64),
     /// A task's answer.
@@ -151,6 +153,18 @@ impl Uploader {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
                     publish::settle(&entry, &published);
                     self.finish(id, &entry, *published);
+                }
+            }
+            Message::Leave(id) => {
+                let leaves = self.shared.entry(id).is_some_and(|entry| {
+                    let mut intent = entry.intent.lock();
+                    let leaves = intent.retired && !entry.content.lock().is_dirty();
+                    intent.discarded |= leaves;
+                    leaves
+                });
+                if leaves {
+                    let (reply, _) = oneshot::channel();
+                    self.redirect(Message::Discard { id, reply });
                 }
             }
             Message::Forget(id) => {
@@ -501,8 +515,7 @@ impl Uploader {
                 let _ = waiter.send(Ok(Some(published.clone())));
             }
             if erase {
-                let (reply, _) = oneshot::channel();
-                shared.send(Message::Discard { id, reply });
+                shared.send(Message::Leave(id));
             }
             shared.chores.fetch_sub(1, Relaxed);
             shared.changed.notify_waiters();

@@ -40,6 +40,8 @@ impl Hooks for NoHooks {
     }
 
     fn published(&self, _published: &Published) {}
+
+    fn make_room(&self, _bytes: u64) {}
 }
 
 fn caller() -> Caller {

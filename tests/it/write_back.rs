@@ -401,6 +401,24 @@ fn what_is_left_is_said() {
     assert_eq!(stage.store.bytes("f"), "content\n");
 }
 
+/// Promise 26: "what closing promised is stored, or goes on at the next mount"
+#[test]
+fn a_directory_s_rename_that_dies_forgets_no_queued_file() {
+    let Some(mut stage) = counted(&[LATER], [("d/old", "old")]) else { return };
+    fs::write(stage.path("d/queued"), "queued").unwrap();
+    stage.double().fault(When::operation("CopyObject"), Fault::Stall(Duration::from_secs(60)));
+    let (from, to) = (stage.path("d"), stage.path("e"));
+    let renaming = std::thread::spawn(move || fs::rename(from, to));
+    stage.store.eventually("the rename is under way", |store| store.as_double().unwrap().requests().of("CopyObject") > 0);
+    stage.mount.kill();
+    assert!(renaming.join().unwrap().is_err());
+    stage.double().clear_faults();
+    stage.mount.again();
+    stage.mount.ask(&["flush"], stage.dir());
+    assert_eq!(stage.store.bytes("d/queued"), "queued");
+    assert_eq!(fs::read(stage.path("d/queued")).unwrap(), b"queued");
+}
+
 /// A delete on its way when the file is made anew never meets the new object, on a store that knows no conditions either.
 #[test]
 fn a_delete_on_its_way_does_not_hit_the_new_object() {

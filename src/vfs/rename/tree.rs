@@ -27,18 +27,15 @@ impl Vfs {
             let staged = files.filter(|(_, file)| !file.temporary).filter_map(|(ino, file)| Some((ino, file.staged.clone()?)));
             staged.filter(|(_, staged)| staged.is_queued()).collect()
         };
-        for (_, staged) in &queued {
-            staged.set_held(true, None);
+        for (ino, staged) in &queued {
             // Returns when what is on its way already has arrived, where the listing finds it.
-            let _ = staged.retarget(staged.target(), staged.expect()).await;
+            staged.pause().await;
+            self.catch_up(*ino);
         }
         let result = self.move_tree(dir, step).await;
         for (ino, staged) in queued {
-            staged.set_held(false, None);
-            match staged.publish_later(self.config.write_back).await {
-                Ok(()) => self.follow_up(ino, &staged),
-                Err(error) => tracing::warn!("{}: {error}", staged.target().key),
-            }
+            staged.resume();
+            self.follow_up(ino, &staged);
         }
         result
     }
