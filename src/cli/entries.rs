@@ -135,7 +135,13 @@ fn to_file(from: &mut Origin, upload: &Upload, to: &Path, force: bool) -> anyhow
     if !force && to.symlink_metadata().is_ok() {
         bail!(exists());
     }
+    if to.is_dir() {
+        bail!("{}: is a directory: name a file in it", to.display());
+    }
     let beside = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !beside.is_dir() {
+        bail!("{}: there is no such directory", beside.display());
+    }
     let shown = || format!("{}: cannot be written", to.display());
     let mut file = tempfile::Builder::new()
         .prefix(".packmule-recover-")
@@ -145,7 +151,7 @@ fn to_file(from: &mut Origin, upload: &Upload, to: &Path, force: bool) -> anyhow
     let lost = copy(from, upload, &mut Sparse(file.as_file_mut())).with_context(shown)?;
     file.as_file().sync_all().with_context(shown)?;
     if force {
-        file.persist(to).with_context(shown)?;
+        file.persist(to).map_err(|error| error.error).with_context(shown)?;
     } else if let Err(error) = file.persist_noclobber(to) {
         match error.error.kind() {
             io::ErrorKind::AlreadyExists => bail!(exists()),

@@ -232,8 +232,8 @@ pub trait Source: Send + Sync + 'static {
     /// A fresh stream of all bytes in chunks of at most 1 MiB. May count bytes as they leave (progress).
     fn open(&self) -> BoxStream<'static, std::io::Result<Bytes>>;
 
-    /// The request that sent them has failed; it may be sent again after a pause.
-    fn refused(&self) {}
+    /// The request that sent them has failed for this reason; it may be sent again after a pause.
+    fn refused(&self, _error: &S3Error) {}
 }
 
 /// Bytes already in memory are a source.

@@ -171,6 +171,9 @@ type Tried<T> = std::result::Result<T, Refusal>;
 /// The header in which a store names the request that it answers.
 const REQUEST_ID: &str = "x-amz-request-id";
 
+/// So many attempts that came to nothing are worth a line in the log: the first ones are everyday.
+const TOLD: u32 = 3;
+
 /// The largest answer that is read into memory: a page of 1000 keys of 1024 bytes, each three bytes a byte, is 4 MB.
 const LARGEST: usize = 32 << 20;
 
@@ -287,9 +290,12 @@ impl Core {
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
             slow::tell(&error, pause);
+            if attempts.made() == TOLD {
+                tracing::warn!("{error}; it is tried again");
+            }
             tracing::debug!(operation = call.operation.name(), resource = %error.resource, attempt = attempts.made(), pause_ms = pause.as_millis() as u64, reason = %error, "sending again");
             if let Payload::Source(source) = &call.payload {
-                source.refused();
+                source.refused(&error);
             }
             tokio::time::sleep(pause).await;
         }

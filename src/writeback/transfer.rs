@@ -12,10 +12,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::disk::SpoolFile;
 use super::entry::Entry;
+use super::manifest::Phase;
 use super::plan::{How, Piece};
 use super::spool::blocking;
 use super::state::SentPart;
-use super::{Base, BaseError, Error, Target};
+use super::{Base, BaseError, Error, Target, reason};
 use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
 
@@ -107,6 +108,12 @@ impl Counts {
         self.entry.shared.meter.retract(handed);
     }
 
+    /// Status says why it takes so long.
+    fn refused(&self, error: &S3Error) {
+        self.restart();
+        self.entry.intent.lock().reason = Some(reason::of_store(error));
+    }
+
     fn hand(&self, bytes: u64) {
         // A client may read a body twice at once (to hash it): no more than its length is ever counted.
         let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len))).unwrap_or(self.len);
@@ -141,8 +148,8 @@ impl Source for SpoolSource {
         self.range.end - self.range.start
     }
 
-    fn refused(&self) {
-        self.counts.restart();
+    fn refused(&self, error: &S3Error) {
+        self.counts.refused(error);
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
@@ -184,8 +191,8 @@ impl Source for MemorySource {
         self.bytes.len() as u64
     }
 
-    fn refused(&self) {
-        self.counts.restart();
+    fn refused(&self, error: &S3Error) {
+        self.counts.refused(error);
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
@@ -406,6 +413,13 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         }
     };
     failpoint::pass("part-answered");
+    {
+        let mut intent = entry.intent.lock();
+        if intent.phase != Phase::Parked && intent.failed.is_none() {
+            // What stood in the way is over.
+            intent.reason = None;
+        }
+    }
     entry.progressed();
     Ok(SentPart { etag: part.etag, checksum: part.checksum })
 }

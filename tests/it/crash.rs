@@ -6,6 +6,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -60,12 +62,22 @@ struct Life {
     next: u64,
     /// The last calls.
     story: Vec<String>,
+    /// The program is killed: where its mount is gone nothing is to be done in the folder below.
+    over: Arc<AtomicBool>,
 }
 
 impl Life {
     fn new(dir: &Path, queues: bool, seed: u64) -> Self {
         let known = NAMES.into_iter().map(|name| (name, Known { may: vec![None], ..Known::default() })).collect();
-        Self { dir: dir.to_owned(), queues, rng: SmallRng::seed_from_u64(seed), known, next: seed << 20, story: Vec::new() }
+        Self {
+            dir: dir.to_owned(),
+            queues,
+            rng: SmallRng::seed_from_u64(seed),
+            known,
+            next: seed << 20,
+            story: Vec::new(),
+            over: Arc::default(),
+        }
     }
 
     fn about(&mut self, name: &'static str) -> &mut Known {
@@ -217,7 +229,7 @@ impl Life {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made?,
         }
-        loop {
+        while !self.over.load(Relaxed) {
             let name = NAMES[self.rng.random_range(0..NAMES.len())];
             match self.rng.random_range(0..12) {
                 0..=3 => self.write(name, false, false)?,
@@ -231,6 +243,7 @@ impl Life {
                 _ => std::thread::sleep(Duration::from_millis(self.rng.random_range(0..150))),
             }
         }
+        Ok(())
     }
 }
 
@@ -305,13 +318,16 @@ fn killed_at_random(store: &Store, seed: u64) {
     let mut mount = Mount::start(setup(store, queues));
     let after = Duration::from_millis(rng.random_range(0..2500));
     let dir = mount.dir().to_owned();
+    let over: Arc<AtomicBool> = Arc::default();
     let (known, story, _) = std::thread::scope(|scope| {
+        let ends = over.clone();
         let worker = scope.spawn(move || {
-            let mut life = Life::new(&dir, queues, seed);
+            let mut life = Life { over: ends, ..Life::new(&dir, queues, seed) };
             let end = life.wander();
             (life.known, life.story, end)
         });
         std::thread::sleep(after);
+        over.store(true, Relaxed);
         mount.kill();
         // Until it has noticed: its next call must not find the folder below the mountpoint.
         worker.join().unwrap()

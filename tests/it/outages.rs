@@ -149,6 +149,21 @@ fn the_error_that_helps() {
     assert_eq!(stage.store.keys(), Vec::<String>::new());
 }
 
+/// Promise 23: "The whole story, with the S3 request id, is in status, the log"
+#[test]
+fn an_outage_is_told_while_it_lasts() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["write_back=100ms"]);
+    stage.double().fault(When::operation("PutObject"), Fault::Error(500, "InternalError"));
+    files::write(&stage.path("f"), b"waits").unwrap();
+    stage.store.eventually("status says why", |_| stage.mount.status().contains("InternalError"));
+    stage.store.eventually("the log says why", |_| stage.mount.log().contains("InternalError"));
+    stage.double().clear_faults();
+    stage.store.eventually("it is stored", |store| store.keys() == ["f"]);
+}
+
 /// Promise 23: "ENOSPC for quota and full disks"
 /// Promise 27: "write() answers ENOSPC when that cannot fit"
 #[test]

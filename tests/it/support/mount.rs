@@ -129,13 +129,24 @@ struct Guards {
     _watch: mpsc::Sender<()>,
 }
 
-/// A call into a filesystem that hangs cannot be interrupted from here: its daemon's end ends it.
-fn watch(pid: Pid) -> mpsc::Sender<()> {
-    let (alive, ended) = mpsc::channel();
+/// A call into a filesystem that hangs cannot be interrupted from here: its daemon's end ends it. A daemon that is killed while it
+/// tells the kernel of a change in a directory that somebody is in waits for him, and he for it: the kernel is told to give up.
+fn watch(pid: Pid, dir: PathBuf) -> mpsc::Sender<()> {
+    const LOOK: Duration = Duration::from_millis(500);
+    const GIVE_UP: u32 = 6;
+    let (alive, ended) = mpsc::channel::<()>();
     std::thread::spawn(move || {
-        if ended.recv_timeout(LONGEST_TEST) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("a mount of {LONGEST_TEST:?} is ended: its test hangs");
-            let _ = kill(pid, Signal::SIGKILL);
+        let (began, mut dead) = (Instant::now(), 0);
+        while ended.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            dead = if stat.contains(") Z ") { dead + 1 } else { 0 };
+            if dead == GIVE_UP {
+                let _ = nix::mount::umount2(&dir, nix::mount::MntFlags::MNT_FORCE);
+            }
+            if began.elapsed() > LONGEST_TEST {
+                eprintln!("a mount of {LONGEST_TEST:?} is ended: its test hangs");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
         }
     });
     alive
@@ -175,7 +186,7 @@ impl Mount {
             "kill -9 \"$1\"; fusermount3 -uz \"$2\"; rm -rf \"$3\"",
             &[&pid, self.dir.to_str().unwrap(), self.home.path().to_str().unwrap()],
         );
-        let guards = Guards { _leash: leash, _watch: watch(Pid::from_raw(i32::try_from(child.id()).unwrap())) };
+        let guards = Guards { _leash: leash, _watch: watch(Pid::from_raw(i32::try_from(child.id()).unwrap()), self.dir.clone()) };
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return Err(Failure { status, stderr: self.log(), took: began.elapsed() });
