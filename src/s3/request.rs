@@ -290,7 +290,8 @@ impl Core {
             };
             let Some(pause) = attempts.next(budget, outcome, wait) else { return Err(Refusal { error, repeated }) };
             slow::tell(&error, pause);
-            if attempts.made() == TOLD {
+            // Whoever waits for another kind of request hears its end soon.
+            if attempts.made() == TOLD && call.class == Class::Upload {
                 tracing::warn!("{error}; it is tried again");
             }
             tracing::debug!(operation = call.operation.name(), resource = %error.resource, attempt = attempts.made(), pause_ms = pause.as_millis() as u64, reason = %error, "sending again");
