@@ -66,7 +66,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         body = Arc::new(MemorySource::new(entry, bytes));
         writer = None;
     } else {
-        checksum = transfer::written(entry, 0..size, kind).await?;
+        checksum = transfer::written(entry, 0..size, kind, writer.as_ref()).await?;
         body = Arc::new(SpoolSource::new(entry, 0..size));
     }
     let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);
@@ -82,8 +82,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     };
     let refused = matches!(error.kind, ErrorKind::PreconditionFailed) || error.kind == ErrorKind::NoSuchKey && options.condition.is_some();
     if error.kind == ErrorKind::BadDigest {
-        drop(writer.take());
-        transfer::undamaged(entry, 0..size).await?;
+        transfer::undamaged(entry, 0..size, writer.as_ref()).await?;
     }
     if !refused {
         return otherwise(entry, &options, error);

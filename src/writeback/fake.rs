@@ -42,7 +42,6 @@ pub struct Inner {
     next: u64,
 }
 
-#[derive(Default)]
 pub struct Fake {
     pub inner: Mutex<Inner>,
     /// Bytes taken in by PutObject and UploadPart, and given out by GetObject.
@@ -53,8 +52,25 @@ pub struct Fake {
     pub most: AtomicUsize,
     /// Waited before each answer.
     pub delay: Mutex<Duration>,
+    /// How the store wants uploads summed.
+    pub kind: Mutex<ChecksumKind>,
     /// Waited before each chunk of a body.
     pub chunk_delay: Mutex<Duration>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::default(),
+            up: AtomicU64::default(),
+            down: AtomicU64::default(),
+            busy: AtomicUsize::default(),
+            most: AtomicUsize::default(),
+            delay: Mutex::default(),
+            kind: Mutex::new(ChecksumKind::Crc64Nvme),
+            chunk_delay: Mutex::default(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Fake {
@@ -185,7 +201,7 @@ impl Store for Fake {
             conditional_writes: Some(true),
             delete_many: true,
             real_directories: false,
-            upload_checksum: ChecksumKind::Crc64Nvme,
+            upload_checksum: *self.kind.lock(),
         }
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::tests::{MIB, World, pattern, until, write_all};
 use super::*;
-use crate::s3::ErrorKind;
+use crate::s3::{ChecksumKind, ErrorKind};
 
 /// Runs `life`, ends everything that it left running, and gives a world whose spool is what was on disk then: the
 /// dead process's locks are not copied.
@@ -180,9 +180,26 @@ async fn what_can_be_had_again_gives_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_disk_changed_is_never_published() {
-    for len in [100, 3 * MIB, 20 * MIB] {
+async fn every_kind_of_checksum_is_sent_of_every_size() {
+    let kinds = [ChecksumKind::Off, ChecksumKind::Md5, ChecksumKind::Crc32c, ChecksumKind::Crc64Nvme];
+    for (kind, len) in kinds.into_iter().flat_map(|kind| [100, 3 * MIB, 20 * MIB].map(|len| (kind, len))) {
         let world = World::new();
+        *world.store.kind.lock() = kind;
+        let writeback = world.open().await;
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(len, 0)).await;
+        let published = tokio::time::timeout(Duration::from_secs(20), staged.publish()).await;
+        assert!(published.is_ok_and(|published| published.is_ok()), "{kind:?}, {len}");
+        assert!(world.bytes("a") == pattern(len, 0), "{kind:?}, {len}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_changed_is_never_published() {
+    let kinds = [ChecksumKind::Crc64Nvme, ChecksumKind::Md5, ChecksumKind::Crc32c];
+    for (kind, len) in kinds.into_iter().flat_map(|kind| [100, 3 * MIB, 20 * MIB].map(|len| (kind, len))) {
+        let world = World::new();
+        *world.store.kind.lock() = kind;
         let writeback = world.open_with(|config| config.write_back = Duration::from_secs(60)).await;
         let staged = world.new_file(&writeback, "a").await;
         write_all(&staged, &pattern(len, 0)).await;

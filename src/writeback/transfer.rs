@@ -261,36 +261,63 @@ pub(crate) async fn checksum(file: &Arc<SpoolFile>, range: Range<u64>, kind: Che
     if kind == ChecksumKind::Off {
         return Ok(None);
     }
+    let [sum] = checksums(file, range, [kind]).await?;
+    Ok(sum)
+}
+
+/// Checksums of several kinds, from one reading.
+async fn checksums<const N: usize>(
+    file: &Arc<SpoolFile>,
+    range: Range<u64>,
+    kinds: [ChecksumKind; N],
+) -> Result<[Option<Checksum>; N], Error> {
     let file = file.clone();
     blocking(move || {
-        let mut hasher = Hasher::new(kind);
+        let mut hashers = kinds.map(Hasher::new);
         let mut at = range.start;
         while at < range.end {
             let len = CHUNK.min((range.end - at) as usize);
-            hasher.update(&read_exact(&file, at, len)?);
+            let chunk = read_exact(&file, at, len)?;
+            hashers.iter_mut().for_each(|hasher| hasher.update(&chunk));
             at += len as u64;
         }
-        Ok(hasher.finish())
+        Ok(hashers.map(Hasher::finish))
     })
     .await
 }
 
 /// The checksum of a range, as the application wrote it where that is known: computed on its way into the spool file.
-pub(crate) async fn written(entry: &Arc<Entry>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
-    let sum = entry.rolling.lock().of(&range);
-    match (kind, sum) {
-        (ChecksumKind::Crc64Nvme, Some(sum)) => return Ok(Some(Checksum::Crc64Nvme(sum))),
-        (ChecksumKind::Off, _) | (_, None) => {}
-        // The store sums another way: nothing is sent before the file is known to hold what was written.
-        (_, Some(_)) => undamaged(entry, range.clone()).await?,
+/// `writer`: where the caller keeps writers out.
+pub(crate) async fn written(
+    entry: &Arc<Entry>,
+    range: Range<u64>,
+    kind: ChecksumKind,
+    writer: Option<&Writer>,
+) -> Result<Option<Checksum>, Error> {
+    let sum = entry.rolling.lock().of(&range).map(Checksum::Crc64Nvme);
+    match kind {
+        ChecksumKind::Crc64Nvme if sum.is_some() => Ok(sum),
+        ChecksumKind::Md5 | ChecksumKind::Crc32c if sum.is_some() => {
+            // The store sums another way: nothing is sent before the file is known to hold what was written.
+            let [asked, found] = checksums(&entry.file, range.clone(), [kind, ChecksumKind::Crc64Nvme]).await?;
+            if found != sum {
+                undamaged(entry, range, writer).await?;
+            }
+            Ok(asked)
+        }
+        _ => checksum(&entry.file, range, kind).await,
     }
-    checksum(&entry.file, range, kind).await
 }
 
-/// Fails where the spool file does not hold what was written into it.
-pub(crate) async fn undamaged(entry: &Arc<Entry>, range: Range<u64>) -> Result<(), Error> {
-    // While nobody writes, file and sum tell of the same bytes.
-    let _writer = entry.writer.lock().await;
+/// Keeps writers of a spool file out.
+pub(crate) type Writer = tokio::sync::OwnedMutexGuard<()>;
+
+/// Fails where the spool file does not hold what was written into it: while nobody writes, file and sum tell of the same bytes.
+pub(crate) async fn undamaged(entry: &Arc<Entry>, range: Range<u64>, writer: Option<&Writer>) -> Result<(), Error> {
+    let _writer = match writer {
+        Some(_) => None,
+        None => Some(entry.writer.lock().await),
+    };
     let Some(sum) = entry.rolling.lock().of(&range) else { return Ok(()) };
     if checksum(&entry.file, range.clone(), ChecksumKind::Crc64Nvme).await? == Some(Checksum::Crc64Nvme(sum)) {
         return Ok(());
@@ -401,13 +428,13 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
         content.unsent.remove(piece.range.clone());
         content.waiting.remove(piece.range.clone());
     }
-    let checksum = written(entry, piece.range.clone(), store.capabilities().upload_checksum).await?;
+    let checksum = written(entry, piece.range.clone(), store.capabilities().upload_checksum, None).await?;
     let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
         Ok(part) => part,
         Err(error) => {
             counts.restart();
             if error.kind == ErrorKind::BadDigest {
-                undamaged(entry, piece.range.clone()).await?;
+                undamaged(entry, piece.range.clone(), None).await?;
             }
             return Err(Trouble::S3(error));
         }
