@@ -227,15 +227,7 @@ impl Download {
         (self.body, self.rest) = (None, Bytes::new());
         self.failures += 1;
         self.since_failure = 0;
-        let passing = matches!(
-            error.kind,
-            ErrorKind::Network
-                | ErrorKind::TimedOut
-                | ErrorKind::Server
-                | ErrorKind::Throttled
-                | ErrorKind::BadDigest
-                | ErrorKind::Protocol
-        );
+        let passing = error.kind.passes() || matches!(error.kind, ErrorKind::BadDigest | ErrorKind::Protocol);
         if !passing || self.failures > MAX_RESUMES || self.last_bytes.elapsed() >= FETCH_DEADLINE {
             return Err(CacheError::S3(error));
         }

@@ -12,7 +12,7 @@ use super::bucket::Bucket;
 use super::operation::Operation;
 use super::request::{Call, Payload};
 use super::xml::{self, Element};
-use super::{ETag, ErrorKind, ListEntry, ListPage, ListRequest, Part, PendingUpload, Result, S3Error, response};
+use super::{DELETE_MOST, ETag, ErrorKind, ListEntry, ListPage, ListRequest, Part, PendingUpload, Result, S3Error, response};
 use crate::aws::encode;
 
 /// How a page is continued. Stores differ, so the token says which way: a V2 token, or the last key seen.
@@ -130,7 +130,7 @@ impl Bucket {
         let batched = self.capabilities.lock().delete_many;
         let (batch, mut single): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|(key, _)| batched && xml::can_carry(key));
         let mut failed = Vec::new();
-        for chunk in batch.chunks(1000) {
+        for chunk in batch.chunks(DELETE_MOST) {
             match self.delete_batch(chunk).await {
                 Ok(some) => failed.extend(some),
                 Err(error) if error.kind == ErrorKind::NotImplemented => {

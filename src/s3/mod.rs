@@ -232,8 +232,23 @@ pub trait Source: Send + Sync + 'static {
     /// A fresh stream of all bytes in chunks of at most 1 MiB. May count bytes as they leave (progress).
     fn open(&self) -> BoxStream<'static, std::io::Result<Bytes>>;
 
-    /// The request that sent them has failed for this reason; it may be sent again after a pause.
-    fn refused(&self, _error: &S3Error) {}
+    /// The request that sent them has failed; it may be sent again after a pause.
+    fn refused(&self) {}
+}
+
+/// Keys of one DeleteObjects (S3's own limit).
+pub const DELETE_MOST: usize = 1000;
+
+/// Deletes this version of a key, and no other where the store can tell them apart; `None`: whatever is there.
+///
+/// # Errors
+/// As [`Store::delete`].
+pub async fn delete_version(store: &dyn Store, key: &str, etag: Option<ETag>) -> Result<()> {
+    let told = etag.is_some();
+    match store.delete(key, etag).await {
+        Err(error) if error.kind == ErrorKind::NotImplemented && told => store.delete(key, None).await,
+        other => other,
+    }
 }
 
 /// Bytes already in memory are a source.

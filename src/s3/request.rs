@@ -296,7 +296,7 @@ impl Core {
             }
             tracing::debug!(operation = call.operation.name(), resource = %error.resource, attempt = attempts.made(), pause_ms = pause.as_millis() as u64, reason = %error, "sending again");
             if let Payload::Source(source) = &call.payload {
-                source.refused(&error);
+                source.refused();
             }
             tokio::time::sleep(pause).await;
         }

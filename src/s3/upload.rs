@@ -274,7 +274,7 @@ impl Bucket {
                         Err(error) if error.kind == ErrorKind::BadDigest && damaged < self.core.config.retries => {
                             tracing::warn!("{error}: it is sent again");
                             damaged += 1;
-                            body.refused(&error);
+                            body.refused();
                             condition = condition.map(|_| Condition::Matches(etag));
                         }
                         Err(error) => return Err(error),

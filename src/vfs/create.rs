@@ -152,7 +152,7 @@ impl Vfs {
             let (segment, place) = self.place_for_new(parent, name, true)?;
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
             let unlinked = self.take_delete(&place).await?;
-            let put = self.within(self.put_marker(&place, stored, now)).await;
+            let put = self.put_marker(&place, stored, now).await;
             self.replaced(&place, unlinked, put).await?;
             segment
         };

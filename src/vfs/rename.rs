@@ -2,6 +2,7 @@
 //! changes its target.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 
 use super::attr::Kind;
 use super::error::{Error, Result};
@@ -11,7 +12,7 @@ use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs};
 use crate::failpoint;
 use crate::s3::multipart::copy_object;
-use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome};
+use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome, delete_version};
 use crate::writeback::{Attributes, Expect, Staged};
 
 mod tree;
@@ -85,20 +86,26 @@ impl Vfs {
         let order = self.order(ino)?;
         let turn = order.lock().await;
         // An upload that nobody waits for must not end under a name that is about to be another file's, or in the middle of a copy.
-        let mut paused = Vec::new();
-        for queued in [Some(ino), step.replaced].into_iter().flatten() {
-            if let Some(staged) = self.staged_now(queued).ok().flatten().filter(|staged| staged.is_queued()) {
-                staged.pause().await;
-                paused.push(staged);
-            }
-            self.catch_up(queued);
-        }
+        let paused = self.pause_queued([Some(ino), step.replaced].into_iter().flatten()).await;
         let renamed = self.rename_in_turn(caller, ino, step).await;
-        paused.iter().for_each(|staged| staged.resume());
+        paused.iter().for_each(|(_, staged)| staged.resume());
         drop(turn);
         // What was closed under a temporary name is published by now, unless it waits.
         self.retire(ino).await;
         renamed
+    }
+
+    /// Pauses what is queued of these files; what had been on its way already is taken in.
+    async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Vec<(Ino, Arc<Staged>)> {
+        let mut paused = Vec::new();
+        for ino in files {
+            if let Some(staged) = self.staged_now(ino).ok().flatten().filter(|staged| staged.is_queued()) {
+                staged.pause().await;
+                paused.push((ino, staged));
+            }
+            self.catch_up(ino);
+        }
+        paused
     }
 
     async fn rename_in_turn(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
@@ -249,10 +256,9 @@ impl Vfs {
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
         let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
         failpoint::pass("rename-copied");
-        match source.store.delete(&source.key, Some(known.etag.clone())).await {
+        match delete_version(source.store.as_ref(), &source.key, Some(known.etag.clone())).await {
             // Changed by somebody else since it was copied: their version stays, under the old name.
             Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::Conflict) => tracing::warn!("{error}"),
-            Err(error) if error.kind == ErrorKind::NotImplemented => source.store.delete(&source.key, None).await?,
             other => other?,
         }
         let from = Self::version(source, &known);

@@ -47,7 +47,7 @@ impl Vfs {
         attributes.headers.website_redirect = self.redirect_of(&place.key, link);
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         let unlinked = self.take_delete(&place).await?;
-        let put = self.within(put_link(&place, link, &attributes)).await;
+        let put = put_link(&place, link, &attributes).await;
         let outcome = self.replaced(&place, unlinked, put).await?;
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Symlink, now);
         node.stored = stored;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::Disk;
 use super::journal::{Deletion, MetadataChange, PutOff};
-use super::spool::{Found, scan};
+use super::spool::{Found, number_of, scan};
 
 /// Which mount's spool is opened.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ impl Contents {
         let (mut moved, mut all) = (Vec::new(), true);
         for found in self.found {
             if there.iter().any(|there| inode(&there.data).ok() == inode(&found.data).ok()) {
-                remove(disk, &found)?;
+                found.remove(disk)?;
                 continue;
             }
             let Found { data, record_path, record } = found;
@@ -98,11 +98,6 @@ impl Contents {
     }
 }
 
-fn remove(disk: &Disk, found: &Found) -> io::Result<()> {
-    disk.remove(&found.record_path, true)?;
-    disk.remove(&found.data, false)
-}
-
 /// What a crash in the middle of a move has left twice goes from the place that it was moved from, which is the later one here.
 pub(crate) fn once_each(disk: &Disk, found: Vec<Found>) -> io::Result<Vec<Found>> {
     let mut seen = HashSet::new();
@@ -111,7 +106,7 @@ pub(crate) fn once_each(disk: &Disk, found: Vec<Found>) -> io::Result<Vec<Found>
         if seen.insert(inode(&found.data)?) {
             kept.push(found);
         } else {
-            remove(disk, &found)?;
+            found.remove(disk)?;
         }
     }
     Ok(kept)
@@ -130,7 +125,7 @@ fn move_entry(disk: &Disk, data: &Path, record: &Path, own: &Path) -> io::Result
 
 /// The same name, or one with the next number that nothing in the folder has.
 fn free_name(own: &Path, from: &Path) -> PathBuf {
-    let number = from.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok()).unwrap_or_default();
+    let number = number_of(from).unwrap_or_default();
     let extension = from.extension().unwrap_or_default();
     let taken = |name: &PathBuf| {
         ["data", "json", Deletion::EXTENSION, MetadataChange::EXTENSION].iter().any(|extension| name.with_extension(extension).exists())

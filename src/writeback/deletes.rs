@@ -14,10 +14,8 @@ use tokio::sync::Notify;
 use super::entry::Shared;
 use super::journal::{Deletion, Journalled};
 use super::{DeleteStatus, Error};
-use crate::s3::{ETag, ErrorKind, ListPage, S3Error, Store, explain};
+use crate::s3::{DELETE_MOST, ETag, ErrorKind, ListPage, S3Error, Store, delete_version, explain};
 
-/// Keys of one DeleteObjects (S3's own limit).
-const BATCH: usize = 1000;
 /// Requests at once where a batch is sent key by key.
 const SINGLY: usize = 8;
 /// How long a listing may take that was begun while a key was still there.
@@ -98,7 +96,7 @@ impl Inner {
             let blocked = key.ends_with('/') && stays.is_some_and(|stays| stays.starts_with(key));
             if blocked || slot.ready > now {
                 stays = Some(key);
-            } else if chosen.len() < BATCH {
+            } else if chosen.len() < DELETE_MOST {
                 chosen.push((name.clone(), slot.journalled.what.etag.clone()));
             } else {
                 break;
@@ -387,7 +385,7 @@ async fn send(shared: Arc<Shared>, store: Arc<dyn Store>, batch: Vec<(Name, Opti
 /// Deletes keys of one bucket, and tells of each.
 async fn delete(store: &dyn Store, keys: &[(String, Option<ETag>)]) -> Vec<End> {
     if let [(key, etag)] = keys {
-        return vec![judge(delete_one(store, key, etag.clone()).await)];
+        return vec![judge(delete_version(store, key, etag.clone()).await)];
     }
     match store.delete_many(keys).await {
         Ok(failed) => {
@@ -404,18 +402,10 @@ async fn delete(store: &dyn Store, keys: &[(String, Option<ETag>)]) -> Vec<End> 
         }
         // One key that the store does not like must not keep the others.
         Err(error) if matches!(error.kind, ErrorKind::InvalidRequest | ErrorKind::Protocol | ErrorKind::KeyTooLong) => {
-            let singly: Vec<_> = keys.iter().map(|(key, etag)| delete_one(store, key, etag.clone())).collect();
+            let singly: Vec<_> = keys.iter().map(|(key, etag)| delete_version(store, key, etag.clone())).collect();
             futures::stream::iter(singly).buffered(SINGLY).map(judge).collect().await
         }
         Err(error) => keys.iter().map(|_| judge(Err(error.clone()))).collect(),
-    }
-}
-
-/// Deletes the version that was unlinked, and no other where the store can tell them apart.
-async fn delete_one(store: &dyn Store, key: &str, etag: Option<ETag>) -> Result<(), S3Error> {
-    match store.delete(key, etag.clone()).await {
-        Err(error) if error.kind == ErrorKind::NotImplemented && etag.is_some() => store.delete(key, None).await,
-        other => other,
     }
 }
 

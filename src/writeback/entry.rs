@@ -22,8 +22,9 @@ use super::recover::Stranded;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, transfer};
+use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, reason, transfer};
 use crate::s3::multipart::PartPlan;
+use crate::s3::{S3Error, slow};
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -104,7 +105,7 @@ impl Shared {
 
     /// Writes down what is put off.
     pub async fn journal<T: PutOff>(&self, what: T) -> Result<Journalled<T>, Error> {
-        let path = self.spool.record(self.next_id.fetch_add(1, Relaxed)).with_extension(T::EXTENSION);
+        let path = self.spool.record(self.next_number()).with_extension(T::EXTENSION);
         Journalled::write(self.spool.disk.clone(), path, what).await
     }
 
@@ -277,7 +278,7 @@ impl Entry {
         base: Option<Base>,
         attributes: Attributes,
     ) -> Result<Arc<Entry>, Error> {
-        let id = shared.next_id.fetch_add(1, Relaxed);
+        let id = shared.next_number();
         let data = shared.spool.data(id);
         let (disk, path) = (shared.spool.disk.clone(), data.clone());
         let size = base.as_ref().map(|b| b.size);
@@ -351,12 +352,14 @@ impl Entry {
         self.life.lock().progress = Instant::now();
     }
 
-    /// The store is there, and asks for patience.
-    pub fn slowed(&self, pause: Duration) {
-        let until = Instant::now() + pause;
-        self.life.lock().slowed = until;
-        self.shared.meter.slowed(until);
-        self.intent.lock().reason.get_or_insert_with(|| "the store asks to slow down; it is sent again".to_owned());
+    /// A request of its upload is sent again after a pause: status says why, and a store that asks for patience is there.
+    pub fn sent_again(&self, error: &S3Error, pause: Duration) {
+        if slow::is_sign_of_life(error) {
+            let until = Instant::now() + pause;
+            self.life.lock().slowed = until;
+            self.shared.meter.slowed(until);
+        }
+        self.intent.lock().reason = Some(reason::of_store(error));
     }
 
     /// From when on `close_timeout` counts.
@@ -367,6 +370,12 @@ impl Entry {
     /// How long nothing of it moved, without the time for which the store asked for patience.
     pub fn stalled(&self) -> Duration {
         self.seen().elapsed()
+    }
+
+    /// It is published after `delay`, unless its content changes before.
+    pub fn publish_after(&self, delay: Duration) {
+        let generation = self.content.lock().generation;
+        self.shared.send(Message::Later { id: self.id, generation, delay });
     }
 
     /// Writes the record as things stand. `sync`: it survives a power cut once this returns. One that would replace a durable

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::disk::Disk;
-use super::spool::blocking;
+use super::spool::{blocking, number_of};
 use super::{Attributes, Error, Expect};
 use crate::s3::ETag;
 
@@ -91,7 +91,7 @@ impl<T: PutOff> Journalled<T> {
 
     /// The number in its file's name.
     pub(crate) fn number(&self) -> u64 {
-        self.path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()).unwrap_or_default()
+        number_of(&self.path).unwrap_or_default()
     }
 
     /// As [`Journalled::forget`], of many.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::entry::{Entry, Shared};
 use super::manifest::Phase;
-use super::{ConflictCopy, EntryStatus};
+use super::{ConflictCopy, EntryStatus, spool};
 
 /// A temporary name that was left for so long shows as not uploaded (promise 10).
 const LEFT: Duration = Duration::from_secs(60);
@@ -34,14 +34,14 @@ impl Shared {
 impl Entry {
     /// The number of an entry found at start: its file's, by which earlier mounts named it, or a new one where that is taken.
     pub fn number(shared: &Shared, data: &Path) -> u64 {
-        let kept = data.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        let kept = spool::number_of(data);
         let taken = |number: &u64| shared.entry(*number).is_some() || shared.stranded.lock().contains_key(number);
         match kept.filter(|number| *number < u64::MAX / 2 && !taken(number)) {
             Some(number) => {
                 shared.next_id.fetch_max(number + 1, Relaxed);
                 number
             }
-            None => shared.next_id.fetch_add(1, Relaxed),
+            None => shared.next_number(),
         }
     }
 

@@ -521,7 +521,8 @@ impl Writeback {
 
     async fn discard_stranded(&self, id: u64) -> bool {
         let Some(recover::Stranded { found, .. }) = self.shared.stranded.lock().remove(&id) else { return false };
-        if let Err(error) = spool::blocking(move || found.remove()).await {
+        let disk = self.shared.spool.disk.clone();
+        if let Err(error) = spool::blocking(move || found.remove(&disk)).await {
             tracing::warn!("{error}");
         }
         true

@@ -33,7 +33,7 @@ pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         listed => listed?,
     };
-    let mut folders = Vec::new();
+    let (disk, mut folders) = (Disk::default(), Vec::new());
     for entry in listed {
         let dir = entry?.path();
         // One that is being made has no identity yet.
@@ -41,8 +41,10 @@ pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
         let Some(_lock) = spool::lock(&dir)? else { continue };
         let mut entries = Vec::new();
         for file in fs::read_dir(&dir)? {
-            let Some(id) = number(&file?.path()) else { continue };
-            entries.extend(kept(&dir, id)?.map(|kept| kept.status));
+            let path = file?.path();
+            let record = path.extension().is_some_and(|extension| extension == "json");
+            let Some(id) = spool::number_of(&path).filter(|_| record) else { continue };
+            entries.extend(kept(&disk, &dir, id)?.map(|kept| kept.status));
         }
         entries.sort_by_key(|entry| entry.id);
         if !entries.is_empty() {
@@ -60,7 +62,7 @@ pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
 pub fn open(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
     // What is open stays readable when a mount takes the folder over: the lock need not be held for the copying.
     let Some(_lock) = spool::lock(dir)? else { return Ok(None) };
-    kept(dir, id)
+    kept(&Disk::default(), dir, id)
 }
 
 /// Throws an entry of a folder away. `None` where a mount has it by now, or it is gone; else whether parts of it may lie in an
@@ -72,7 +74,7 @@ pub fn discard(dir: &Path, id: u64) -> io::Result<Option<bool>> {
     let Some(_lock) = spool::lock(dir)? else { return Ok(None) };
     match record(dir, id) {
         Some(found) => {
-            found.remove()?;
+            found.remove(&Disk::default())?;
             Ok(Some(found.record.upload.is_some()))
         }
         None => Ok(None),
@@ -80,13 +82,6 @@ pub fn discard(dir: &Path, id: u64) -> io::Result<Option<bool>> {
 }
 
 impl Found {
-    /// The bytes go first: a record without them says nothing, bytes without a record would be a file of nobody.
-    pub(super) fn remove(&self) -> io::Result<()> {
-        let disk = Disk::default();
-        disk.remove(&self.data, false)?;
-        disk.remove(&self.record_path, true)
-    }
-
     /// Opens it for copying; `None` where nothing of it would be kept by a mount either.
     pub(super) fn open(&self, disk: &Disk, id: u64) -> io::Result<Option<Kept>> {
         let file = disk.open(&self.data)?;
@@ -119,19 +114,11 @@ fn of(id: u64, file: SpoolFile, record: &Record, boot: &str) -> Kept {
     Kept { status, file, content: Content::of(record) }
 }
 
-fn kept(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
+fn kept(disk: &Disk, dir: &Path, id: u64) -> io::Result<Option<Kept>> {
     match record(dir, id) {
-        Some(found) => found.open(&Disk::default(), id),
+        Some(found) => found.open(disk, id),
         None => Ok(None),
     }
-}
-
-/// The number of a record's file.
-fn number(path: &Path) -> Option<u64> {
-    if path.extension()? != "json" {
-        return None;
-    }
-    path.file_stem()?.to_str()?.parse().ok()
 }
 
 /// An entry's record; one that this program cannot read is left to the one that wrote it.

@@ -261,7 +261,7 @@ pub(crate) fn condition(shared: &Shared, snapshot: &Snapshot) -> Option<Conditio
 pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
     entry.shared.publications.fetch_add(1, Relaxed);
     entry.shared.chores.fetch_add(1, Relaxed);
-    {
+    let queued = {
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
         content.published(published.size);
@@ -281,11 +281,8 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             (true, true) => Phase::Sealed,
             (true, false) => Phase::Writing,
         };
-        if intent.phase == Phase::Sealed {
-            // What was to start its publication has found this one under way.
-            let (generation, delay) = (content.generation, entry.shared.config.write_back);
-            entry.shared.send(Message::Later { id: entry.id, generation, delay });
-        } else {
+        let queued = intent.phase == Phase::Sealed;
+        if !queued {
             (intent.sealed, intent.durable) = (false, None);
         }
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
@@ -295,6 +292,11 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
             entry.shared.kept_beside(ConflictCopy { bucket, key, kept_as, at });
         }
+        queued
+    };
+    if queued {
+        // What was to start its publication has found this one under way.
+        entry.publish_after(entry.shared.config.write_back);
     }
     entry.charge();
 }
@@ -372,14 +374,14 @@ pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
     };
     entry.shared.remove(entry);
     entry.shared.send(Message::Forget(entry.id));
+    if !whole {
+        erase(entry).await;
+        return None;
+    }
     entry.forget_replaced().await;
     entry.unrecord().await;
-    if whole {
-        entry.shared.left();
-        return Some(entry.data.clone());
-    }
-    erase(entry).await;
-    None
+    entry.shared.left();
+    Some(entry.data.clone())
 }
 
 /// See [`super::Writeback::drain`].

@@ -46,6 +46,14 @@ pub(crate) struct Found {
     pub record: Record,
 }
 
+impl Found {
+    /// Removes it. The bytes go first: a record without them says nothing, bytes without a record would be a file of nobody.
+    pub fn remove(&self, disk: &Disk) -> io::Result<()> {
+        disk.remove(&self.data, false)?;
+        disk.remove(&self.record_path, true)
+    }
+}
+
 impl Spool {
     /// Locks a sub-directory of its own, and goes on with all that earlier mounts left for these buckets and nobody has
     /// locked: see [`super::adopt`].
@@ -114,7 +122,7 @@ impl Spool {
         let dirs = self.adopted.iter().chain([&self.own]);
         let files = dirs.filter_map(|locked| fs::read_dir(&locked.dir).ok()).flatten().flatten().map(|entry| entry.path());
         let mut journalled: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == T::EXTENSION)).collect();
-        journalled.sort_by_key(|path| path.file_stem().and_then(|number| number.to_str()?.parse::<u64>().ok()));
+        journalled.sort_by_key(|path| number_of(path));
         journalled.into_iter().filter_map(|path| Journalled::read(&self.disk, &path)).collect()
     }
 
@@ -132,6 +140,11 @@ impl Spool {
     pub fn free(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.own.dir).map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()))
     }
+}
+
+/// The number that names a file of the spool.
+pub(super) fn number_of(path: &Path) -> Option<u64> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 /// Entries with a readable record and their file. Spool files without a record hold nothing that was promised.

@@ -351,9 +351,7 @@ impl Staged {
     /// Ends [`Staged::pause`].
     pub fn resume(&self) {
         self.entry.intent.lock().paused = false;
-        let generation = self.entry.content.lock().generation;
-        let delay = self.entry.shared.config.write_back;
-        self.entry.shared.send(Message::Later { id: self.entry.id, generation, delay });
+        self.entry.publish_after(self.entry.shared.config.write_back);
     }
 
     /// Its name is another file's, or nobody's, while it is open: what was queued of it is not published, and ends with the mount
@@ -459,8 +457,7 @@ impl Staged {
         failpoint::pass("queued");
         if !held {
             entry.forget_replaced().await;
-            let generation = entry.content.lock().generation;
-            entry.shared.send(Message::Later { id: entry.id, generation, delay });
+            entry.publish_after(delay);
         }
         Ok(())
     }

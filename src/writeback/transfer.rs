@@ -16,7 +16,7 @@ use super::manifest::Phase;
 use super::plan::{How, Piece};
 use super::spool::blocking;
 use super::state::SentPart;
-use super::{Base, BaseError, Error, Target, reason};
+use super::{Base, BaseError, Error, Target};
 use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
 
@@ -108,12 +108,6 @@ impl Counts {
         self.entry.shared.meter.retract(handed);
     }
 
-    /// Status says why it takes so long.
-    fn refused(&self, error: &S3Error) {
-        self.restart();
-        self.entry.intent.lock().reason = Some(reason::of_store(error));
-    }
-
     fn hand(&self, bytes: u64) {
         // A client may read a body twice at once (to hash it): no more than its length is ever counted.
         let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len))).unwrap_or(self.len);
@@ -148,8 +142,8 @@ impl Source for SpoolSource {
         self.range.end - self.range.start
     }
 
-    fn refused(&self, error: &S3Error) {
-        self.counts.refused(error);
+    fn refused(&self) {
+        self.counts.restart();
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
@@ -191,8 +185,8 @@ impl Source for MemorySource {
         self.bytes.len() as u64
     }
 
-    fn refused(&self, error: &S3Error) {
-        self.counts.refused(error);
+    fn refused(&self) {
+        self.counts.restart();
     }
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {

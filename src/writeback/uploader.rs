@@ -377,8 +377,8 @@ impl Uploader {
             ..Context::of(&job.state, &action)
         };
         let task = tokio::spawn(async move {
-            let slowed = entry.clone();
-            let told: slow::Listener = Arc::new(move |pause| slowed.slowed(pause));
+            let repeated = entry.clone();
+            let told: slow::Listener = Arc::new(move |error, pause| repeated.sent_again(error, pause));
             let outcome = slow::listen(told, publish::perform(&entry, context, &action)).await;
             drop(place);
             shared.send(Message::Done { id, action, outcome });

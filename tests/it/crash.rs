@@ -288,7 +288,7 @@ fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>
             // Closed or not: its bytes are in the spool, and listed.
             let entry = left.iter().find(|entry| entry["key"] == name && entry["size"] == synced.len);
             assert!(entry.is_some(), "{scene}: {name} was fsynced and is not listed: {left:?}");
-            assert!(holds(&mount.home().join("state"), &synced.bytes()), "{scene}: the fsynced bytes of {name} are nowhere");
+            assert!(files::holds(&mount.home().join("state"), &synced.bytes()), "{scene}: the fsynced bytes of {name} are nowhere");
         }
     }
     let conflicts: Vec<String> = store.keys().into_iter().filter(|key| key.contains("conflict of")).collect();
@@ -297,13 +297,6 @@ fn check(mount: &mut Mount, store: &Store, known: &BTreeMap<&'static str, Known>
         assert_eq!(entry["phase"], "writing", "{scene}: neither published nor unfinished: {entry}");
     }
     store.eventually(&format!("{scene}: uploads that nobody needs are aborted"), |store| store.unfinished_uploads().is_empty());
-}
-
-/// True when a file below this folder has exactly these bytes.
-fn holds(folder: &Path, bytes: &[u8]) -> bool {
-    let inside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths = inside.filter(|path| path.is_dir() || path.metadata().is_ok_and(|meta| meta.len() == bytes.len() as u64));
-    paths.any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found == bytes) })
 }
 
 fn setup(store: &Store, queues: bool) -> Setup {

@@ -441,12 +441,7 @@ fn a_conflict_copy_is_told_of() {
         return;
     }
     let stage = Stage::new(Store::double());
-    stage.double().put_object(BUCKET, "report.txt", Object::new("base"));
-    let ours = OpenOptions::new().write(true).truncate(true).open(stage.path("report.txt")).unwrap();
-    ours.write_all_at(b"ours", 0).unwrap();
-    stage.double().put_object(BUCKET, "report.txt", Object::new("theirs"));
-    close(ours).unwrap();
-    let kept = stage.store.keys().into_iter().find(|key| key.contains("conflict of")).unwrap();
+    let kept = stage.conflict();
     let status = stage.mount.status();
     let line = status.lines().find(|line| line.contains(&kept)).unwrap_or_else(|| panic!("{status}"));
     assert!(line.contains("s3://releases/report.txt") && line.contains("kept beside it"), "{line}");

@@ -31,7 +31,7 @@ fn a_file_never_closed_is_kept_and_listed() {
     // "what cannot be finished is said": nobody waits for it.
     stage.mount.umount_leaving("unfinished");
     assert_eq!(stage.store.keys(), Vec::<String>::new());
-    assert!(holds(&stage.mount.home().join("state"), b"never closed"), "the bytes are in no file of the state directory");
+    assert!(files::holds(&stage.mount.home().join("state"), b"never closed"), "the bytes are in no file of the state directory");
 }
 
 /// Promise 25: "`packmule umount` … wait for the work": what is being written is not cut off, umount says that it is busy.
@@ -50,14 +50,6 @@ fn a_mount_that_is_written_to_is_busy() {
     files::close(open).unwrap();
     stage.mount.umount_by_command();
     assert_eq!(stage.store.bytes("being written"), "first second");
-}
-
-/// True when a file below this folder begins with these bytes.
-fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found.starts_with(bytes)) })
 }
 
 /// Promise 24: "parked, named with its reason … or superseded by a new copy"; and one file's failure is no other's.

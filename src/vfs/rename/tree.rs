@@ -12,26 +12,19 @@ use super::super::lookup::{LINK_MAX, object_of};
 use super::super::remember::Row;
 use super::super::{Ino, Vfs, attr};
 use super::{Move, copied_object};
-use crate::s3::{ETag, ListEntry, ListRequest};
+use crate::s3::{DELETE_MOST, ETag, ListEntry, ListRequest};
 use crate::writeback::Attributes;
-
-/// Keys of one DeleteObjects (S3's own limit).
-const DELETE_MOST: usize = 1000;
 
 impl Vfs {
     /// Moves all that is below a directory. Nothing that waits for its publication gets one under the old name meanwhile.
     pub(super) async fn rename_tree(&self, dir: Ino, step: &Move) -> Result<()> {
-        let queued: Vec<_> = {
+        let files: Vec<Ino> = {
             let table = self.table.lock();
-            let files = table.below(dir).into_iter().filter_map(|ino| Some((ino, &table.get(ino)?.file)));
-            let staged = files.filter(|(_, file)| !file.temporary).filter_map(|(ino, file)| Some((ino, file.staged.clone()?)));
-            staged.filter(|(_, staged)| staged.is_queued()).collect()
+            let is_queued = |ino: &Ino| table.get(*ino).is_some_and(|node| node.file.staged.is_some() && !node.file.temporary);
+            table.below(dir).into_iter().filter(is_queued).collect()
         };
-        for (ino, staged) in &queued {
-            // Returns when what is on its way already has arrived, where the listing finds it.
-            staged.pause().await;
-            self.catch_up(*ino);
-        }
+        // What is on its way already arrives first, where the listing finds it.
+        let queued = self.pause_queued(files.into_iter()).await;
         let result = self.move_tree(dir, step).await;
         for (ino, staged) in queued {
             staged.resume();

@@ -42,12 +42,7 @@ impl Uploader {
                 job.bad_digests += u32::from(!torn);
                 self.again(id, action);
             }
-            ErrorKind::Network
-            | ErrorKind::TimedOut
-            | ErrorKind::Server
-            | ErrorKind::Throttled
-            | ErrorKind::Protocol
-            | ErrorKind::Conflict => {
+            kind if kind.passes() || matches!(kind, ErrorKind::Protocol | ErrorKind::Conflict) => {
                 job.doubt |= job.is_committing();
                 job.entry.intent.lock().reason = Some(reason::of_store(&error));
                 self.again(id, action);

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
+use super::double::Turns;
 use super::wiretap::operation;
 
 /// What happens to a request or to its answer.
@@ -58,14 +59,13 @@ pub enum Fault {
 pub struct When {
     operations: Vec<&'static str>,
     contains: String,
-    skip: u64,
-    times: Option<u64>,
+    turns: Turns,
 }
 
 impl When {
     /// Requests of these operations, by S3's names (both versions of ListObjects are `ListObjects`); none named: all.
     pub fn any_of(operations: &[&'static str]) -> Self {
-        Self { operations: operations.to_vec(), contains: String::new(), skip: 0, times: None }
+        Self { operations: operations.to_vec(), contains: String::new(), turns: Turns::default() }
     }
 
     /// Only where the request line holds this.
@@ -76,13 +76,13 @@ impl When {
 
     /// Not for the first `count` of them.
     pub fn after(mut self, count: u64) -> Self {
-        self.skip = count;
+        self.turns.skip = count;
         self
     }
 
     /// At most `count` times; without it for ever.
     pub fn times(mut self, count: u64) -> Self {
-        self.times = Some(count);
+        self.turns.times = Some(count);
         self
     }
 }
@@ -101,15 +101,9 @@ impl Shared {
         let line = String::from_utf8_lossy(line);
         for (when, fault) in self.faults.lock().iter_mut() {
             let meant = when.operations.is_empty() || when.operations.contains(&name);
-            if !meant || !line.contains(&when.contains) || when.times == Some(0) {
-                continue;
+            if meant && line.contains(&when.contains) && !when.turns.is_skipped() && when.turns.strike() {
+                return Some(*fault);
             }
-            if when.skip > 0 {
-                when.skip -= 1;
-                continue;
-            }
-            when.times = when.times.map(|times| times - 1);
-            return Some(*fault);
         }
         None
     }

@@ -51,6 +51,13 @@ pub fn open_existing(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
+/// True when a file below this folder has exactly these bytes.
+pub fn holds(folder: &Path, bytes: &[u8]) -> bool {
+    let inside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths = inside.filter(|path| path.is_dir() || path.metadata().is_ok_and(|meta| meta.len() == bytes.len() as u64));
+    paths.any(|path| if path.is_dir() { holds(&path, bytes) } else { fs::read(&path).is_ok_and(|found| found == bytes) })
+}
+
 /// Names in a folder, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());

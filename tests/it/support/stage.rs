@@ -1,8 +1,11 @@
 //! A store with a mount of it, and the macro that runs one test on every store.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::double::Double;
+use super::files::close;
 use super::mount::{Mount, Setup, can_mount};
 use super::seaweed;
 use super::store::Store;
@@ -33,6 +36,18 @@ impl Stage {
     /// The mountpoint.
     pub fn dir(&self) -> &Path {
         self.mount.dir()
+    }
+
+    /// Writes a whole new content of `report.txt` while somebody else does; gives the key under which ours is kept.
+    pub fn conflict(&self) -> String {
+        self.store.put("report.txt", "base");
+        let ours = OpenOptions::new().write(true).truncate(true).open(self.path("report.txt")).unwrap();
+        ours.write_all_at(b"ours", 0).unwrap();
+        self.store.put("report.txt", "theirs");
+        close(ours).unwrap();
+        let keys = self.store.keys();
+        let kept = keys.iter().find(|key| key.starts_with("report (conflict of ") && key.ends_with(").txt"));
+        kept.unwrap_or_else(|| panic!("no conflict copy among {keys:?}")).clone()
     }
 
     /// The double, in tests that run on it alone.

@@ -33,6 +33,31 @@ pub enum Fault {
     StallBody(usize, Duration),
 }
 
+/// Which of the requests that a fault is for it strikes.
+#[derive(Clone, Debug, Default)]
+pub struct Turns {
+    /// Not the first so many.
+    pub skip: u64,
+    /// At most so many; `None`: all.
+    pub times: Option<u64>,
+}
+
+impl Turns {
+    /// True of one of the first requests, which is counted.
+    pub fn is_skipped(&mut self) -> bool {
+        let skipped = self.skip > 0;
+        self.skip -= u64::from(skipped);
+        skipped
+    }
+
+    /// True where it strikes still, which is counted.
+    pub fn strike(&mut self) -> bool {
+        let strikes = self.times != Some(0);
+        self.times = self.times.map(|times| times.saturating_sub(1));
+        strikes
+    }
+}
+
 /// Which requests a fault is for.
 #[derive(Clone, Debug, Default)]
 pub struct When {
@@ -40,8 +65,7 @@ pub struct When {
     key: Option<String>,
     outside: Option<String>,
     bucket: Option<String>,
-    skip: u64,
-    times: Option<u64>,
+    turns: Turns,
 }
 
 impl When {
@@ -74,13 +98,13 @@ impl When {
 
     /// Not for the first `count` of them.
     pub fn after(mut self, count: u64) -> Self {
-        self.skip = count;
+        self.turns.skip = count;
         self
     }
 
     /// At most `count` times; without it for ever.
     pub fn times(mut self, count: u64) -> Self {
-        self.times = Some(count);
+        self.turns.times = Some(count);
         self
     }
 
@@ -115,16 +139,11 @@ impl Faults {
             if !when.is_about(asked) {
                 continue;
             }
-            if when.skip > 0 {
-                when.skip -= 1;
-                continue;
-            }
             let is_delay = matches!(fault, Fault::Delay(_));
-            if when.times == Some(0) || (!is_delay && taken.iter().any(|fault| !matches!(fault, Fault::Delay(_)))) {
-                continue;
+            let comes_second = !is_delay && taken.iter().any(|fault| !matches!(fault, Fault::Delay(_)));
+            if !when.turns.is_skipped() && !comes_second && when.turns.strike() {
+                taken.push(fault.clone());
             }
-            when.times = when.times.map(|times| times - 1);
-            taken.push(fault.clone());
         }
         taken
     }

@@ -27,7 +27,7 @@ mod s3;
 mod server;
 
 pub use checksum::hex_md5 as md5;
-pub use fault::{Fault, When};
+pub use fault::{Fault, Turns, When};
 pub use model::Object;
 pub use record::Requests;
 
