@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::fuse::mountinfo::{self, FS_TYPE};
-use crate::writeback::EntryStatus;
+use crate::writeback::{DeleteStatus, EntryStatus};
 
 pub mod progress;
 pub mod server;
@@ -32,6 +34,9 @@ const MAX_RESPONSE: u64 = 256 * 1024 * 1024;
 /// How long a mount may take to take a connection and the request, and to answer what it knows by itself: one that hangs must
 /// not keep every command from the others. Other answers may take as long as an upload.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// So many deletes are named in status.
+pub const DELETES_NAMED: usize = 20;
 
 /// What a command asks of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +168,9 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// It stores and deletes nothing: what earlier mounts left waits for one that may.
+    #[serde(default)]
+    pub read_only: bool,
     /// Seconds since it was mounted.
     pub uptime_seconds: u64,
     /// FUSE operations without an answer yet.
@@ -219,6 +227,23 @@ impl Upload {
         self.phase == "writing" && !self.recovered
     }
 
+    /// A temporary name waits for its rename, what an earlier mount left (never closed, or for a bucket that is gone) for its
+    /// owner's word: neither makes an unmount fail.
+    pub fn may_wait(&self) -> bool {
+        self.held || self.recovered && self.waits && self.phase != "parked"
+    }
+
+    /// Files and the first of `count` deletes; the last one named says how many more there are.
+    pub fn with_deletes(mut files: Vec<Upload>, count: usize, first: &[DeleteStatus]) -> Vec<Upload> {
+        let more = count - first.len();
+        files.extend(first.iter().map(Upload::from));
+        if let Some(last) = files.last_mut().filter(|_| more > 0) {
+            let reason = last.reason.take();
+            last.reason = Some(reason.map_or_else(|| format!("and {more} more"), |reason| format!("{reason}; and {more} more")));
+        }
+        files
+    }
+
     /// `s3://bucket/key` on one line, whatever the key.
     pub fn shown(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key.escape_debug())
@@ -240,6 +265,21 @@ impl From<&EntryStatus> for Upload {
             held: entry.held,
             incomplete: entry.incomplete,
             waits: entry.waits(),
+        }
+    }
+}
+
+/// A delete in the same words: it has no bytes.
+impl From<&DeleteStatus> for Upload {
+    fn from(delete: &DeleteStatus) -> Self {
+        Self {
+            id: delete.id,
+            bucket: delete.bucket.clone(),
+            key: delete.key.clone(),
+            phase: if delete.refused { Self::UNDELETED } else { Self::DELETING }.into(),
+            reason: delete.reason.clone(),
+            waits: delete.refused,
+            ..Self::default()
         }
     }
 }
@@ -338,6 +378,9 @@ impl Client {
             let socket = dir.join(&name);
             match UnixStream::connect(&socket) {
                 Ok(stream) => {
+                    if listener(&stream).is_some_and(|pid| !runs(pid)) {
+                        bail!("{0}: its packmule was killed: packmule umount {0} takes the mount away", mountpoint.display());
+                    }
                     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
                     return Ok(Client { stream: BufReader::new(stream), mountpoint: mountpoint.to_owned() });
                 }
@@ -386,6 +429,28 @@ impl Client {
             response => Ok(response),
         }
     }
+}
+
+/// True where the program that served the mount was killed, and the kernel keeps it, as a zombie, and its connections: a thread of it
+/// waits for a lock of the kernel whose holder waits for an answer of that very program. Nobody ends this wait but who aborts the
+/// connection.
+pub(crate) fn was_killed(mountpoint: &Path) -> bool {
+    let name = socket_name(mountpoint);
+    let streams = candidate_dirs().into_iter().filter_map(|dir| UnixStream::connect(dir.join(&name)).ok());
+    streams.filter_map(|stream| listener(&stream)).any(|pid| !runs(pid))
+}
+
+/// Who listens at the other end (unix(7), SO_PEERCRED: the process that called listen(2)).
+fn listener(stream: &UnixStream) -> Option<u32> {
+    let credentials = getsockopt(stream, PeerCredentials).ok()?;
+    // 0: a process of another pid namespace.
+    u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0)
+}
+
+/// False once the process has ended, though nobody may have reaped it yet (proc_pid_stat(5): the state follows the name).
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Own sockets first; root also looks at every logged-in user's, for `umount` of somebody's mount.
@@ -457,5 +522,19 @@ mod tests {
         std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
         let resolved = resolve(&dir.path().join("link/no/such")).unwrap();
         assert_eq!(resolved, dir.path().canonicalize().unwrap().join("no/such"));
+    }
+
+    #[test]
+    fn a_process_that_nobody_reaped_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(runs(std::process::id()) && runs(child.id()));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while runs(child.id()) && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!runs(child.id()) && Path::new("/proc").join(child.id().to_string()).exists());
+        child.wait().unwrap();
+        assert!(!runs(child.id()));
     }
 }

@@ -188,13 +188,7 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     }
     mount.unmount().await?;
     tracing::info!("unmounted");
-    Ok(if left.iter().all(may_wait) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// A temporary name waits for its rename, what an earlier mount left (never closed, or for a bucket that is gone) for its
-/// owner's word: neither makes an unmount fail.
-fn may_wait(upload: &Upload) -> bool {
-    upload.held || upload.recovered && upload.waits && upload.phase != "parked"
+    Ok(if left.iter().all(Upload::may_wait) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Says what is not in S3: in the log, and to a user at the terminal.

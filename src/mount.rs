@@ -13,18 +13,20 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::{Cache, CacheConfig};
 use crate::config::{self, Config, Source};
-use crate::control::Upload;
 use crate::control::server::Server;
+use crate::control::{DELETES_NAMED, Upload};
 use crate::fuse::session::{Options, Session};
 use crate::s3::client::Client;
 use crate::s3::{Account, ErrorKind, explain};
 use crate::vfs::{self, Root, Vfs, VfsConfig};
 use crate::writeback::{self, SpoolConfig, Writeback};
 
+mod dead;
 mod handler;
 mod hooks;
 mod point;
 
+pub(crate) use dead::clear_dead;
 pub(crate) use point::detach;
 pub use point::{remount, unmount};
 
@@ -37,9 +39,6 @@ const SILENT: Duration = Duration::from_secs(60);
 /// How long the filesystem may take to answer for its root, which asks S3 nothing.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
-/// So many deletes are named in status.
-const DELETES_NAMED: usize = 20;
-
 /// What the layers of one mount share with whoever asks about it.
 pub(crate) struct Layers {
     pub source: String,
@@ -49,6 +48,7 @@ pub(crate) struct Layers {
     pub writeback: Writeback,
     pub vfs: Arc<Vfs>,
     pub close_timeout: Duration,
+    pub read_only: bool,
     pub started: Instant,
 }
 
@@ -117,6 +117,7 @@ impl Mount {
             writeback,
             vfs,
             close_timeout: config.close_timeout,
+            read_only: config.mount.ro,
             started: Instant::now(),
         };
         Self::attach(Arc::new(layers), fuse_options(config)).await
@@ -219,15 +220,8 @@ impl Layers {
 
     /// What is not as in S3 yet: what the spool holds, and deletes. Of many deletes the first are named.
     pub fn work(&self) -> Vec<Upload> {
-        let mut work = self.uploads();
         let (count, first) = self.writeback.deletes(DELETES_NAMED);
-        let more = count - first.len();
-        work.extend(first.iter().map(handler::delete));
-        if let Some(last) = work.last_mut().filter(|_| more > 0) {
-            last.reason =
-                Some(last.reason.take().map_or_else(|| format!("and {more} more"), |reason| format!("{reason}; and {more} more")));
-        }
-        work
+        Upload::with_deletes(self.uploads(), count, &first)
     }
 }
 

@@ -24,11 +24,20 @@ fn timeout(matches: &ArgMatches) -> anyhow::Result<Option<Duration>> {
     Ok(Some(time))
 }
 
-/// Unmounts, and names what is not in S3: that is no failure of umount.
+/// Unmounts, and names what is not in S3. Where something is that was to be there, that is an error, as it is of the mount's process.
 pub fn unmount(directory: &Path, options: Options) -> anyhow::Result<()> {
-    let left = umount::umount(directory, options)?;
+    let umount::Unmounted { left, had_died } = umount::umount(directory, options)?;
+    if had_died {
+        eprintln!(
+            "packmule: {}: its packmule had died; what it had not stored waits in the spool (packmule status) for the next mount",
+            directory.display()
+        );
+    }
     say_left(&left, "goes on at the next mount");
-    Ok(())
+    match left.iter().filter(|upload| !upload.may_wait()).count() {
+        0 => Ok(()),
+        owed => bail!("{}: unmounted, and {owed} not done", directory.display()),
+    }
 }
 
 /// Names what is not in S3, and says how many. `then`: what becomes of what is on its way.

@@ -31,6 +31,7 @@ pub fn retry(matches: &ArgMatches) -> anyhow::Result<()> {
             Owner::Mount(mountpoint) => again(mountpoint, upload),
         };
         match result {
+            Ok(done) if upload.is_delete() => println!("deleted: {}", done.shown()),
             Ok(stored) => println!("stored: {}", stored.shown()),
             Err(error) => {
                 eprintln!("packmule: {error:#}");
@@ -39,7 +40,7 @@ pub fn retry(matches: &ArgMatches) -> anyhow::Result<()> {
         }
     }
     if failed > 0 {
-        bail!("{failed} not stored; see packmule status");
+        bail!("{failed} not done; see packmule status");
     }
     Ok(())
 }
@@ -55,7 +56,11 @@ fn parked<'a>(matches: &ArgMatches, all: &'a Everything) -> anyhow::Result<Vec<P
         Owner::Mount(mountpoint) => mounts.is_empty() || mounts.iter().any(|mount| mount == mountpoint),
         Owner::Folder(_) => false,
     };
-    Ok(all.places().filter(meant).filter(|place| place.upload.phase == "parked" && !place.upload.incomplete).collect())
+    Ok(all
+        .places()
+        .filter(meant)
+        .filter(|place| ["parked", Upload::UNDELETED].contains(&place.upload.phase.as_str()) && !place.upload.incomplete)
+        .collect())
 }
 
 /// Stored beside somebody else's change, or under its final name, it has another key now.
@@ -77,7 +82,8 @@ pub fn discard(matches: &ArgMatches) -> anyhow::Result<()> {
             bail!("discard throws bytes away that nothing else may hold: say --yes where nobody can be asked");
         }
         for Place { upload, .. } in &chosen {
-            eprintln!("{}  {}", upload.shown(), super::status::size(upload.size));
+            let what = if upload.is_delete() { "its delete".to_owned() } else { super::status::size(upload.size) };
+            eprintln!("{}  {what}", upload.shown());
         }
         eprint!("Throw away? [y/N] ");
         let mut answer = String::new();
@@ -98,7 +104,10 @@ pub fn discard(matches: &ArgMatches) -> anyhow::Result<()> {
                 Some(false) => {}
             },
         }
-        println!("thrown away: {}", upload.shown());
+        match upload.is_delete() {
+            true => println!("not deleted: {}", upload.shown()),
+            false => println!("thrown away: {}", upload.shown()),
+        }
     }
     Ok(())
 }
@@ -108,6 +117,9 @@ pub fn recover(matches: &ArgMatches) -> anyhow::Result<()> {
     let all = Everything::look(path_of(matches, "spool-dir"))?;
     let typed = matches.get_one::<String>("entry").map(String::as_str).unwrap_or_default();
     let place = find(typed, &all)?;
+    if place.upload.is_delete() {
+        bail!("{}: is a delete, which has no bytes: S3 still has the object", place.upload.shown());
+    }
     let mut from = match place.owner {
         Owner::Mount(mountpoint) => Origin::Mount { client: Client::connect(mountpoint)?, id: place.upload.id, fetch: true },
         Owner::Folder(dir) => match offline::open(dir, place.upload.id).with_context(|| dir.display().to_string())? {

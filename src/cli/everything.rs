@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde::Serialize;
 
 use crate::config::{Environment, resolve};
-use crate::control::{Client, Request, Response, Status, Upload};
+use crate::control::{Client, DELETES_NAMED, Request, Response, Status, Upload};
 use crate::fuse::mountinfo::mounts;
 use crate::writeback::offline;
 
@@ -138,7 +138,9 @@ impl Everything {
 impl From<offline::Folder> for Left {
     fn from(folder: offline::Folder) -> Self {
         // Without a mount nothing becomes of any of them.
-        let uploads = folder.entries.iter().map(|entry| Upload { waits: true, ..Upload::from(entry) }).collect();
+        let (files, deletes) = (folder.entries.iter().map(Upload::from).collect(), &folder.deletes);
+        let uploads = Upload::with_deletes(files, deletes.len(), &deletes[..deletes.len().min(DELETES_NAMED)]);
+        let uploads = uploads.into_iter().map(|upload| Upload { waits: true, ..upload }).collect();
         Self { spool: folder.dir, source: folder.identity, uploads }
     }
 }
@@ -150,8 +152,8 @@ impl Owner<'_> {
             return Vec::new();
         }
         let retry = (matches!(self, Owner::Mount(_)) && !upload.incomplete).then(|| format!("packmule retry {number}"));
-        let others = [format!("packmule recover {number} FILE"), format!("packmule discard {number}")];
-        retry.into_iter().chain(others).collect()
+        let recover = (!upload.is_delete()).then(|| format!("packmule recover {number} FILE"));
+        retry.into_iter().chain(recover).chain([format!("packmule discard {number}")]).collect()
     }
 }
 

@@ -78,7 +78,7 @@ fn as_text(found: &Everything) -> String {
 /// A folder that no mount has, as people read it.
 fn waiting(left: &Left, found: &Everything) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{}: left by an earlier mount, waits for the next mount of it", left.source.escape_debug());
+    let _ = writeln!(text, "{}: left by an earlier mount, waits for the next mount of it that may write", left.source.escape_debug());
     let _ = writeln!(text, "  spool: {}", left.spool.display().to_string().escape_debug());
     for upload in &left.uploads {
         text += &entry(upload, Owner::Folder(&left.spool), found);
@@ -99,8 +99,10 @@ fn table(status: &Status, found: &Everything) -> String {
         status.version
     );
     let _ = writeln!(text, "  cache: {} in {} files; requests since the mount: {requests}", size(status.cache_bytes), status.cache_files);
-    if status.uploads.is_empty() {
-        let _ = writeln!(text, "  everything is in S3");
+    match (status.uploads.is_empty(), status.read_only) {
+        (true, false) => text += "  everything is in S3\n",
+        (true, true) => text += "  read-only: nothing is stored by this mount\n",
+        (false, _) => {}
     }
     for upload in &status.uploads {
         text += &entry(upload, Owner::Mount(&status.mountpoint), found);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::{Client, Request, Response, Upload, progress, resolve};
+use super::{Client, Request, Response, Upload, progress, resolve, runs};
 use crate::fuse::mountinfo::{FS_TYPE, mounted_at};
 use crate::mount;
 
@@ -24,11 +24,20 @@ pub struct Options {
     pub timeout: Option<Duration>,
 }
 
-/// Unmounts; gives what could not be uploaded and stays in the spool.
+/// How it went.
+#[derive(Debug, Default)]
+pub struct Unmounted {
+    /// What could not be uploaded, and stays in the spool.
+    pub left: Vec<Upload>,
+    /// The mount's program had died before: what is in the spool was not asked.
+    pub had_died: bool,
+}
+
+/// Unmounts. A mount whose program has died is taken away.
 ///
 /// # Errors
 /// When it is not a mount of packmule, or is still there at the end; one line.
-pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>> {
+pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Unmounted> {
     let shown = mountpoint.display();
     let mountpoint = resolve(mountpoint)?;
     match mounted_at(&mountpoint)? {
@@ -36,14 +45,18 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
         Some(mount) if mount.fs_type != FS_TYPE => bail!("{shown}: a mount of type {}, not of packmule: use umount(8)", mount.fs_type),
         Some(_) => {}
     }
-    if options.lazy {
-        mount::detach(&mountpoint)?;
-        return Ok(Vec::new());
+    match (mount::clear_dead(&mountpoint), options.lazy) {
+        (Ok(true), _) => return Ok(Unmounted { had_died: true, ..Unmounted::default() }),
+        (_, true) => {
+            mount::detach(&mountpoint)?;
+            return Ok(Unmounted::default());
+        }
+        (alive, false) => alive.map(drop)?,
     }
     let Ok(mut client) = Client::connect(&mountpoint) else {
         // Nobody's, or somebody else's and we are root: the process drains by itself once the kernel let go.
         mount::unmount(&mountpoint)?;
-        return Ok(Vec::new());
+        return Ok(Unmounted::default());
     };
     let pid = match client.call(&Request::Ping)? {
         Response::Pong { pid, .. } => pid,
@@ -67,31 +80,5 @@ pub fn umount(mountpoint: &Path, options: Options) -> anyhow::Result<Vec<Upload>
     while pid != std::process::id() && runs(pid) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(left)
-}
-
-/// False once the process has ended, though nobody may have reaped it yet (proc_pid_stat(5): the state follows the name).
-fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_that_nobody_reaped_has_ended() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(runs(std::process::id()) && runs(child.id()));
-        child.kill().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while runs(child.id()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(!runs(child.id()) && Path::new("/proc").join(child.id().to_string()).exists());
-        child.wait().unwrap();
-        assert!(!runs(child.id()));
-    }
+    Ok(Unmounted { left, had_died: false })
 }

@@ -68,6 +68,7 @@ impl Answers {
             mountpoint: layers.mountpoint.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
+            read_only: layers.read_only,
             uptime_seconds: layers.started.elapsed().as_secs(),
             operations: self.operations.load(Ordering::Relaxed),
             uploads: layers.work(),
@@ -167,7 +168,21 @@ impl Answers {
         found.ok_or_else(|| format!("{id}: no upload has this number: packmule status lists them"))
     }
 
+    /// A delete that waits, or that the store refused.
+    fn delete(&self, id: u64) -> Option<DeleteStatus> {
+        self.layers.writeback.deletes(usize::MAX).1.into_iter().find(|delete| delete.id == id)
+    }
+
     async fn retry(&self, id: u64) -> Result<Response, String> {
+        if let Some(DeleteStatus { bucket, key, .. }) = self.delete(id) {
+            let ended = self.layers.writeback.delete_again(id).await.unwrap_or(Ok(()));
+            self.layers.vfs.refresh().await;
+            return match ended {
+                Ok(()) => Ok(Response::Key { bucket, key }),
+                Err(writeback::Error::S3(error)) => Err(explain::explain(&error)),
+                Err(error) => Err(format!("s3://{bucket}/{}: {error}", key.escape_debug())),
+            };
+        }
         let entry = self.entry_that_waits(id)?;
         let name = format!("s3://{}/{}", entry.bucket, entry.key.escape_debug());
         let error = match self.layers.writeback.publish_again(id).await {
@@ -185,7 +200,9 @@ impl Answers {
     }
 
     async fn discard(&self, id: u64) -> Result<Response, String> {
-        self.entry_that_waits(id)?;
+        if self.delete(id).is_none() {
+            self.entry_that_waits(id)?;
+        }
         self.layers.writeback.discard(id).await;
         Ok(Response::Ok)
     }
@@ -239,18 +256,6 @@ impl Answers {
 
 fn error(message: impl Into<String>) -> Response {
     Response::Error { message: message.into() }
-}
-
-/// A delete in the same words: it has no bytes.
-pub(super) fn delete(delete: &DeleteStatus) -> Upload {
-    Upload {
-        id: delete.id,
-        bucket: delete.bucket.clone(),
-        key: delete.key.clone(),
-        phase: if delete.refused { Upload::UNDELETED } else { Upload::DELETING }.into(),
-        reason: delete.reason.clone(),
-        ..Upload::default()
-    }
 }
 
 #[async_trait]

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{AccessFlags, access, geteuid};
 
+use super::dead::clear_dead;
 use crate::config::{Config, MountFlags};
 use crate::fuse::mountinfo::{FS_TYPE, mounted_at};
 
@@ -18,12 +19,10 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<PathBuf> {
     check_machine(&config.mount)?;
     let shown = config.mountpoint.display();
     let mountpoint = crate::control::resolve(&config.mountpoint)?;
-    // Asked first and of the kernel: the attributes of a dead mount may still be cached.
-    if let Some(mount) = mounted_at(&mountpoint)?.filter(|mount| mount.fs_type == FS_TYPE) {
-        match nix::sys::statfs::statfs(&mountpoint) {
-            Err(nix::errno::Errno::ENOTCONN) => clear_dead(&mountpoint, &mount.source)?,
-            _ => bail!("{shown}: {} is already mounted there: unmount it first (packmule umount {shown})", mount.source),
-        }
+    if let Some(mount) = mounted_at(&mountpoint)?.filter(|mount| mount.fs_type == FS_TYPE)
+        && !clear_dead(&mountpoint)?
+    {
+        bail!("{shown}: {} is already mounted there: unmount it first (packmule umount {shown})", mount.source);
     }
     match std::fs::metadata(&mountpoint) {
         Ok(metadata) if !metadata.is_dir() => bail!("{shown}: not a directory: name a directory to mount on"),
@@ -88,13 +87,6 @@ fn fusermount() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/bin", "/bin", "/sbin"].map(PathBuf::from)).collect::<Vec<_>>();
     ["fusermount3", "fusermount"].iter().find_map(|name| dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file()))
-}
-
-/// "Transport endpoint is not connected": our daemon died and left its mount.
-fn clear_dead(mountpoint: &Path, source: &str) -> anyhow::Result<()> {
-    let shown = mountpoint.display();
-    tracing::warn!(mountpoint = %shown, "the packmule that served this mount has died: its mount is taken away");
-    detach(mountpoint).with_context(|| format!("{shown}: the dead mount of {source} is in the way: run fusermount3 -uz {shown}"))
 }
 
 /// Takes a mount out of the tree, in use or not.

@@ -93,15 +93,11 @@ impl Vfs {
             None
         };
         let expect = match &unlinked {
-            Some(unlinked) => unlinked.what.replaced_by(),
+            Some(unlinked) => unlinked.replaced_by(),
             None if exclusive => Expect::Absent,
             None => Expect::NewFile,
         };
-        let staged = self.writeback.stage(target(&place), expect, None, attributes).await.map_err(Error::from);
-        let (staged, unlinked) = match (staged, unlinked) {
-            (Ok(staged), unlinked) => (staged, unlinked),
-            (Err(error), unlinked) => return self.replaced(&place, unlinked, Err(error)).await,
-        };
+        let staged = self.writeback.stage(target(&place), expect, None, attributes).await?;
         let guess = temporary.as_ref().and_then(|temporary| self.guess(parent, temporary));
         if temporary.is_some() {
             staged.set_held(true, guess);
@@ -111,9 +107,9 @@ impl Vfs {
         node.stored = stored;
         node.since = Some(Instant::now());
         if let Some(unlinked) = unlinked {
-            node.object = unlinked.what.etag.as_ref().map(unlinked_object);
+            node.object = unlinked.etag().map(unlinked_object);
             node.file.recovered = node.object.is_none();
-            staged.replaces(unlinked);
+            unlinked.confirm().into_iter().for_each(|deletion| staged.replaces(deletion));
         }
         node.file.staged = Some(staged);
         node.file.temporary = temporary.is_some();
@@ -153,7 +149,7 @@ impl Vfs {
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
             let unlinked = self.take_delete(&place).await?;
             let put = self.put_marker(&place, stored, now).await;
-            self.replaced(&place, unlinked, put).await?;
+            self.replaced(unlinked, put).await?;
             segment
         };
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Directory, now);

@@ -12,7 +12,7 @@ use super::path::name_of;
 use super::queued::split;
 use super::{Ino, Vfs};
 use crate::s3::{ETag, ListPage, ListRequest, Store};
-use crate::writeback::{Deletion, Journalled};
+use crate::writeback::{Deletion, Expect, Journalled, Writeback};
 
 /// How long the DELETE of a name that is about to be taken is held.
 const HOLD: Duration = Duration::from_secs(1);
@@ -53,16 +53,15 @@ impl Vfs {
     }
 
     /// Takes a DELETE that waits for this key: what comes replaces the version that was unlinked.
-    pub(super) async fn take_delete(&self, place: &Place) -> Result<Option<Journalled<Deletion>>> {
-        self.within(async { Ok(self.writeback.take_delete(place.store.bucket(), &place.key).await) }).await
+    pub(super) async fn take_delete(&self, place: &Place) -> Result<Option<Taken>> {
+        let taken = self.within(async { Ok(self.writeback.take_delete(place.store.bucket(), &place.key).await) }).await?;
+        Ok(taken.map(|deletion| Taken { deletion: Some(deletion), store: place.store.clone(), writeback: self.writeback.clone() }))
     }
 
     /// Ends what [`Vfs::take_delete`] took: it was replaced, or goes on.
-    pub(super) async fn replaced<T>(&self, place: &Place, taken: Option<Journalled<Deletion>>, result: Result<T>) -> Result<T> {
-        match (taken, &result) {
-            (Some(deletion), Ok(_)) => deletion.forget().await,
-            (Some(deletion), Err(_)) => self.writeback.put_delete_back(place.store.clone(), deletion),
-            (None, _) => {}
+    pub(super) async fn replaced<T>(&self, taken: Option<Taken>, result: Result<T>) -> Result<T> {
+        if let Some(deletion) = taken.filter(|_| result.is_ok()).and_then(Taken::confirm) {
+            deletion.forget().await;
         }
         result
     }
@@ -126,6 +125,38 @@ impl Vfs {
         }
         for (ino, name) in shown {
             self.tell(|notify| notify.invalidate_entry(ino, &name));
+        }
+    }
+}
+
+/// A DELETE that [`Vfs::take_delete`] took out of the queue. Dropped without a word, by an error as by a deadline, it goes on.
+pub(super) struct Taken {
+    deletion: Option<Journalled<Deletion>>,
+    store: Arc<dyn Store>,
+    writeback: Writeback,
+}
+
+impl Taken {
+    /// The version that was unlinked; `None`: whatever was there.
+    pub(super) fn etag(&self) -> Option<&ETag> {
+        self.deletion.as_ref().and_then(|deletion| deletion.what.etag.as_ref())
+    }
+
+    /// What a publication expects to find that comes instead.
+    pub(super) fn replaced_by(&self) -> Expect {
+        self.deletion.as_ref().map_or(Expect::NewFile, |deletion| deletion.what.replaced_by())
+    }
+
+    /// Something came in its place: its record is the caller's to forget.
+    pub(super) fn confirm(mut self) -> Option<Journalled<Deletion>> {
+        self.deletion.take()
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(deletion) = self.deletion.take() {
+            self.writeback.put_delete_back(self.store.clone(), deletion);
         }
     }
 }

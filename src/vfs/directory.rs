@@ -61,6 +61,7 @@ impl Vfs {
             return Err(error);
         }
         let started = Instant::now();
+        let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
         let epoch = self.epoch.load(Ordering::Relaxed);
         let listed = if self.is_account(dir) { self.list_buckets(started).await } else { self.list_beginning(dir, started).await };
         let listing = Arc::new(listed.inspect_err(|error| *turn = Some((Instant::now(), *error)))?);

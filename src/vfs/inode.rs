@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
@@ -130,6 +130,8 @@ pub struct DirState {
     pub children: HashMap<OsString, Ino>,
     /// The newest listing, whole or a first page.
     pub listing: Option<Arc<Listing>>,
+    /// Listings that somebody reads, by their beginning; see [`DirState::begin_listing`].
+    reading: Vec<(Instant, Weak<ListingGuard>)>,
     /// Names that this mount removed, and when: listings begun before still hold them.
     pub removed: HashMap<OsString, Instant>,
     /// Names that the store did not know, and when it was asked.
@@ -151,6 +153,7 @@ impl DirState {
             store: None,
             children: HashMap::new(),
             listing: None,
+            reading: Vec::new(),
             removed: HashMap::new(),
             absent: HashMap::new(),
             listing_order: Arc::default(),
@@ -170,6 +173,20 @@ impl DirState {
         self.listing.as_ref().map(|listing| listing.started)
     }
 
+    /// A listing begins: until what is given is dropped, nodes that this mount names meanwhile are kept, for it may lack them.
+    pub fn begin_listing(&mut self, started: Instant) -> Arc<ListingGuard> {
+        let guard = Arc::new(ListingGuard);
+        self.reading.retain(|(_, guard)| guard.strong_count() > 0);
+        self.reading.push((started, Arc::downgrade(&guard)));
+        guard
+    }
+
+    /// When the oldest listing was begun that is in use or being read.
+    fn oldest_listing(&self) -> Option<Instant> {
+        let read = self.reading.iter().filter(|(_, guard)| guard.strong_count() > 0).map(|(started, _)| *started);
+        read.chain(self.listed_at()).min()
+    }
+
     /// Takes a newer listing into use and lets go of what it has overtaken.
     fn install(&mut self, listing: Arc<Listing>) {
         if self.listed_at().is_some_and(|at| at > listing.started) {
@@ -183,6 +200,9 @@ impl DirState {
         self.listing = Some(listing);
     }
 }
+
+/// Held by whoever reads a listing.
+pub struct ListingGuard;
 
 /// Where a node lies in the store.
 #[derive(Clone)]
@@ -344,9 +364,9 @@ impl Table {
         }
     }
 
-    /// The listing in use was begun before this mount gave the node its name: forgotten, the name would be absent.
+    /// A listing in use, or on its way, was begun before this mount gave the node its name: forgotten, the name would be absent.
     fn is_newer_than_listing(&self, node: &Node) -> bool {
-        let listed = self.dir(node.parent).and_then(DirState::listed_at);
+        let listed = self.dir(node.parent).and_then(DirState::oldest_listing);
         node.linked && node.since.is_some_and(|since| listed.is_some_and(|at| at <= since))
     }
 

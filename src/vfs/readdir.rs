@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::attr::Kind;
 use super::error::{Error, Result};
-use super::inode::Place;
+use super::inode::{ListingGuard, Place};
 use super::listing::{KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{DirEntry, DirSink, Fh, Ino, Vfs};
@@ -51,6 +51,8 @@ struct Stream {
     extra: Option<Vec<OsString>>,
     /// Names of ours, so that a listed one is not shown twice.
     removed: HashSet<OsString>,
+    /// What this mount publishes while the store lists is kept until it was shown.
+    _guard: Arc<ListingGuard>,
 }
 
 /// The beginning of a page: what must be asked and what was in doubt.
@@ -185,13 +187,14 @@ impl Vfs {
     fn begin(&self, dir: Ino) -> Result<Stream> {
         self.attach_recovered(dir);
         let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
-        let table = self.table.lock();
-        let state = table.dir(dir).ok_or(Error::NotDirectory)?;
+        let mut table = self.table.lock();
+        let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
         let whole =
             state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
         Ok(Stream {
+            _guard: state.begin_listing(started),
             started,
             place,
             anchors: vec![Anchor { first: 0, continuation: None, merger }],

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::attr::Kind;
+use super::deletes::Taken;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
@@ -139,12 +140,12 @@ impl Vfs {
                 }
                 let below = match queued.map(|queued| queued.expect()) {
                     Some(Expect::Version(etag)) => Some(etag),
-                    _ => unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.clone()),
+                    _ => unlinked.as_ref().and_then(|unlinked| unlinked.etag().cloned()),
                 };
                 self.within(self.move_object(ino, step, below.as_ref())).await
             };
             let moved = moved.await;
-            return self.replaced(&step.target, unlinked, moved).await;
+            return self.replaced(unlinked, moved).await;
         }
         let Some(staged) = staged else { return Err(Error::Stale) };
         let unlinked = match temporary {
@@ -158,7 +159,7 @@ impl Vfs {
                 Some(expect) => expect,
             },
             (Some(over), _) => Expect::Version(over.etag.clone()),
-            (None, Some(unlinked)) => unlinked.what.replaced_by(),
+            (None, Some(unlinked)) => unlinked.replaced_by(),
             (None, None) if step.exclusive => Expect::Absent,
             (None, None) => Expect::NewFile,
         };
@@ -173,9 +174,9 @@ impl Vfs {
             // It was too late for another name: it has an object under the old one.
             staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
             self.catch_up(ino);
-            let etag = unlinked.as_ref().and_then(|unlinked| unlinked.what.etag.as_ref());
+            let etag = unlinked.as_ref().and_then(Taken::etag);
             let moved = self.within(self.move_object(ino, step, etag)).await;
-            return self.replaced(&step.target, unlinked, moved).await;
+            return self.replaced(unlinked, moved).await;
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;
@@ -184,7 +185,7 @@ impl Vfs {
         if let Some(queued) = &queued {
             staged.inherit(queued);
         }
-        match unlinked {
+        match unlinked.and_then(Taken::confirm) {
             Some(unlinked) if self.config.write_back.is_zero() => unlinked.forget().await,
             Some(unlinked) => staged.replaces(unlinked),
             None => {}

@@ -48,7 +48,7 @@ impl Vfs {
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         let unlinked = self.take_delete(&place).await?;
         let put = put_link(&place, link, &attributes).await;
-        let outcome = self.replaced(&place, unlinked, put).await?;
+        let outcome = self.replaced(unlinked, put).await?;
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Symlink, now);
         node.stored = stored;
         (node.since, node.checked) = (Some(Instant::now()), Some(Instant::now()));

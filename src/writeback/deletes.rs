@@ -245,16 +245,18 @@ impl Deletes {
         (inner.waiting.len() + inner.refused.len(), refused.chain(waiting).take(most).collect())
     }
 
+    /// The key of the delete that waits under a number.
+    fn waiting(&self, id: u64) -> Option<Name> {
+        let inner = self.inner.lock();
+        inner.waiting.iter().find(|(_, slot)| slot.journalled.number() == id).map(|(name, _)| name.clone())
+    }
+
     /// What was refused leaves the list; what waits stays in S3, and shows again. False where no delete has the number.
     pub async fn dismiss(&self, id: u64) -> bool {
-        let found = {
-            let mut inner = self.inner.lock();
-            if inner.refused.remove(&id).is_some() {
-                return true;
-            }
-            inner.waiting.iter().find(|(_, slot)| slot.journalled.number() == id).map(|(name, _)| name.clone())
-        };
-        let Some(name) = found else { return false };
+        if self.inner.lock().refused.remove(&id).is_some() {
+            return true;
+        }
+        let Some(name) = self.waiting(id) else { return false };
         let Some(journalled) = self.take(&name.0, &name.1).await else { return false };
         journalled.forget().await;
         self.tell_kept(&[name]);
@@ -280,16 +282,20 @@ pub(crate) async fn delete_later(shared: &Arc<Shared>, store: Arc<dyn Store>, de
     Ok(())
 }
 
-/// Queues what was refused once more. False where no refused delete has the number.
-pub(crate) fn retry(shared: &Arc<Shared>, id: u64) -> bool {
-    let Some(Refused { store, deletion, .. }) = shared.deletes.inner.lock().refused.remove(&id) else { return false };
-    let shared = shared.clone();
-    tokio::spawn(async move {
-        if let Err(error) = delete_later(&shared, store, deletion, Duration::ZERO).await {
-            tracing::error!("{error}");
+/// Sends a delete that was refused, or that waits, and waits for its end. `None` where no delete has the number.
+pub(crate) async fn send_again(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
+    let refused = shared.deletes.inner.lock().refused.remove(&id);
+    let (bucket, key) = match refused {
+        Some(Refused { store, deletion, .. }) => {
+            let name = (deletion.bucket.clone(), deletion.key.clone());
+            if let Err(error) = delete_later(shared, store, deletion, Duration::ZERO).await {
+                return Some(Err(error));
+            }
+            name
         }
-    });
-    true
+        None => shared.deletes.waiting(id)?,
+    };
+    Some(shared.deletes.settle(&bucket, &key, true).await.map_err(Error::S3))
 }
 
 /// Sends what is due, for as long as the runtime lives.

@@ -452,9 +452,14 @@ impl Writeback {
         publish::drain(&self.shared, deadline).await
     }
 
-    /// Queues a parked or unfinished entry again, or a refused delete. False where there is none of this number.
+    /// Sends a delete that waits, or was refused, and waits for its end. `None` where no delete has the number.
+    pub async fn delete_again(&self, id: u64) -> Option<Result<(), Error>> {
+        deletes::send_again(&self.shared, id).await
+    }
+
+    /// Queues a parked or unfinished entry again. False where there is none of this number.
     pub fn retry(&self, id: u64) -> bool {
-        let Some(entry) = self.shared.entry(id) else { return deletes::retry(&self.shared, id) };
+        let Some(entry) = self.shared.entry(id) else { return false };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
         self.shared.send(Message::Retry { id, reply: None });

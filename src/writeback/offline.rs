@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::EntryStatus;
 use super::content::Content;
 use super::copy_out::Kept;
 use super::disk::{Disk, SpoolFile};
+use super::journal::{Deletion, Journalled, PutOff};
 use super::manifest::{Phase, Record};
 use super::recover::{catch_up, promised, standing};
 use super::spool::{self, Found};
+use super::{DeleteStatus, EntryStatus};
 
 /// A folder of the spool that waits for its mount.
 #[derive(Debug)]
@@ -20,8 +21,10 @@ pub struct Folder {
     pub dir: PathBuf,
     /// Endpoint and bucket (or account) that it belongs to.
     pub identity: String,
-    /// What it holds.
+    /// The files that it holds.
     pub entries: Vec<EntryStatus>,
+    /// The deletes.
+    pub deletes: Vec<DeleteStatus>,
 }
 
 /// The folders below a spool directory that no mount has locked and that hold something.
@@ -39,16 +42,20 @@ pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
         // One that is being made has no identity yet.
         let Ok(identity) = fs::read_to_string(dir.join("identity")) else { continue };
         let Some(_lock) = spool::lock(&dir)? else { continue };
-        let mut entries = Vec::new();
+        let (mut entries, mut deletes) = (Vec::new(), Vec::new());
         for file in fs::read_dir(&dir)? {
             let path = file?.path();
-            let record = path.extension().is_some_and(|extension| extension == "json");
-            let Some(id) = spool::number_of(&path).filter(|_| record) else { continue };
-            entries.extend(kept(&disk, &dir, id)?.map(|kept| kept.status));
+            let Some(id) = spool::number_of(&path) else { continue };
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => entries.extend(kept(&disk, &dir, id)?.map(|kept| kept.status)),
+                Some(Deletion::EXTENSION) => deletes.extend(Journalled::read(&disk, &path).as_ref().map(queued)),
+                _ => {}
+            }
         }
         entries.sort_by_key(|entry| entry.id);
-        if !entries.is_empty() {
-            folders.push(Folder { dir, identity, entries });
+        deletes.sort_by_key(|delete| delete.id);
+        if !entries.is_empty() || !deletes.is_empty() {
+            folders.push(Folder { dir, identity, entries, deletes });
         }
     }
     folders.sort_by(|a, b| a.dir.cmp(&b.dir));
@@ -65,7 +72,7 @@ pub fn open(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
     kept(&Disk::default(), dir, id)
 }
 
-/// Throws an entry of a folder away. `None` where a mount has it by now, or it is gone; else whether parts of it may lie in an
+/// Throws an entry of a folder away, or takes a delete back. `None` where a mount has it by now, or it is gone; else whether parts of it may lie in an
 /// unfinished upload, which only a mount could abort.
 ///
 /// # Errors
@@ -77,8 +84,20 @@ pub fn discard(dir: &Path, id: u64) -> io::Result<Option<bool>> {
             found.remove(&Disk::default())?;
             Ok(Some(found.record.upload.is_some()))
         }
-        None => Ok(None),
+        None => {
+            let path = dir.join(id.to_string()).with_extension(Deletion::EXTENSION);
+            Journalled::<Deletion>::read(&Disk::default(), &path)
+                .map(|_| Disk::default().remove(&path, true))
+                .transpose()
+                .map(|done| done.map(|()| false))
+        }
     }
+}
+
+/// A delete as its next mount will find it.
+fn queued(delete: &Journalled<Deletion>) -> DeleteStatus {
+    let Deletion { bucket, key, .. } = delete.what.clone();
+    DeleteStatus { id: delete.number(), bucket, key, refused: false, reason: None }
 }
 
 impl Found {

@@ -175,6 +175,8 @@ fn a_read_only_mount_leaves_the_queue_alone() {
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert_eq!(store.keys(), ["p/gone", "p/kept"]);
     assert_eq!(folders(&store), folders_before);
+    let told = reader.status();
+    assert!(told.contains("read-only") && !told.contains("everything is in S3"), "{told}");
     let _writer = Mount::start(setup(&store));
     resumed(&store, "the writer beside the reader");
 }

@@ -37,6 +37,11 @@ fn calls_end_while_the_store_throttles() {
     store.put("held", noise(1, 20 * MIB));
     let held = File::open(mount.path("held")).unwrap();
     held.read_exact_at(&mut [0; 4096], 0).unwrap();
+    // Another mount, that queues: the delete of a folder waits.
+    let queues = Mount::start(Setup::of(&store).through(&faulty.endpoint()).option("write_back=1h").option("metadata_ttl=1h"));
+    fs::create_dir(queues.path("gone")).unwrap();
+    fs::remove_dir(queues.path("gone")).unwrap();
+    assert!(store.keys().contains(&"gone/".to_owned()));
     faulty.fault(When::any_of(&[]), Fault::Refusal(503, "SlowDown"));
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -47,6 +52,7 @@ fn calls_end_while_the_store_throttles() {
         scope.spawn(|| assert_eq!(errno(fs::remove_file(mount.path("remove/f"))), Errno::ETIMEDOUT));
         scope.spawn(|| assert_eq!(errno(fs::create_dir(mount.path("new"))), Errno::ETIMEDOUT));
         scope.spawn(|| assert_eq!(errno(fs::read(mount.path("read/f"))), Errno::ETIMEDOUT));
+        scope.spawn(|| assert_eq!(errno(fs::create_dir(queues.path("gone"))), Errno::ETIMEDOUT));
     });
     assert!(began.elapsed() < LONGEST_CALL, "{:?}", began.elapsed());
     faulty.heal();
@@ -57,6 +63,9 @@ fn calls_end_while_the_store_throttles() {
     let mut bytes = vec![0; 20 * MIB];
     held.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == noise(1, 20 * MIB));
+    // Nothing came in the folder's place, so its delete goes on.
+    queues.ask(&["flush"], queues.dir());
+    assert!(!store.keys().contains(&"gone/".to_owned()), "{:?}", store.keys());
 }
 
 /// Promise 22: "Every call ends": one reader whose connection stalls holds up nobody else.

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, errno, noise, output, sh};
-use crate::support::mount::{Setup, can_mount, is_mounted, packmule};
+use crate::support::mount::{Setup, can_mount, is_mounted, packmule, wait};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
@@ -54,7 +54,10 @@ const SEEN: &[(&str, &[&str])] = &[
     ("one key with a control character that makes its folder unlistable", &["names::every_key_shows_and_reads"]),
     ("a stat, unlink or ls that hangs for minutes while the store answers 503", &["seen::nothing_hangs_while_the_store_answers_503"]),
     ("one stalled read that blocks other files", &["seen::a_stalled_read_blocks_no_other_file"]),
-    ("a stale mountpoint after a crash that the next mount refuses", &["seen::a_dead_mount_is_taken_away"]),
+    (
+        "a stale mountpoint after a crash that the next mount refuses",
+        &["seen::a_dead_mount_is_taken_away", "seen::a_killed_mount_that_cannot_end_is_taken_away"],
+    ),
     ("a mount over a folder that is already mounted", &["start::a_mountpoint_in_use"]),
     ("a mount over a folder that is not empty", &["start::bad_mountpoints", "seen::a_folder_that_is_not_empty_needs_a_word"]),
 ];
@@ -385,6 +388,46 @@ fn a_dead_mount_is_taken_away() {
     assert!(said.status.success(), "{said:?}");
     assert_eq!(seen.unwrap(), b"content");
     assert!(ended.status.success(), "{ended:?}");
+}
+
+/// State of a thread of the mount's, by name (proc_pid_stat(5)).
+fn thread_state(pid: u32, name: &str) -> Option<char> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    stats.filter_map(|stat| stat.split_once(&format!("({name}) "))?.1.chars().next()).next()
+}
+
+/// kill -9 while the program tells the kernel of a change in a folder where somebody waits for the program: it waits for his lock
+/// and cannot end, so its connection stays open, and whoever asks the mount would wait for ever.
+#[test]
+fn a_killed_mount_that_cannot_end_is_taken_away() {
+    let options = ["write_back=1s", "metadata_ttl=1h"];
+    let Some(mut stage) = stage(&options, &[("f", b"content".to_vec())]) else { return };
+    for by_command in [true, false] {
+        assert_eq!(files::names(stage.dir()), ["f"]);
+        for operation in ["DeleteObject", "DeleteObjects"] {
+            stage.double().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
+        }
+        stage.double().fault(When::operation("PutObject").key("sub/"), Fault::Stall(Duration::from_secs(120)));
+        fs::remove_file(stage.path("f")).unwrap();
+        let sub = stage.path("sub");
+        let waiting = std::thread::spawn(move || fs::create_dir(sub));
+        let pid = stage.mount.pid();
+        stage.store.eventually("the kernel keeps the notice waiting", |_| thread_state(pid, "notifier") == Some('D'));
+        let mut killed = stage.mount.kill_unwatched();
+        stage.store.eventually("it is killed", |_| thread_state(pid, "packmule") == Some('Z'));
+        assert!(wait(&mut killed, Duration::from_millis(300)).is_none(), "it could end: this tests nothing");
+        assert!(!waiting.is_finished());
+        stage.double().clear_faults();
+        if by_command {
+            let said = output(stage.mount.command().arg("umount").arg(stage.dir()));
+            assert!(said.status.success() && !is_mounted(stage.dir()), "{said:?}");
+        }
+        stage.mount.again();
+        assert!(waiting.join().unwrap().is_err());
+        assert!(wait(&mut killed, Duration::from_secs(20)).is_some(), "it still cannot end");
+        assert_eq!(fs::read(stage.path("f")).unwrap(), b"content");
+    }
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::support::double::{Fault, Requests, When};
+use crate::support::faulty::{Fault as Wire, Faulty, When as OnWire};
 use crate::support::files::{self, errno, noise, output, sh};
 use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
@@ -236,6 +237,45 @@ fn a_refused_delete_shows_the_name_again() {
     }
 }
 
+/// Number of a delete in status.
+fn number_of(stage: &Stage, key: &str) -> String {
+    let told: serde_json::Value = serde_json::from_slice(&output(stage.mount.command().args(["status", "--json"])).stdout).unwrap();
+    let uploads = told.as_array().unwrap().iter().flat_map(|mount| mount["uploads"].as_array().unwrap());
+    let found = uploads.filter(|upload| upload["key"] == key).map(|upload| upload["number"].as_str().unwrap().to_owned()).next();
+    found.unwrap_or_else(|| panic!("{key} is not in {told}"))
+}
+
+/// A delete that was refused is tried again or taken back by its number; one that waits for a mount is taken back without one.
+#[test]
+fn a_delete_has_a_number() {
+    let Some(mut stage) = counted(&[LATER, "metadata_ttl=1h"], [("f", "content"), ("g", "content"), ("h", "content")]) else { return };
+    sh(stage.dir(), "ls; rm f g");
+    for operation in DELETES {
+        stage.double().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
+    }
+    flush_fails(&stage);
+    let [f, g] = ["f", "g"].map(|key| number_of(&stage, key));
+    let refused = output(stage.mount.command().args(["retry", &f]));
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("denied"), "{refused:?}");
+    let bytes = output(stage.mount.command().args(["recover", &number_of(&stage, "f"), "-"]));
+    assert!(!bytes.status.success() && String::from_utf8_lossy(&bytes.stderr).contains("no bytes"), "{bytes:?}");
+    stage.double().clear_faults();
+    assert!(stage.mount.ask(&["retry"], Path::new(&number_of(&stage, "f"))).contains("deleted: s3://releases/f"));
+    assert!(stage.mount.ask(&["discard", "--yes"], Path::new(&g)).contains("not deleted: s3://releases/g"));
+    assert!(stage.mount.status().contains("everything is in S3"), "{}", stage.mount.status());
+    assert_eq!(
+        (stage.store.keys(), files::names(stage.dir())),
+        (vec!["g".to_owned(), "h".to_owned()], vec!["g".to_owned(), "h".to_owned()])
+    );
+    sh(stage.dir(), "rm g h");
+    stage.mount.crash();
+    let g = number_of(&stage, "g");
+    assert!(stage.mount.ask(&["discard", "--yes"], Path::new(&g)).contains("not deleted: s3://releases/g"));
+    stage.mount.again();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), ["g"]);
+}
+
 /// An outage is ridden out: flush and unmount say what is left, and the next mount resumes it.
 #[test]
 fn deletes_ride_an_outage_out() {
@@ -394,11 +434,46 @@ fn what_is_left_is_said() {
     let said = asked.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&said.stderr);
     assert!(text.contains("s3://releases/f") && text.contains("s3://releases/gone"), "{text}");
+    assert_eq!(said.status.code(), Some(1), "{text}");
     stage.mount.crash();
+    // Nobody has it now, and it is told all the same.
+    let told = String::from_utf8(output(stage.mount.command().arg("status")).stdout).unwrap();
+    assert!(told.contains("left by an earlier mount") && told.contains("deleting  s3://releases/gone"), "{told}");
     stage.double().set_down(false);
     stage.mount.again();
     stage.store.eventually("what was left is done", |store| store.keys() == ["f"]);
     assert_eq!(stage.store.bytes("f"), "content\n");
+}
+
+/// Promise 26: "what closing promised is stored, or goes on at the next mount", and it is in its folder from the first look on, while it
+/// is uploaded and after.
+#[test]
+fn what_a_crash_left_is_in_its_folder_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put("d/old", "old");
+    let faulty = Faulty::before(&store.endpoint());
+    let mut mount = Mount::start(Setup::of(&store).through(&faulty.endpoint()).option(LATER));
+    let mut names: Vec<String> = (0..100).map(|n| format!("f{n:03}")).collect();
+    for name in &names {
+        fs::write(mount.path("d").join(name), name).unwrap();
+    }
+    names.push("old".to_owned());
+    mount.crash();
+    // A listing tells of the moment at which it left the store; meanwhile more is published.
+    faulty.fault(OnWire::any_of(&["ListObjects"]).containing("prefix=d"), Wire::Latency(Duration::from_millis(400)));
+    mount.again();
+    loop {
+        let through = store.keys().len() == names.len();
+        let seen = files::names(&mount.path("d"));
+        let missing: Vec<_> = names.iter().filter(|name| !seen.contains(name)).collect();
+        assert!(missing.is_empty() && seen.len() == names.len(), "{} names; not shown: {missing:?}", seen.len());
+        if through {
+            return;
+        }
+    }
 }
 
 /// Promise 26: "what closing promised is stored, or goes on at the next mount"

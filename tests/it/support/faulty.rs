@@ -22,7 +22,7 @@ use super::wiretap::operation;
 /// What happens to a request or to its answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// Served, so much later.
+    /// So much longer under way: half of it the request, half of it the answer.
     Latency(Duration),
     /// Refused with this status and S3 error code; the store hears nothing of it.
     Refusal(u16, &'static str),
@@ -244,7 +244,7 @@ async fn serve(client: &mut Side, target: SocketAddr, shared: &Shared) -> io::Re
             }
             Some(Fault::Latency(time)) => {
                 shared.strike();
-                tokio::time::sleep(time).await;
+                tokio::time::sleep(time / 2).await;
             }
             _ => {}
         }
@@ -259,6 +259,9 @@ async fn serve(client: &mut Side, target: SocketAddr, shared: &Shared) -> io::Re
             body = flipped(body);
         }
         let answer = ask(target, &head, &body).await?;
+        if let Some(Fault::Latency(time)) = fault {
+            tokio::time::sleep(time / 2).await;
+        }
         let Some(fault) = fault else {
             client.stream.write_all(&answer.bytes()).await?;
             continue;

@@ -299,6 +299,13 @@ impl Mount {
         let _ = child.wait();
     }
 
+    /// SIGKILL, and nobody sees to it that the program can end.
+    pub fn kill_unwatched(&mut self) -> Child {
+        let (child, _) = self.running.take().unwrap();
+        signal(&child, Signal::SIGKILL);
+        child
+    }
+
     /// SIGKILL: what a crash leaves.
     pub fn crash(&mut self) {
         let (mut child, _guards) = self.running.take().unwrap();
