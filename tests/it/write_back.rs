@@ -237,11 +237,13 @@ fn a_refused_delete_shows_the_name_again() {
     }
 }
 
-/// Number of a delete in status.
+/// Number of a delete in status, where other tests' mounts are told of too.
 fn number_of(stage: &Stage, key: &str) -> String {
     let told: serde_json::Value = serde_json::from_slice(&output(stage.mount.command().args(["status", "--json"])).stdout).unwrap();
-    let uploads = told.as_array().unwrap().iter().flat_map(|mount| mount["uploads"].as_array().unwrap());
-    let found = uploads.filter(|upload| upload["key"] == key).map(|upload| upload["number"].as_str().unwrap().to_owned()).next();
+    let ours = |place: &serde_json::Value| place.as_str().is_some_and(|place| Path::new(place).starts_with(stage.mount.home()));
+    let of_stage = told.as_array().unwrap().iter().filter(|element| ours(&element["mountpoint"]) || ours(&element["spool"]));
+    let mut uploads = of_stage.flat_map(|element| element["uploads"].as_array().unwrap());
+    let found = uploads.find(|upload| upload["key"] == key).map(|upload| upload["number"].as_str().unwrap().to_owned());
     found.unwrap_or_else(|| panic!("{key} is not in {told}"))
 }
 
