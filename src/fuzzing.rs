@@ -11,9 +11,13 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::aws::encode;
 use crate::cache::block::{self, Sidecar};
 use crate::config::{Source, Typed, table, values};
 use crate::control::{Request, Response};
+use crate::publish::access_log::{self, Delivery, Line, Parser, Part};
+use crate::publish::downloads::Tally;
+use crate::publish::links;
 use crate::s3::xml::{self, Element};
 use crate::s3::{list, response};
 use crate::writeback::content::Content;
@@ -132,6 +136,58 @@ pub fn options(bytes: &[u8]) {
     table::header_value(&text);
 }
 
+/// An access log, as a file and as what such a file unpacks to.
+pub fn access_log(bytes: &[u8]) {
+    let mut tally = Tally::default();
+    let mut again = Tally::default();
+    let (mut lines, mut unknown, mut sent) = (0u64, 0, 0u64);
+    let mut each = |line: Line| {
+        lines += 1;
+        unknown += u64::from(line == Line::Unknown);
+        if let Line::Delivery(delivery) = &line {
+            sent = sent.saturating_add(delivery.bytes);
+            assert!(delivery.size.is_none_or(|size| delivery.bytes <= size), "more than there is: {delivery:?}");
+            assert!(delivery.bytes > 0 || delivery.part == Part::Whole, "nothing was sent: {delivery:?}");
+            assert!(delivery.link.as_deref().is_none_or(links::is_id), "no link of ours: {delivery:?}");
+            if let Some(written) = line_of_s3(delivery) {
+                assert_eq!(Parser::default().line(&written), line, "{written}");
+            }
+        }
+        tally.add(line.clone());
+        again.add(line.clone());
+        if matches!(&line, Line::Delivery(delivery) if !delivery.request.is_empty()) {
+            again.add(line);
+        }
+    };
+    let whole = access_log::read(bytes, &mut each);
+    assert!(whole.is_ok() || bytes.starts_with(&[0x1f, 0x8b]), "only gzip can be damaged");
+    let found = tally.downloads();
+    assert_eq!(found, again.downloads(), "a request that is logged twice counts twice");
+    assert_eq!(tally.unknown_lines, unknown);
+    let downloads: u64 = found.iter().map(|found| found.complete + found.likely + found.started).sum();
+    assert!(downloads <= lines - unknown, "{downloads} downloads in {lines} lines");
+    assert!(found.iter().fold(0u64, |sum, found| sum.saturating_add(found.bytes)) <= sent);
+    for found in &found {
+        assert!(found.first <= found.last && found.complete + found.likely + found.started > 0, "{found:?}");
+    }
+}
+
+/// A delivery of S3's as its log writes one; `None` for CloudFront's.
+fn line_of_s3(delivery: &Delivery) -> Option<String> {
+    let (bucket, key) = delivery.object.strip_prefix("s3://")?.split_once('/')?;
+    let (address, program) = delivery.client.split_once(' ')?;
+    let query = delivery.link.as_ref().map(|link| format!("?{}={link}", links::PARAMETER)).unwrap_or_default();
+    let status = if delivery.part == Part::Unknown { 206 } else { 200 };
+    let size = delivery.size.map_or("-".to_owned(), |size| size.to_string());
+    let request = Some(delivery.request.as_str()).filter(|request| !request.is_empty()).unwrap_or("-");
+    let key = encode::component(&encode::component(key));
+    Some(format!(
+        "o {bucket} [{}] {address} - {request} REST.GET.OBJECT {key} \"GET /{query} HTTP/1.1\" {status} - {} {size} 1 1 \"-\" \"{program}\" -",
+        delivery.time.strftime("%d/%b/%Y:%H:%M:%S %z"),
+        delivery.bytes
+    ))
+}
+
 fn one_line(error: &impl std::fmt::Display) {
     let line = error.to_string();
     assert!(!line.is_empty() && !line.contains(['\n', '\r']), "not one line: {line:?}");
@@ -236,6 +292,17 @@ mod tests {
         run("options", options);
     }
 
+    #[test]
+    fn no_access_log_panics() {
+        run("access_log", access_log);
+    }
+
+    fn delivers(log: &[u8]) -> bool {
+        let mut deliveries = 0;
+        let read = access_log::read(log, &mut |line| deliveries += u32::from(matches!(line, Line::Delivery(_))));
+        read.is_ok() && deliveries > 0
+    }
+
     /// The corpora hold what is right, so that mutations begin behind the first check.
     #[test]
     fn every_corpus_holds_what_is_understood() {
@@ -245,6 +312,7 @@ mod tests {
         assert!(understood("sidecar", |seed| { Sidecar::decode(&[seed, &block::sum_of(seed).to_le_bytes()[..]].concat()).is_some() }) >= 3);
         assert!(understood("control", |seed| serde_json::from_slice::<Request>(seed).is_ok()) >= 5);
         assert!(understood("control", |seed| serde_json::from_slice::<Response>(seed).is_ok()) >= 5);
+        assert!(understood("access_log", delivers) >= 5);
         assert!(understood("options", |seed| Typed::default().options(&String::from_utf8_lossy(seed), false).is_ok()) >= 3);
     }
 }

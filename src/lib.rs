@@ -5,7 +5,7 @@
 //! ```text
 //! kernel ── fuse ── vfs ──┬── cache ──────┐
 //!                         └── writeback ──┴── s3 ── aws ── network
-//!          (publish: headers by name)   mount, daemon, control, cli: around it
+//!          (publish: headers by name, links)   mount, daemon, control, cli: around it
 //! ```
 //! * [`fuse`] decodes a request, spawns a task that owns its reply, and turns [`vfs::Error`] into an errno. fuser's types stay there.
 //! * [`vfs`] is the filesystem: inodes, directories, names ↔ keys, attributes, what each call promises.
@@ -13,8 +13,8 @@
 //! * [`writeback`] keeps what is written in a spool file, sends parts while the application writes, and publishes at close.
 //! * [`s3`] is the store: one bucket behind the [`s3::Store`] trait, in S3's own nouns. [`aws`] is below it: HTTP, retries,
 //!   credentials, signatures.
-//! * [`publish`] knows what an object should be served with. [`config`] is what was asked for, [`mount`] puts all together,
-//!   [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cli`] is the command line.
+//! * [`publish`] knows what an object should be served with, and reads who fetched it. [`config`] is what was asked for, [`mount`]
+//!   puts all together, [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cli`] is the command line.
 //!
 //! A lower layer never imports a higher one; what must flow upward is a trait that the lower layer owns
 //! ([`writeback::Hooks`], [`writeback::BaseReader`], [`vfs::Notify`]). `tests/it/architecture.rs` fails when one does.

@@ -69,6 +69,7 @@ pub fn program() -> Command {
                 .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else the only one")),
         )
         .subcommand(link())
+        .subcommand(links())
         .subcommand(
             Command::new("config").about("Config files").subcommand_required(true).arg_required_else_help(true).subcommand(
                 Command::new("check")
@@ -123,6 +124,23 @@ fn link() -> Command {
         )
         .arg(Arg::new("expires").long("expires").value_name("TIME").default_value("1h").help("How long it works, at most 7d"))
         .arg(options().help("Options for an s3:// URL, as for mount (profile=, endpoint_url= …)"))
+}
+
+fn links() -> Command {
+    Command::new("links")
+        .about("Count what was fetched over links, from access logs of S3 and CloudFront")
+        .after_help(
+            "One line for each object and link; - is what was fetched without a link of packmule link, whose URLs have the id as x-packmule-link=ID.\n\
+             complete: the bytes sent to one client (an address and a program) cover the object, in one answer or in parts.\n\
+             likely: it came in parts that add up to the object's size; S3 logs how many bytes a part has, and not which.\n\
+             started: neither. CloudFront logs no size with a part: where no whole answer is in the logs, parts count as started.\n\
+             HEAD, 304 and errors do not count, and a request that is logged twice counts once. Logs come hours late, and not every request is in them.\n\
+             Fetch them first: aws s3 sync s3://LOGS/PREFIX FOLDER && packmule links FOLDER",
+        )
+        .arg(
+            path("log", "LOG", "Log files, plain or gzip, or folders of them; - is standard input").num_args(1..).required(true),
+        )
+        .arg(switch("json", "As JSON"))
 }
 
 /// mount(8)'s `-o`.

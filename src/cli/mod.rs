@@ -16,6 +16,7 @@ mod entries;
 mod everything;
 pub mod helper;
 mod link;
+mod links;
 mod mount;
 mod pages;
 mod status;
@@ -49,6 +50,7 @@ fn dispatch(matches: &ArgMatches) -> ExitCode {
         "recover" => entries::recover(matches),
         "refresh" => client::refresh(matches),
         "link" => link::run(matches),
+        "links" => links::run(matches),
         "config" => check::run(matches),
         "demo" => return mount::demo(matches),
         "completions" => pages::completions(matches),

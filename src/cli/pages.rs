@@ -48,7 +48,7 @@ fn page(command: Command) -> io::Result<Vec<u8>> {
 }
 
 /// A reader that goes away (`| head`) is no error.
-fn show(text: &[u8]) -> anyhow::Result<()> {
+pub fn show(text: &[u8]) -> anyhow::Result<()> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),

@@ -15,6 +15,7 @@ use super::{Asker, Layers};
 use crate::control::server::Handler;
 use crate::control::{Request, Response, Status, Upload};
 use crate::fuse::describe;
+use crate::publish::links;
 use crate::s3::{Account, explain};
 use crate::vfs::{Caller, Ino, ROOT, Vfs};
 use crate::writeback::{self, DeleteStatus, EntryStatus, Run};
@@ -249,7 +250,7 @@ impl Answers {
         }
         let store = self.layers.client.bucket(&bucket).await.map_err(|error| explain::explain(&error))?;
         store.head(&key).await.map_err(|error| explain::explain(&error))?;
-        let url = store.presign_get(&key, expires_seconds, &[]).await.map_err(|error| explain::explain(&error))?;
+        let url = links::presign_in(store.as_ref(), &key, expires_seconds).await.map_err(|error| explain::explain(&error))?;
         Ok(Response::Link { url })
     }
 }

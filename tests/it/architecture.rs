@@ -11,7 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("s3", &["aws"]),
     ("cache", &["s3", "ranges"]),
     ("writeback", &["s3", "ranges", "failpoint"]),
-    ("publish", &["aws", "s3", "writeback", "glob"]),
+    ("publish", &["aws", "s3", "writeback", "glob", "ranges"]),
     ("vfs", &["cache", "writeback", "s3", "ranges", "glob", "failpoint"]),
     ("fuse", &["vfs"]),
 ];
