@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::body::Body;
 use super::commit;
 use super::content::Content;
 use super::disk::{Disk, SpoolFile};
@@ -212,8 +213,8 @@ async fn is_published(entry: &Arc<Entry>, record: &Record) -> bool {
     }
     let range = 0..record.size;
     let kind = store.capabilities().upload_checksum;
-    let same_checksum =
-        head.checksum.is_some() && transfer::checksum(&entry.file, range.clone(), kind).await.is_ok_and(|ours| ours == head.checksum);
+    let same_checksum = head.checksum.is_some()
+        && transfer::checksum(&Body::local(&entry.file), range.clone(), kind).await.is_ok_and(|ours| ours == head.checksum);
     same_checksum || commit::part_etag(entry, range).await.is_ok_and(|ours| ours.as_ref() == Some(&head.etag))
 }
 
@@ -362,7 +363,7 @@ async fn reusable(entry: &Arc<Entry>, record: &Record, parts: Vec<Part>) -> Resu
         {
             continue;
         }
-        let checksum = transfer::checksum(&entry.file, range.clone(), kind).await?;
+        let checksum = transfer::checksum(&Body::local(&entry.file), range.clone(), kind).await?;
         let piece = Piece { number: part.number, range, how: How::Upload };
         slots.insert(part.number, Slot { piece, status: Status::Sent(SentPart { etag: part.etag, checksum }), wanted: true });
     }
