@@ -16,7 +16,7 @@ use super::state::{Slot, Status};
 use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
 use super::{Error, Expect, OnConflict, Published, Target};
 use crate::failpoint;
-use crate::s3::{Checksum, ChecksumKind, ETag, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
+use crate::s3::{Checksum, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
 
 /// Up to here a body is read into memory, so that writers need not wait for the PUT; 32 of them are 32 MiB.
 const IN_MEMORY: u64 = 1 << 20;
@@ -269,7 +269,7 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
 }
 
 /// The full-object checksum, where every part was sent with one.
-fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) -> Option<Checksum> {
+pub(crate) fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) -> Option<Checksum> {
     let mut whole = parts.next()?.0?;
     for (checksum, size) in parts {
         whole = match (whole, checksum?) {
@@ -297,14 +297,6 @@ pub(crate) fn multipart_etag(parts: &[Part]) -> Option<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The MD5 ETag that a part of these bytes has.
-pub(crate) async fn part_etag(entry: &Arc<Entry>, range: std::ops::Range<u64>) -> Result<Option<ETag>, Error> {
-    Ok(match transfer::checksum(&Body::local(&entry.file), range, ChecksumKind::Md5).await? {
-        Some(Checksum::Md5(md5)) => Some(ETag::new(hex(&md5))),
-        _ => None,
-    })
 }
 
 fn host() -> String {

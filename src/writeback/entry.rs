@@ -415,6 +415,7 @@ impl Entry {
                 poisoned: intent.poisoned,
                 reason: intent.reason.clone(),
                 completing: intent.completing.clone(),
+                fetches: intent.fetches,
                 durable: intent.durable == Some(content.generation),
                 boot: self.shared.spool.disk.boot.to_string(),
             }

@@ -52,6 +52,8 @@ mod tests;
 mod tests_durable;
 #[cfg(test)]
 mod tests_power;
+#[cfg(test)]
+mod tests_resume;
 
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
