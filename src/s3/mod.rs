@@ -98,6 +98,18 @@ pub enum Checksum {
     Sha1([u8; 20]),
 }
 
+impl Checksum {
+    /// How it is computed; [`ChecksumKind::Off`] of SHA-1, which only marks links.
+    pub fn kind(&self) -> ChecksumKind {
+        match self {
+            Checksum::Crc64Nvme(_) => ChecksumKind::Crc64Nvme,
+            Checksum::Crc32c(_) => ChecksumKind::Crc32c,
+            Checksum::Md5(_) => ChecksumKind::Md5,
+            Checksum::Sha1(_) => ChecksumKind::Off,
+        }
+    }
+}
+
 /// Headers stored with an object beside its user metadata. `None`: not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ObjectHeaders {

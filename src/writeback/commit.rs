@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 use crc_fast::CrcAlgorithm;
 use md5::{Digest, Md5};
 
+use super::body::{self, Body};
 use super::entry::Entry;
 use super::manifest::Phase;
 use super::publish::{self, Snapshot, Verdict};
-use super::spool::blocking;
 use super::state::{Slot, Status};
 use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
 use super::{Error, Expect, OnConflict, Published, Target};
 use crate::failpoint;
-use crate::s3::{Checksum, ChecksumKind, ETag, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
+use crate::s3::{Checksum, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
 
 /// Up to here a body is read into memory, so that writers need not wait for the PUT; 32 of them are 32 MiB.
 const IN_MEMORY: u64 = 1 << 20;
@@ -33,30 +33,30 @@ struct Ours<'a> {
 
 /// PutObject of the whole content.
 pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, awaited: bool) -> Result<Verdict, Trouble> {
-    transfer::fill(entry, snapshot.base.as_ref(), 0..snapshot.size).await?;
+    body::fill(entry, snapshot.base.as_ref(), 0..snapshot.size).await?;
     // Nobody writes until the bytes are read: what is sent is one moment's content.
     let mut writer = Some(entry.writer.clone().lock_owned().await);
-    let (size, attributes) = {
+    let (size, attributes, bytes) = {
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
         if !awaited && !intent.sealed {
             return Ok(Verdict::Overtaken);
         }
-        if content.size > entry.grid.range(1).end || !content.local.covers(0..content.size) {
+        if content.size > entry.grid.range(1).end {
             return Ok(Verdict::Retry);
         }
         content.seal();
         intent.sealed = true;
         intent.travelled = Some(intent.attributes.clone());
-        (content.size, intent.attributes.clone())
+        let bytes = Body::of(entry, &content, snapshot.base.as_ref(), 0..content.size);
+        (content.size, intent.attributes.clone(), bytes)
     };
     let Target { store, key } = &snapshot.target;
     let kind = store.capabilities().upload_checksum;
     let body: Arc<dyn Source>;
     let checksum;
     if size <= IN_MEMORY {
-        let file = entry.file.clone();
-        let bytes = blocking(move || transfer::read_exact(&file, 0, size as usize)).await?;
+        let bytes = bytes.read_all(0..size).await?;
         if entry.rolling.lock().of(&(0..size)).is_some_and(|sum| sum != crc_fast::crc64_nvme(&bytes)) {
             return Err(Trouble::Local(Error::Damaged));
         }
@@ -66,8 +66,8 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         body = Arc::new(MemorySource::new(entry, bytes));
         writer = None;
     } else {
-        checksum = transfer::written(entry, 0..size, kind, writer.as_ref()).await?;
-        body = Arc::new(SpoolSource::new(entry, 0..size));
+        checksum = transfer::written(entry, &bytes, 0..size, kind, writer.as_ref()).await?;
+        body = Arc::new(SpoolSource::new(entry, bytes, 0..size));
     }
     let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
@@ -269,7 +269,7 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
 }
 
 /// The full-object checksum, where every part was sent with one.
-fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) -> Option<Checksum> {
+pub(crate) fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) -> Option<Checksum> {
     let mut whole = parts.next()?.0?;
     for (checksum, size) in parts {
         whole = match (whole, checksum?) {
@@ -297,14 +297,6 @@ pub(crate) fn multipart_etag(parts: &[Part]) -> Option<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The MD5 ETag that a part of these bytes has.
-pub(crate) async fn part_etag(entry: &Arc<Entry>, range: std::ops::Range<u64>) -> Result<Option<ETag>, Error> {
-    Ok(match transfer::checksum(&entry.file, range, ChecksumKind::Md5).await? {
-        Some(Checksum::Md5(md5)) => Some(ETag::new(hex(&md5))),
-        _ => None,
-    })
 }
 
 fn host() -> String {

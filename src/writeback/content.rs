@@ -136,6 +136,11 @@ impl Content {
         self.local.insert(range);
     }
 
+    /// What of `range` is not in the spool file, but the base's.
+    pub fn lacks(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        self.local.gaps(range.start..range.end.min(self.base_len))
+    }
+
     /// Where the bytes of `range` (cut at the end of the file) come from, in order.
     pub fn origins(&self, range: Range<u64>) -> Vec<(Range<u64>, Origin)> {
         let range = range.start..range.end.min(self.size);

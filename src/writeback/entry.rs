@@ -160,15 +160,17 @@ impl Shared {
         made.await.is_ok()
     }
 
+    /// Takes room for `bytes` more, where there is some at once.
+    pub async fn has_room(&self, bytes: u64) -> bool {
+        self.fits(bytes) || self.others_make_room(bytes).await && self.fits(bytes)
+    }
+
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
     pub async fn reserve(&self, entry: &Entry, bytes: u64) -> Result<(), Error> {
         let mut handing_over = None;
         loop {
             let changed = self.changed.notified();
-            if self.fits(bytes) {
-                return Ok(());
-            }
-            if self.others_make_room(bytes).await && self.fits(bytes) {
+            if self.has_room(bytes).await {
                 return Ok(());
             }
             let (mut frees, mut published) = (false, self.leaving.load(Relaxed) > 0);
@@ -413,6 +415,7 @@ impl Entry {
                 poisoned: intent.poisoned,
                 reason: intent.reason.clone(),
                 completing: intent.completing.clone(),
+                fetches: intent.fetches,
                 durable: intent.durable == Some(content.generation),
                 boot: self.shared.spool.disk.boot.to_string(),
             }

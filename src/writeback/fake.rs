@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -56,6 +56,8 @@ pub struct Fake {
     pub kind: Mutex<ChecksumKind>,
     /// Waited before each chunk of a body.
     pub chunk_delay: Mutex<Duration>,
+    /// ETags are no MD5 of anything, and checksums are told instead, as with SSE-KMS.
+    pub opaque: AtomicBool,
 }
 
 impl Default for Fake {
@@ -69,6 +71,7 @@ impl Default for Fake {
             delay: Mutex::default(),
             kind: Mutex::new(ChecksumKind::Crc64Nvme),
             chunk_delay: Mutex::default(),
+            opaque: AtomicBool::default(),
         }
     }
 }
@@ -101,9 +104,23 @@ impl Fake {
 
     pub fn put_bytes(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
         let bytes = bytes.into();
-        let etag = ETag::new(hex_md5(&bytes));
+        let etag = self.etag(&bytes);
         self.inner.lock().objects.insert(key.into(), Object { bytes, etag: etag.clone(), metadata: Metadata::new() });
         etag
+    }
+
+    fn etag(&self, bytes: &[u8]) -> ETag {
+        if !self.opaque.load(Relaxed) {
+            return ETag::new(hex_md5(bytes));
+        }
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        ETag::new(hex_md5(&inner.next.to_be_bytes()))
+    }
+
+    /// The checksum that is told of these bytes.
+    fn told(&self, bytes: &[u8]) -> Option<Checksum> {
+        self.opaque.load(Relaxed).then(|| Checksum::Crc64Nvme(crc_fast::crc64_nvme(bytes)))
     }
 
     pub fn object(&self, key: &str) -> Option<Object> {
@@ -170,13 +187,14 @@ impl Fake {
         }
     }
 
-    fn part(&self, upload: &str, number: u32, bytes: Bytes) -> Result<Part> {
-        let etag = ETag::new(hex_md5(&bytes));
+    /// A part that the store has from now on.
+    pub fn part(&self, upload: &str, number: u32, bytes: Bytes) -> Result<Part> {
+        let (etag, checksum) = (self.etag(&bytes), self.told(&bytes));
         let size = bytes.len() as u64;
         let mut inner = self.inner.lock();
         let pending = inner.uploads.get_mut(upload).ok_or_else(|| error(ErrorKind::NoSuchUpload, upload))?;
         pending.parts.insert(number, (bytes, etag.clone()));
-        Ok(Part { number, etag, size, checksum: None })
+        Ok(Part { number, etag, size, checksum })
     }
 }
 
@@ -210,13 +228,13 @@ impl Store for Fake {
         let object = self.object(key).ok_or_else(|| error(ErrorKind::NoSuchKey, key))?;
         Ok(ObjectHead {
             size: object.bytes.len() as u64,
+            checksum: self.told(&object.bytes),
             etag: object.etag,
             last_modified: SystemTime::now(),
             metadata: object.metadata,
             headers: ObjectHeaders::default(),
             storage_class: None,
             version_id: None,
-            checksum: None,
             restore: None,
             tag_count: 0,
         })
@@ -314,7 +332,11 @@ impl Store for Fake {
         if let Some(Checksum::Crc64Nvme(sum)) = options.checksum {
             assert_eq!(sum, crc_fast::crc64_nvme(&all), "BadDigest");
         }
-        let etag = ETag::new(format!("{}-{}", sums.finalize().iter().map(|b| format!("{b:02x}")).collect::<String>(), parts.len()));
+        let etag = if self.opaque.load(Relaxed) {
+            self.etag(&all)
+        } else {
+            ETag::new(format!("{}-{}", sums.finalize().iter().map(|b| format!("{b:02x}")).collect::<String>(), parts.len()))
+        };
         {
             let mut inner = self.inner.lock();
             inner.uploads.remove(upload_id);
@@ -337,7 +359,7 @@ impl Store for Fake {
         Ok(pending
             .parts
             .iter()
-            .map(|(&number, (bytes, etag))| Part { number, etag: etag.clone(), size: bytes.len() as u64, checksum: None })
+            .map(|(&number, (bytes, etag))| Part { number, etag: etag.clone(), size: bytes.len() as u64, checksum: self.told(bytes) })
             .collect())
     }
 

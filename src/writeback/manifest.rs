@@ -72,6 +72,9 @@ pub(crate) struct Record {
     pub upload: Option<UploadRecord>,
     /// The parts that Complete was sent with: its outcome is told by the object's ETag.
     pub completing: Option<Vec<Part>>,
+    /// The base cannot be copied from inside the store: all of it is sent.
+    #[serde(default)]
+    pub fetches: bool,
     pub poisoned: bool,
     pub reason: Option<String>,
     /// The spool file was fsynced with this record.
@@ -142,6 +145,7 @@ pub(crate) mod tests {
             guess: None,
             upload: None,
             completing: None,
+            fetches: false,
             poisoned: false,
             reason: None,
             durable: true,

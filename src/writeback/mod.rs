@@ -15,9 +15,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
+use crate::s3::{Account, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod adopt;
+mod body;
 mod commit;
 pub(crate) mod content;
 mod copy_out;
@@ -51,6 +52,8 @@ mod tests;
 mod tests_durable;
 #[cfg(test)]
 mod tests_power;
+#[cfg(test)]
+mod tests_resume;
 
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
@@ -217,6 +220,17 @@ impl From<std::io::Error> for Error {
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::NoSpace,
             _ => Error::Io(Arc::new(error)),
+        }
+    }
+}
+
+impl From<BaseError> for Error {
+    fn from(error: BaseError) -> Self {
+        match error {
+            BaseError::Stale => Error::Stale,
+            BaseError::S3(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => Error::Stale,
+            BaseError::S3(error) => Error::S3(error),
+            BaseError::Io(text) => Error::from(std::io::Error::other(text)),
         }
     }
 }

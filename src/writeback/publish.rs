@@ -12,7 +12,9 @@ use futures::TryStreamExt;
 use tokio::sync::oneshot;
 
 use super::commit;
+use super::content::Content;
 use super::entry::{Entry, Shared};
+use super::intent::Intent;
 use super::manifest::{Phase, UploadRecord};
 use super::plan::{self, How, Input, Plan};
 use super::spool::blocking;
@@ -117,6 +119,18 @@ pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Actio
     result.unwrap_or_else(Outcome::Trouble)
 }
 
+/// How the content as it is now is sent. `multipart`: not as one PutObject.
+pub(crate) fn plan_of(entry: &Entry, intent: &Intent, content: &Content, multipart: bool) -> Plan {
+    let input = Input {
+        size: content.size,
+        dirty: &content.dirty,
+        base_len: content.base_len,
+        copyable: intent.base.is_some() && content.base_len > 0 && !intent.fetches,
+        multipart,
+    };
+    plan::plan(&input, &entry.grid)
+}
+
 /// Seals the content and plans what is sent.
 async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> Result<Outcome, Trouble> {
     let target = entry.intent.lock().target.clone();
@@ -140,15 +154,8 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
         content.seal();
         intent.sealed = true;
         let base = intent.base.clone().filter(|_| content.base_len > 0);
-        let input = Input {
-            size: content.size,
-            dirty: &content.dirty,
-            base_len: content.base_len,
-            copyable: base.is_some() && !intent.fetches,
-            // An upload of nothing has no part to complete with.
-            multipart: goal == Goal::Parts || open && content.size > 0,
-        };
-        let plan = plan::plan(&input, &entry.grid);
+        // An upload of nothing has no part to complete with.
+        let plan = plan_of(entry, &intent, &content, goal == Goal::Parts || open && content.size > 0);
         let mut clean = Vec::new();
         if let Plan::Parts(pieces) = &plan {
             for piece in pieces {

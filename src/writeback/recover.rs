@@ -1,9 +1,11 @@
 //! What an earlier run left in the spool: resumed where it was promised, kept where it was not.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::body::{self, Body};
 use super::commit;
 use super::content::Content;
 use super::disk::{Disk, SpoolFile};
@@ -11,14 +13,14 @@ use super::entry::{Entry, Shared};
 use super::intent::Intent;
 use super::journal::Deletion;
 use super::manifest::{Phase, Record};
-use super::plan::{How, Piece};
+use super::plan::{How, Piece, Plan};
 use super::publish::{self, StoreReader};
 use super::spool::{Found, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
 use super::{Base, EntryStatus, Error, Expect, Staged, Target, offline, reason};
-use crate::s3::{Account, ErrorKind, Part, S3Error, Store};
+use crate::s3::{Account, Checksum, ChecksumKind, ETag, ErrorKind, Part, S3Error, Store};
 
 /// An entry whose close had returned, and its record.
 type Promise = (Arc<Entry>, Record);
@@ -210,11 +212,7 @@ async fn is_published(entry: &Arc<Entry>, record: &Record) -> bool {
     if head.size != record.size {
         return false;
     }
-    let range = 0..record.size;
-    let kind = store.capabilities().upload_checksum;
-    let same_checksum =
-        head.checksum.is_some() && transfer::checksum(&entry.file, range.clone(), kind).await.is_ok_and(|ours| ours == head.checksum);
-    same_checksum || commit::part_etag(entry, range).await.is_ok_and(|ours| ours.as_ref() == Some(&head.etag))
+    proved(entry, None, 0..record.size, &head.etag, head.checksum, ChecksumKind::Off).await.is_ok_and(|proof| proof.is_some())
 }
 
 fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Store>>, promised: bool) -> Intent {
@@ -231,6 +229,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.guess.clone_from(&record.guess);
     intent.upload.clone_from(&record.upload);
     intent.completing.clone_from(&record.completing);
+    intent.fetches = record.fetches;
     intent.travelled = Some(record.attributes.clone());
     intent.poisoned = record.poisoned;
     intent.durable = record.durable.then_some(0);
@@ -300,10 +299,7 @@ async fn go_on(shared: &Arc<Shared>, entry: &Arc<Entry>, record: &Record) {
         match &upload.id {
             None => abort_unrecorded(shared, &target, upload.begun).await,
             Some(id) => match patiently(|| store.list_parts(&target.key, id)).await {
-                Ok(parts) => match reusable(entry, record, parts).await {
-                    Ok(slots) => resumed = Some((target, id.clone(), slots)),
-                    Err(error) => tracing::warn!("{}: {error}", entry.data.display()),
-                },
+                Ok(parts) => resumed = Some((target, id.clone(), reusable(entry, record, parts).await)),
                 Err(error) if error.kind == ErrorKind::NoSuchUpload => done = completed(&*store, record).await,
                 Err(error) => tracing::warn!("{error}"),
             },
@@ -330,11 +326,14 @@ async fn patiently<T, F: Future<Output = Result<T, S3Error>>>(mut call: impl FnM
     }
 }
 
-/// The upload is gone after Complete was sent: it was completed if the object's ETag is that of its parts.
+/// The upload is gone after Complete was sent: it was completed if the object's ETag or checksum is that of its parts.
 async fn completed(store: &dyn Store, record: &Record) -> Option<super::Published> {
-    let etag = commit::multipart_etag(record.completing.as_deref()?)?;
+    let parts = record.completing.as_deref()?;
     let head = patiently(|| store.head(&record.key)).await.ok()?;
-    (head.etag.as_str() == etag && head.size == record.size).then(|| super::Published {
+    let same_etag = commit::multipart_etag(parts).is_some_and(|etag| etag == head.etag.as_str());
+    let sum = commit::combine(parts.iter().map(|part| (part.checksum, part.size)));
+    let same = same_etag || sum.is_some() && sum == head.checksum;
+    (same && head.size == record.size).then(|| super::Published {
         bucket: record.bucket.clone(),
         key: record.key.clone(),
         etag: head.etag,
@@ -346,25 +345,87 @@ async fn completed(store: &dyn Store, record: &Record) -> Option<super::Publishe
     })
 }
 
-/// Parts whose size and MD5 are those of the spool's bytes on the grid of a new file.
-async fn reusable(entry: &Arc<Entry>, record: &Record, parts: Vec<Part>) -> Result<BTreeMap<u32, Slot>, Error> {
-    let mut slots = BTreeMap::new();
-    if record.base.is_some() {
-        return Ok(slots);
+/// Parts of the plan that the store has, each proved to hold what it is to hold: one of ours by its ETag or checksum, one that was
+/// copied by the parts that Complete was sent with. A copy of an upload that was cut off before is made again: it costs a request
+/// and no bytes, and to have it on record would cost each of them an fsync.
+async fn reusable(entry: &Arc<Entry>, record: &Record, listed: Vec<Part>) -> BTreeMap<u32, Slot> {
+    let (base, plan) = {
+        let (intent, content) = (entry.intent.lock(), entry.content.lock());
+        (intent.base.clone(), publish::plan_of(entry, &intent, &content, content.size > 0))
+    };
+    let Plan::Parts(pieces) = plan else { return BTreeMap::new() };
+    let mut by_number: BTreeMap<u32, Vec<Part>> = BTreeMap::new();
+    for part in listed {
+        let of_number = by_number.entry(part.number).or_default();
+        if !of_number.contains(&part) {
+            of_number.push(part);
+        }
     }
-    let kind = entry.intent.lock().target.store.capabilities().upload_checksum;
-    for part in parts {
-        let cell = entry.grid.range(part.number);
-        let range = cell.start..cell.end.min(record.size);
-        if range.start >= range.end
-            || range.end - range.start != part.size
-            || commit::part_etag(entry, range.clone()).await?.as_ref() != Some(&part.etag)
-        {
+    let completing = record.completing.as_deref().unwrap_or_default();
+    let mut slots = BTreeMap::new();
+    for piece in pieces {
+        // Where a store lists every sending of a number, and they differ, nobody knows which one it would complete with.
+        let Some([part]) = by_number.get(&piece.number).map(Vec::as_slice) else { continue };
+        if part.size != piece.range.end - piece.range.start {
             continue;
         }
-        let checksum = transfer::checksum(&entry.file, range.clone(), kind).await?;
-        let piece = Piece { number: part.number, range, how: How::Upload };
-        slots.insert(part.number, Slot { piece, status: Status::Sent(SentPart { etag: part.etag, checksum }), wanted: true });
+        let sent = match piece.how {
+            How::Copy => copied(completing, &piece, part),
+            How::Upload => uploaded(entry, base.as_ref(), completing, &piece, part).await,
+        };
+        if let Some(sent) = sent {
+            slots.insert(piece.number, Slot { piece, status: Status::Sent(sent), wanted: true });
+        }
     }
-    Ok(slots)
+    slots
+}
+
+/// A part that Complete was sent with, at the same place: until an entry is published what it has of its base only gets less, so
+/// what is to be copied now was the base's then.
+fn copied(completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
+    let mut at = 0;
+    let sent = completing.iter().find(|sent| {
+        let start = at;
+        at += sent.size;
+        start == piece.range.start && sent.number == part.number && sent.size == part.size && sent.etag == part.etag
+    })?;
+    Some(SentPart { etag: sent.etag.clone(), checksum: sent.checksum })
+}
+
+/// A part that holds the bytes of the piece, by the checksum that the store tells of it, or that it was sent with.
+async fn uploaded(entry: &Arc<Entry>, base: Option<&Base>, completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
+    let remembered = || completing.iter().find(|sent| sent.number == part.number && sent.etag == part.etag)?.checksum;
+    let told = part.checksum.or_else(remembered);
+    let kind = entry.intent.lock().target.store.capabilities().upload_checksum;
+    let proof = patiently(|| async {
+        match proved(entry, base, piece.range.clone(), &part.etag, told, kind).await {
+            Err(Error::S3(error)) => Err(error),
+            Err(error) => {
+                tracing::warn!("{}: part {} is sent again: {error}", entry.data.display(), piece.number);
+                Ok(None)
+            }
+            Ok(proof) => Ok(proof),
+        }
+    });
+    proof.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()
+}
+
+/// What the store holds, where its ETag or checksum is that of these bytes: the size alone says nothing. `kind`: the checksum that
+/// goes on with it where the store told none.
+async fn proved(
+    entry: &Arc<Entry>,
+    base: Option<&Base>,
+    range: Range<u64>,
+    etag: &ETag,
+    told: Option<Checksum>,
+    kind: ChecksumKind,
+) -> Result<Option<SentPart>, Error> {
+    body::fill(entry, base, range.clone()).await?;
+    let body = Body::of(entry, &entry.content.lock(), base, range.clone());
+    let by_etag = etag.md5().map(Checksum::Md5);
+    let kinds = [by_etag, told].map(|sum| sum.map_or(ChecksumKind::Off, |sum| sum.kind()));
+    let [md5, same, ours] = transfer::checksums(&body, range, [kinds[0], kinds[1], kind]).await?;
+    let told = told.filter(|_| same == told);
+    let proved = told.is_some() || by_etag.is_some() && md5 == by_etag;
+    Ok(proved.then(|| SentPart { etag: etag.clone(), checksum: told.or(ours) }))
 }

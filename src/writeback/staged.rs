@@ -15,7 +15,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
+use super::{Attributes, Base, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
 use crate::failpoint;
 use crate::s3::ETag;
 
@@ -219,11 +219,7 @@ impl Staged {
         let reader = self.entry.intent.lock().base.as_ref().map(|base| base.reader.clone()).ok_or(Error::Stale)?;
         let mut all = BytesMut::new();
         while all.len() < len {
-            let bytes = reader.read(offset + all.len() as u64, len - all.len()).await.map_err(|error| match error {
-                BaseError::Stale => Error::Stale,
-                BaseError::S3(error) => Error::S3(error),
-                BaseError::Io(text) => Error::from(std::io::Error::other(text)),
-            })?;
+            let bytes = reader.read(offset + all.len() as u64, len - all.len()).await?;
             if bytes.is_empty() {
                 return Err(Error::Stale);
             }

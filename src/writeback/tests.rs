@@ -449,7 +449,8 @@ async fn transfers_hold_no_more_than_their_share_of_the_memory() {
     let staged = world.new_file(&writeback, "f").await;
     write_all(&staged, &pattern(MIB, 1)).await;
     let entry = writeback.shared.entry(staged.id()).unwrap();
-    let mut bodies: Vec<_> = (0..33).map(|_| transfer::SpoolSource::new(&entry, 0..MIB as u64).open()).collect();
+    let mut bodies: Vec<_> =
+        (0..33).map(|_| transfer::SpoolSource::new(&entry, body::Body::local(&entry.file), 0..MIB as u64).open()).collect();
     let mut held = Vec::new();
     for body in &mut bodies[..32] {
         held.push(body.next().await.unwrap().unwrap());

@@ -14,7 +14,7 @@ use crate::s3::{ChecksumKind, ErrorKind};
 
 /// Runs `life`, ends everything that it left running, and gives a world whose spool is what was on disk then: the
 /// dead process's locks are not copied.
-fn crash<F: Future<Output = ()>>(world: World, life: impl FnOnce(Arc<World>) -> F) -> World {
+pub(super) fn crash<F: Future<Output = ()>>(world: World, life: impl FnOnce(Arc<World>) -> F) -> World {
     let world = Arc::new(world);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(life(world.clone()));
@@ -32,7 +32,7 @@ fn crash<F: Future<Output = ()>>(world: World, life: impl FnOnce(Arc<World>) -> 
     World { dir: next, store: world.store.clone() }
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test);
 }
 

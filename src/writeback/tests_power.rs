@@ -18,6 +18,7 @@ use super::disk::{Change, Disk, Watch};
 use super::fake::{Fake, OneBucket};
 use super::tests::{MIB, Plain, World, pattern, until, write_all};
 use super::*;
+use crate::s3::ChecksumKind;
 
 /// What may happen to a file's bytes between two fsyncs.
 #[derive(Clone)]
@@ -397,7 +398,7 @@ fn story(told: &[Told]) -> String {
     told.iter().map(line).collect::<Vec<_>>().join(", ")
 }
 
-/// A disk that others fill: it takes nothing more before the reserve of the spool was given up.
+/// A disk that others fill: it takes no bytes of files, and records only once the reserve of the spool was given up.
 struct Full {
     spool: PathBuf,
     full: AtomicBool,
@@ -405,10 +406,11 @@ struct Full {
 
 impl Watch for Full {
     fn change(&self, change: &Change<'_>) -> io::Result<()> {
-        let grows = matches!(change, Change::Create(_) | Change::Write { .. } | Change::SetLen { .. });
+        let (Change::Create(path) | Change::Write { path, .. } | Change::SetLen { path, .. }) = change else { return Ok(()) };
         let mut folders = std::fs::read_dir(&self.spool)?.flatten();
-        let reserved = folders.any(|folder| folder.path().join("reserve").exists());
-        if grows && reserved && self.full.load(Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        let lacks =
+            path.extension().is_some_and(|extension| extension == "data") || folders.any(|folder| folder.path().join("reserve").exists());
+        if lacks && self.full.load(Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 
@@ -429,6 +431,52 @@ async fn a_disk_that_others_fill_refuses_writes_and_fails_no_close() {
         writeback.drain(Duration::from_secs(10)).await;
         assert!(world.bytes("a") == pattern(len, 0), "{len}");
         assert!(world.store.object("b").is_none());
+    }
+}
+
+/// Objects of which 10 bytes at an offset are changed: each needs bytes of its base to be published.
+const CHANGED: [(usize, usize); 3] = [(MIB / 2, 100), (3 * MIB, 2 * MIB), (64 * MIB, 30 * MIB)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_others_fill_fails_no_close_of_a_changed_object() {
+    let kinds = [ChecksumKind::Off, ChecksumKind::Md5, ChecksumKind::Crc32c, ChecksumKind::Crc64Nvme];
+    let delays = [Duration::ZERO, Duration::from_secs(60)];
+    let cases = kinds.into_iter().flat_map(|kind| CHANGED.map(|change| (kind, change)));
+    for ((kind, (len, at)), write_back) in cases.zip(delays.into_iter().cycle()) {
+        let world = World::new();
+        *world.store.kind.lock() = kind;
+        let mut expected = pattern(len, 0).to_vec();
+        world.store.put_bytes("o", expected.clone());
+        let disk = Arc::new(Full { spool: world.dir.path().to_owned(), full: AtomicBool::new(false) });
+        let config = SpoolConfig { write_back, ..world.config() };
+        let account = Arc::new(OneBucket(world.store.clone()));
+        let writeback = Writeback::open_on(Disk::watched("boot", disk.clone()), config, account, Arc::new(Plain)).await.unwrap();
+        let staged = world.existing(&writeback, "o").await;
+        staged.write(at as u64, pattern(10, 7)).await.unwrap();
+        expected[at..at + 10].copy_from_slice(&pattern(10, 7));
+        disk.full.store(true, Relaxed);
+        staged.publish().await.unwrap();
+        let left = writeback.drain(Duration::from_secs(10)).await.left;
+        assert!(left.is_empty() && world.bytes("o") == expected, "{kind:?}, {len}: {left:?}");
+        assert!(world.store.up.load(Relaxed) <= 5 * MIB as u64 + 10, "{kind:?}, {len}: more than the changed part travelled");
+        assert!(staged.read(0, len).await.unwrap() == expected, "{kind:?}, {len}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_of_a_changed_object_does_not_outgrow_the_spool() {
+    for (len, at) in CHANGED {
+        let world = World::new();
+        let mut expected = pattern(len, 0).to_vec();
+        world.store.put_bytes("o", expected.clone());
+        let writeback = world.open_with(|config| config.max_size = 100_000).await;
+        let staged = world.existing(&writeback, "o").await;
+        staged.write(at as u64, pattern(10, 7)).await.unwrap();
+        expected[at..at + 10].copy_from_slice(&pattern(10, 7));
+        staged.publish().await.unwrap().unwrap();
+        assert!(world.bytes("o") == expected);
+        let held = writeback.shared.entry(staged.id()).unwrap().content.lock().local.total();
+        assert!(held <= 100_000, "{len}: the spool holds {held} bytes");
     }
 }
 

@@ -10,22 +10,19 @@ use futures::stream::{self, BoxStream, StreamExt};
 use md5::{Digest, Md5};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::body::{self, Body};
 use super::disk::SpoolFile;
 use super::entry::Entry;
 use super::manifest::Phase;
 use super::plan::{How, Piece};
-use super::spool::blocking;
 use super::state::SentPart;
-use super::{Base, BaseError, Error, Target};
+use super::{Base, Error, Target};
 use crate::failpoint;
 use crate::s3::{Checksum, ChecksumKind, CopySource, ErrorKind, S3Error, Source};
 
 /// Bytes read from the spool at once: small enough that 32 transfers hold little, large enough that the hop to the
 /// blocking pool (about 20 µs) costs nothing beside the network.
-const CHUNK: usize = 256 << 10;
-/// Base bytes fetched at once; a transfer holds one such piece.
-const FETCH: u64 = 1 << 20;
-
+pub(super) const CHUNK: usize = 256 << 10;
 /// Why a transfer did not end well.
 #[derive(Clone, Debug)]
 pub(crate) enum Trouble {
@@ -78,9 +75,10 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// A range of the spool file, counted as it leaves.
+/// A range of an entry's bytes, counted as it leaves.
 pub(crate) struct SpoolSource {
     entry: Arc<Entry>,
+    body: Body,
     range: Range<u64>,
     counts: Arc<Counts>,
 }
@@ -131,9 +129,9 @@ impl Drop for Counts {
 }
 
 impl SpoolSource {
-    pub fn new(entry: &Arc<Entry>, range: Range<u64>) -> Self {
+    pub fn new(entry: &Arc<Entry>, body: Body, range: Range<u64>) -> Self {
         let counts = Counts::new(entry, range.end - range.start);
-        Self { entry: entry.clone(), range, counts }
+        Self { entry: entry.clone(), body, range, counts }
     }
 }
 
@@ -148,19 +146,20 @@ impl Source for SpoolSource {
 
     fn open(&self) -> BoxStream<'static, io::Result<Bytes>> {
         self.counts.restart();
-        let (file, counts, end) = (self.entry.file.clone(), self.counts.clone(), self.range.end);
+        let (body, counts, end) = (self.body.clone(), self.counts.clone(), self.range.end);
         let memory = self.entry.shared.memory.clone();
         stream::try_unfold(self.range.start, move |at| {
-            let (file, counts, memory) = (file.clone(), counts.clone(), memory.clone());
+            let (body, counts, memory) = (body.clone(), counts.clone(), memory.clone());
             async move {
                 if at >= end {
                     return Ok(None);
                 }
-                let len = CHUNK.min((end - at) as usize);
-                let permit = memory.acquire_owned().await.map_err(io::Error::other)?;
-                let chunk = tokio::task::spawn_blocking(move || read_exact(&file, at, len)).await.map_err(io::Error::other)??;
+                let chunks = body.at_once(at..end).div_ceil(CHUNK as u64) as u32;
+                let permit = memory.acquire_many_owned(chunks).await.map_err(io::Error::other)?;
+                let chunk = body.read(at..end).await.map_err(io::Error::other)?;
+                let next = at + chunk.len() as u64;
                 counts.hand(chunk.len() as u64);
-                Ok(Some((Bytes::from_owner(Held { chunk, _permit: permit }), at + len as u64)))
+                Ok(Some((Bytes::from_owner(Held { chunk, _permit: permit }), next)))
             }
         })
         .boxed()
@@ -250,40 +249,30 @@ impl Hasher {
     }
 }
 
-/// The checksum of a range of the spool file.
-pub(crate) async fn checksum(file: &Arc<SpoolFile>, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
-    if kind == ChecksumKind::Off {
-        return Ok(None);
-    }
-    let [sum] = checksums(file, range, [kind]).await?;
+/// The checksum of a range.
+pub(crate) async fn checksum(body: &Body, range: Range<u64>, kind: ChecksumKind) -> Result<Option<Checksum>, Error> {
+    let [sum] = checksums(body, range, [kind]).await?;
     Ok(sum)
 }
 
 /// Checksums of several kinds, from one reading.
-async fn checksums<const N: usize>(
-    file: &Arc<SpoolFile>,
+pub(crate) async fn checksums<const N: usize>(
+    body: &Body,
     range: Range<u64>,
     kinds: [ChecksumKind; N],
 ) -> Result<[Option<Checksum>; N], Error> {
-    let file = file.clone();
-    blocking(move || {
-        let mut hashers = kinds.map(Hasher::new);
-        let mut at = range.start;
-        while at < range.end {
-            let len = CHUNK.min((range.end - at) as usize);
-            let chunk = read_exact(&file, at, len)?;
-            hashers.iter_mut().for_each(|hasher| hasher.update(&chunk));
-            at += len as u64;
-        }
-        Ok(hashers.map(Hasher::finish))
-    })
-    .await
+    if kinds.iter().all(|kind| *kind == ChecksumKind::Off) {
+        return Ok([None; N]);
+    }
+    let hashers = body.feed(range, kinds.map(Hasher::new)).await?;
+    Ok(hashers.map(Hasher::finish))
 }
 
 /// The checksum of a range, as the application wrote it where that is known: computed on its way into the spool file.
 /// `writer`: where the caller keeps writers out.
 pub(crate) async fn written(
     entry: &Arc<Entry>,
+    body: &Body,
     range: Range<u64>,
     kind: ChecksumKind,
     writer: Option<&Writer>,
@@ -293,13 +282,13 @@ pub(crate) async fn written(
         ChecksumKind::Crc64Nvme if sum.is_some() => Ok(sum),
         ChecksumKind::Md5 | ChecksumKind::Crc32c if sum.is_some() => {
             // The store sums another way: nothing is sent before the file is known to hold what was written.
-            let [asked, found] = checksums(&entry.file, range.clone(), [kind, ChecksumKind::Crc64Nvme]).await?;
+            let [asked, found] = checksums(body, range.clone(), [kind, ChecksumKind::Crc64Nvme]).await?;
             if found != sum {
                 undamaged(entry, range, writer).await?;
             }
             Ok(asked)
         }
-        _ => checksum(&entry.file, range, kind).await,
+        _ => checksum(body, range, kind).await,
     }
 }
 
@@ -313,7 +302,7 @@ pub(crate) async fn undamaged(entry: &Arc<Entry>, range: Range<u64>, writer: Opt
         None => Some(entry.writer.lock().await),
     };
     let Some(sum) = entry.rolling.lock().of(&range) else { return Ok(()) };
-    if checksum(&entry.file, range.clone(), ChecksumKind::Crc64Nvme).await? == Some(Checksum::Crc64Nvme(sum)) {
+    if checksum(&Body::local(&entry.file), range.clone(), ChecksumKind::Crc64Nvme).await? == Some(Checksum::Crc64Nvme(sum)) {
         return Ok(());
     }
     let Range { start, end } = range;
@@ -322,56 +311,6 @@ pub(crate) async fn undamaged(entry: &Arc<Entry>, range: Range<u64>, writer: Opt
         entry.data.display()
     );
     Err(Error::Damaged)
-}
-
-/// Puts the base's bytes into the spool file where `range` lacks them.
-pub(crate) async fn fill(entry: &Arc<Entry>, base: Option<&Base>, range: Range<u64>) -> Result<(), Trouble> {
-    let (gaps, base_len) = {
-        let content = entry.content.lock();
-        (content.local.gaps(range), content.base_len)
-    };
-    for gap in gaps {
-        let mut at = gap.start;
-        while at < gap.end.min(base_len) {
-            let len = (gap.end.min(base_len) - at).min(FETCH);
-            let Some(base) = base else { return Err(Trouble::Stale) };
-            let bytes = base.reader.read(at, len as usize).await.map_err(|error| match error {
-                BaseError::Stale => Trouble::Stale,
-                BaseError::S3(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => Trouble::Stale,
-                BaseError::S3(error) => Trouble::S3(error),
-                BaseError::Io(text) => Trouble::Local(Error::from(io::Error::other(text))),
-            })?;
-            if bytes.len() as u64 != len {
-                return Err(Trouble::Stale);
-            }
-            entry.progressed();
-            entry.shared.meter.record(0, true);
-            fill_piece(entry, at, bytes).await?;
-            at += len;
-        }
-    }
-    Ok(())
-}
-
-/// Writes fetched bytes where nothing was written meanwhile.
-async fn fill_piece(entry: &Arc<Entry>, at: u64, bytes: Bytes) -> Result<(), Error> {
-    let _writer = entry.writer.lock().await;
-    let end = at + bytes.len() as u64;
-    let gaps = {
-        let content = entry.content.lock();
-        content.local.gaps(at..end.min(content.size))
-    };
-    let (file, filled) = (entry.file.clone(), gaps.clone());
-    blocking(move || {
-        gaps.into_iter().try_for_each(|gap| file.write_all_at(&bytes[(gap.start - at) as usize..(gap.end - at) as usize], gap.start))
-    })
-    .await?;
-    {
-        let mut content = entry.content.lock();
-        filled.into_iter().for_each(|gap| content.filled(gap));
-    }
-    entry.charge();
-    Ok(())
 }
 
 /// Brings one part to the store.
@@ -413,16 +352,17 @@ pub(crate) async fn part(
 
 async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Option<&Base>, piece: &Piece) -> Result<SentPart, Trouble> {
     let store = &target.store;
-    fill(entry, base, piece.range.clone()).await?;
-    let source = SpoolSource::new(entry, piece.range.clone());
-    let counts = source.counts.clone();
-    {
+    body::fill(entry, base, piece.range.clone()).await?;
+    let body = {
         // What is written from here on marks its bytes again after it is in the file, so the check finds a torn part.
         let mut content = entry.content.lock();
         content.unsent.remove(piece.range.clone());
         content.waiting.remove(piece.range.clone());
-    }
-    let checksum = written(entry, piece.range.clone(), store.capabilities().upload_checksum, None).await?;
+        Body::of(entry, &content, base, piece.range.clone())
+    };
+    let source = SpoolSource::new(entry, body.clone(), piece.range.clone());
+    let counts = source.counts.clone();
+    let checksum = written(entry, &body, piece.range.clone(), store.capabilities().upload_checksum, None).await?;
     let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
         Ok(part) => part,
         Err(error) => {

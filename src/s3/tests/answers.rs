@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use std::sync::Arc;
 
 use super::*;
-use crate::s3::{Account as _, Condition, CopyMetadata, CopySource, ErrorKind, GetRequest, ListRequest, PutOptions};
+use crate::s3::{Account as _, Checksum, Condition, CopyMetadata, CopySource, ErrorKind, GetRequest, ListRequest, PutOptions};
 
 const EMPTY_LIST: &str = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
 
@@ -92,6 +94,28 @@ async fn a_captive_portal_is_never_s3() {
     let redirect = Server::start(|_, _| reply("302 Found", &[("location", "http://portal/login")], "")).await;
     let error = redirect.bucket(|_| {}).list(ListRequest::default()).await.unwrap_err();
     assert_eq!((error.kind, redirect.count()), (ErrorKind::Protocol, 1));
+}
+
+#[tokio::test]
+async fn parts_are_listed_over_pages_with_their_checksums() {
+    const PARTS: u64 = 2500;
+    let server = Server::start(|_, seen| {
+        let marker = seen.line.split("part-number-marker=").nth(1).and_then(|rest| rest.split(['&', ' ']).next());
+        let after: u64 = marker.map_or(0, |marker| marker.parse().unwrap());
+        let last = PARTS.min(after + 1000);
+        let mut page = format!("<ListPartsResult><IsTruncated>{}</IsTruncated><NextPartNumberMarker>{last}</NextPartNumberMarker>", last < PARTS);
+        for number in after + 1..=last {
+            let sum = STANDARD.encode(number.to_be_bytes());
+            page += &format!("<Part><PartNumber>{number}</PartNumber><ETag>&quot;e&quot;</ETag><Size>5</Size><ChecksumCRC64NVME>{sum}</ChecksumCRC64NVME></Part>");
+        }
+        reply("200 OK", &[], &(page + "</ListPartsResult>"))
+    })
+    .await;
+    let parts = server.bucket(|_| {}).list_parts("k", "u").await.unwrap();
+    assert_eq!((parts.len() as u64, server.count()), (PARTS, 3));
+    for (part, number) in parts.iter().zip(1..) {
+        assert_eq!((part.number, part.checksum), (number, Some(Checksum::Crc64Nvme(number.into()))));
+    }
 }
 
 #[tokio::test]

@@ -62,6 +62,12 @@ fn part_number(number: i32) -> S3Result<i32> {
     }
 }
 
+/// What the ETag of a part spells.
+fn part_md5(memory: &Memory, bytes: &[u8]) -> [u8; 16] {
+    let md5 = checksum::md5(bytes);
+    if memory.options.opaque_parts { md5.map(|byte| !byte) } else { md5 }
+}
+
 pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3Result<UploadPartOutput> {
     let mut input = req.input;
     let number = part_number(input.part_number)?;
@@ -79,7 +85,7 @@ pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3
         ));
     }
     objects::verify(&bytes, input.content_md5.as_deref(), claimed, req.trailing_headers.as_ref(), None)?;
-    let md5 = checksum::md5(&bytes);
+    let md5 = part_md5(memory, &bytes);
     let part = PartData { md5, checksum: algorithm.of(&bytes), bytes, last_modified: now() };
     let mut output = UploadPartOutput { e_tag: Some(ETag::Strong(checksum::hex(&md5))), ..UploadPartOutput::default() };
     objects::checksum_value!(output, algorithm, part.checksum.clone());
@@ -107,7 +113,7 @@ pub fn upload_part_copy(memory: &Memory, input: UploadPartCopyInput) -> S3Result
     let bytes = source.bytes.slice(range.start as usize..range.end as usize);
     let mut state = memory.state.lock();
     let upload = find(bucket(&mut state, &input.bucket)?, &input.upload_id, &input.key)?;
-    let md5 = checksum::md5(&bytes);
+    let md5 = part_md5(memory, &bytes);
     let part = PartData { md5, checksum: upload.algorithm.of(&bytes), bytes, last_modified: now() };
     let result = CopyPartResult {
         e_tag: Some(ETag::Strong(checksum::hex(&md5))),
