@@ -89,10 +89,25 @@ fn a_captive_portal_is_no_success() {
     if !can_mount() {
         return;
     }
-    let stage = Stage::with(Store::double(), &["close_timeout=5s"]);
-    stage.double().fault(When::operation("PutObject"), Fault::Html);
-    assert!(files::write(&stage.path("f"), b"x").is_err());
-    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    let store = Store::double();
+    store.put("old", "old");
+    let stage = Stage::with(store, &["close_timeout=3s"]);
+    let (small, large) = (b"x".to_vec(), noise(1, 20 * MIB));
+    let store = |bytes: &[u8]| files::write(&stage.path("f"), bytes).is_err();
+    for (operation, refused) in [
+        ("PutObject", &(|| store(&small)) as &dyn Fn() -> bool),
+        ("PutObject", &|| fs::create_dir(stage.path("d")).is_err()),
+        ("CreateMultipartUpload", &|| store(&large)),
+        ("UploadPart", &|| store(&large)),
+        ("CompleteMultipartUpload", &|| store(&large)),
+        ("DeleteObject", &|| fs::remove_file(stage.path("old")).is_err()),
+        ("CopyObject", &|| fs::rename(stage.path("old"), stage.path("new")).is_err()),
+    ] {
+        stage.double().clear_faults();
+        stage.double().fault(When::operation(operation), Fault::Html);
+        assert!(refused(), "{operation}");
+        assert_eq!(stage.store.keys(), ["old"], "{operation}");
+    }
 }
 
 /// Promise 24: "Outages of minutes are ridden out."

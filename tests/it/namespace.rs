@@ -240,6 +240,17 @@ on_every_store! {
         fs::create_dir_all(stage.path(&deep)).unwrap();
         assert_eq!(errno(files::write(&stage.path(&format!("{deep}/{}", "f".repeat(100))), b"x")), Errno::ENAMETOOLONG);
         files::write(&stage.path(&format!("{deep}/f")), b"x").unwrap();
+        let too_long = stage.path(&format!("{deep}/{}", "g".repeat(100)));
+        assert_eq!(errno(fs::create_dir(&too_long)), Errno::ENAMETOOLONG);
+        assert_eq!(errno(std::os::unix::fs::symlink("f", &too_long)), Errno::ENAMETOOLONG);
+        assert_eq!(errno(fs::rename(stage.path(&longest), &too_long)), Errno::ENAMETOOLONG);
+        // A folder whose name fits, with a file in it whose key would not.
+        fs::create_dir(stage.path("t")).unwrap();
+        files::write(&stage.path(&format!("t/{}", "h".repeat(100))), b"x").unwrap();
+        assert_eq!(errno(fs::rename(stage.path("t"), stage.path(&format!("{deep}/t")))), Errno::ENAMETOOLONG);
+        assert_eq!(stage.store.bytes(&longest), "x");
+        assert_eq!(files::names(&stage.path("t")), ["h".repeat(100)]);
+        assert_eq!(files::names(&stage.path(&deep)), ["f"]);
     }
 
     /// Promise 19: "Names are bytes as given (no silent NFC); `é` composed and decomposed are two files"
