@@ -457,13 +457,18 @@ impl Writeback {
         deletes::send_again(&self.shared, id).await
     }
 
-    /// Queues a parked or unfinished entry again. False where there is none of this number.
-    pub fn retry(&self, id: u64) -> bool {
-        let Some(entry) = self.shared.entry(id) else { return false };
+    /// Queues a parked or unfinished entry again, durably: once this returns a crash forgets it no more than any other that is
+    /// queued. False where there is none of this number. Where that cannot be written down it stays parked.
+    pub async fn retry(&self, id: u64) -> Result<bool, Error> {
+        let Some(entry) = self.shared.entry(id) else { return Ok(false) };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
+        if let Err(error) = entry.persist_durably().await {
+            self.shared.send(Message::Park(id, error.clone()));
+            return Err(error);
+        }
         self.shared.send(Message::Retry { id, reply: None });
-        true
+        Ok(true)
     }
 
     /// Publishes a parked or unfinished entry and waits for it, as long as bytes move; a failure parks it again. `None`

@@ -245,7 +245,9 @@ async fn what_is_refused_is_parked_and_can_be_retried() {
     assert_eq!(status.len(), 2);
     assert!(status.iter().all(|entry| entry.phase == Phase::Parked && entry.reason.is_some()));
     world.store.heal();
-    assert!(status.iter().all(|entry| writeback.retry(entry.id)));
+    for entry in &status {
+        assert!(writeback.retry(entry.id).await.unwrap());
+    }
     until(|| writeback.status().is_empty() && world.files().is_empty()).await;
     assert_eq!(world.bytes("large"), pattern(9 * MIB, 0));
     assert!(!writeback.discard(status[0].id).await);
