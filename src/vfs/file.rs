@@ -199,7 +199,6 @@ impl Vfs {
         }
         let target = staged.target();
         let _guard = self.guards.key(target.store.bucket(), &target.key).await;
-        let whole = staged.is_whole();
         let published = match staged.publish().await {
             Err(writeback::Error::TimedOut) if queues => {
                 tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
@@ -209,9 +208,6 @@ impl Vfs {
         };
         match published {
             Ok(Some(published)) => {
-                if whole {
-                    self.writeback.supersede(&published.bucket, &published.key).await;
-                }
                 self.published(ino, published);
                 Ok(())
             }

@@ -510,12 +510,9 @@ impl Writeback {
         self.shared.conflicts.lock().iter().cloned().collect()
     }
 
-    /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
+    /// Somebody else than a staged file has put an object under the key: what was parked for it is wanted no more (promise 24).
     pub async fn supersede(&self, bucket: &str, key: &str) {
-        let about = |status: &EntryStatus| status.phase == Phase::Parked && status.bucket == bucket && status.key == key;
-        for parked in self.status().into_iter().filter(about) {
-            self.discard(parked.id).await;
-        }
+        publish::supersede(&self.shared, bucket, key, u64::MAX).await;
     }
 
     /// Throws a parked or unfinished entry away, or takes a delete back. False where there is none of this number.
@@ -525,17 +522,8 @@ impl Writeback {
                 publish::discard(&entry).await;
                 true
             }
-            None => self.shared.deletes.dismiss(id).await || self.discard_stranded(id).await,
+            None => self.shared.deletes.dismiss(id).await || publish::discard_stranded(&self.shared, id).await,
         }
-    }
-
-    async fn discard_stranded(&self, id: u64) -> bool {
-        let Some(recover::Stranded { found, .. }) = self.shared.stranded.lock().remove(&id) else { return false };
-        let disk = self.shared.spool.disk.clone();
-        if let Err(error) = spool::blocking(move || found.remove(&disk)).await {
-            tracing::warn!("{error}");
-        }
-        true
     }
 
     /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the

@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 
 use super::commit;
 use super::entry::{Entry, Shared};
-use super::manifest::{Phase, UploadRecord};
+use super::intent::Intent;
+use super::manifest::{Phase, Record, UploadRecord};
 use super::plan::{self, How, Input, Plan};
+use super::recover::Stranded;
 use super::spool::blocking;
 use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
@@ -354,6 +356,38 @@ pub(crate) async fn discard(entry: &Arc<Entry>) {
     let (reply, done) = oneshot::channel();
     entry.shared.send(Message::Discard { id: entry.id, reply });
     let _ = done.await;
+}
+
+/// Throws away what was left for a bucket that could not be reached. False where there is none of this number.
+pub(crate) async fn discard_stranded(shared: &Arc<Shared>, id: u64) -> bool {
+    let Some(Stranded { found, .. }) = shared.stranded.lock().remove(&id) else { return false };
+    let disk = shared.spool.disk.clone();
+    if let Err(error) = blocking(move || found.remove(&disk)).await {
+        tracing::warn!("{error}");
+    }
+    true
+}
+
+/// A whole new content is stored under the key: what could not be stored there, and came before `order`, is wanted no more
+/// (promise 24).
+pub(crate) async fn supersede(shared: &Arc<Shared>, bucket: &str, key: &str, order: u64) {
+    for entry in shared.entries() {
+        let superseded = {
+            let Intent { phase, order: its, target, .. } = &*entry.intent.lock();
+            *phase == Phase::Parked && *its < order && target.key == key && target.store.bucket() == bucket
+        };
+        if superseded {
+            discard(&entry).await;
+        }
+    }
+    let is_superseded = |Record { phase, order: its, bucket: of, key: name, .. }: &Record| {
+        *phase != Phase::Writing && *its < order && name == key && of == bucket
+    };
+    let stranded: Vec<u64> =
+        shared.stranded.lock().iter().filter(|(_, stranded)| is_superseded(&stranded.found.record)).map(|(id, _)| *id).collect();
+    for id in stranded {
+        discard_stranded(shared, id).await;
+    }
 }
 
 /// See [`super::Staged::retire`].
