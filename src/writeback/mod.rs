@@ -446,7 +446,8 @@ impl Writeback {
         self.shared.status()
     }
 
-    /// Starts what is queued or deferred at once and waits until nothing is left, or no byte moved for `deadline`.
+    /// Starts what is queued or deferred at once, and what is queued or removed meanwhile, and waits until nothing is left, or no
+    /// byte moved for `deadline`.
     /// Files that are still open stay in the spool, as do temporary names.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         publish::drain(&self.shared, deadline).await

@@ -422,11 +422,7 @@ pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
 pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainReport {
     let before = shared.publications.load(Relaxed);
     let began = Instant::now();
-    shared.copies.hurry();
-    shared.deletes.hurry();
-    for entry in shared.entries() {
-        shared.send(Message::Due { id: entry.id, generation: None });
-    }
+    let _hurry = Hurry::new(shared);
     withdraw(shared, |phase, held| held && !phase.frees());
     loop {
         let changed = shared.changed.notified();
@@ -440,6 +436,29 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
         let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
     }
     DrainReport { published: shared.publications.load(Relaxed) - before, left: shared.status() }
+}
+
+/// What is queued or removed is due at once for as long as this lives.
+struct Hurry(Arc<Shared>);
+
+impl Hurry {
+    fn new(shared: &Arc<Shared>) -> Self {
+        // Before the look at what is queued: what comes after that look finds it.
+        shared.drains.fetch_add(1, Relaxed);
+        shared.copies.hurry();
+        shared.deletes.hurry();
+        for entry in shared.entries() {
+            shared.send(Message::Due { id: entry.id, generation: None });
+        }
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.deletes.hurry_no_more();
+        self.0.drains.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Aborts uploads that this run does not complete.

@@ -110,6 +110,10 @@ impl Uploader {
                 }
             }
             Message::Publish { id, goal, reply } => self.publish(id, goal, reply),
+            // A drain that begins after this sends what is queued by itself.
+            Message::Later { id, generation, .. } if self.shared.drains.load(Relaxed) > 0 => {
+                self.handle(Message::Due { id, generation: Some(generation) });
+            }
             Message::Later { id, generation, delay } => {
                 let shared = self.shared.clone();
                 tokio::spawn(async move {
