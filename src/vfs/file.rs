@@ -199,12 +199,15 @@ impl Vfs {
         }
         let target = staged.target();
         let _guard = self.guards.key(target.store.bucket(), &target.key).await;
-        let whole = staged.is_whole();
-        match staged.publish().await {
+        let published = match staged.publish().await {
+            Err(writeback::Error::TimedOut) if queues => {
+                tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
+                self.writeback.retry(staged.id()).await.map(|_| None)
+            }
+            published => published,
+        };
+        match published {
             Ok(Some(published)) => {
-                if whole {
-                    self.writeback.supersede(&published.bucket, &published.key).await;
-                }
                 self.published(ino, published);
                 Ok(())
             }
@@ -215,12 +218,6 @@ impl Vfs {
                 Ok(())
             }
             Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
-            Err(writeback::Error::TimedOut) if queues => {
-                tracing::warn!("{}: not published within close_timeout: it stays queued", target.key);
-                self.writeback.retry(staged.id());
-                self.follow_up(ino, &staged);
-                Ok(())
-            }
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
                 self.detach(ino, &staged);

@@ -324,7 +324,7 @@ impl Vfs {
         }
     }
 
-    /// Sends what was put off (empty files, directory attributes) and waits for the background work. Uploads are the
+    /// Lets nobody begin to write any more, sends what was put off (empty files, directory attributes) and waits for the background work. Uploads are the
     /// write-back's to drain afterwards, and then comes [`Vfs::close`].
     pub async fn shutdown(&self) {
         self.closing.cancel();
@@ -393,7 +393,15 @@ impl Vfs {
         tokio::time::timeout(DEADLINE, work).await.unwrap_or(Err(Error::TimedOut))
     }
 
-    fn check_writable(&self) -> Result<()> {
+    /// Fails where nothing may be changed.
+    fn check_changeable(&self) -> Result<()> {
         if self.config.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Fails where nobody may begin to write. Once its end was asked for a mount is as one that is remounted read-only before it is
+    /// unmounted, but that what was begun may end: open files are written and closed, get their attributes and their final names.
+    fn check_writable(&self) -> Result<()> {
+        self.check_changeable()?;
+        if self.closing.is_cancelled() { Err(Error::ReadOnly) } else { Ok(()) }
     }
 }

@@ -35,7 +35,7 @@ impl Vfs {
     }
 
     pub(super) fn check_removable(&self) -> Result<()> {
-        self.check_writable()?;
+        self.check_changeable()?;
         if self.config.allow_delete { Ok(()) } else { Err(Error::NotPermitted) }
     }
 

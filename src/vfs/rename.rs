@@ -375,7 +375,9 @@ impl Vfs {
             restore: None,
             tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
         };
-        Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
+        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?;
+        self.writeback.supersede(to.store.bucket(), &to.key).await;
+        Ok(outcome)
     }
 
     /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.

@@ -9,7 +9,7 @@ use super::{Caller, Fh, Ino, SetAttr, SetTime, Vfs};
 impl Vfs {
     /// Changes attributes: true here at once; what is kept with the object follows in the background.
     pub async fn setattr(&self, caller: Caller, ino: Ino, fh: Option<Fh>, set: SetAttr) -> Result<(Attr, Duration)> {
-        self.check_writable()?;
+        self.check_changeable()?;
         if let Some(size) = set.size {
             match self.kind(ino)? {
                 Kind::Directory => return Err(Error::IsDirectory),

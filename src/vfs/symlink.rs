@@ -49,6 +49,7 @@ impl Vfs {
         let unlinked = self.take_delete(&place).await?;
         let put = put_link(&place, link, &attributes).await;
         let outcome = self.replaced(unlinked, put).await?;
+        self.writeback.supersede(place.store.bucket(), &place.key).await;
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Symlink, now);
         node.stored = stored;
         (node.since, node.checked) = (Some(Instant::now()), Some(Instant::now()));

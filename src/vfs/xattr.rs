@@ -66,7 +66,7 @@ impl Vfs {
 
     /// setxattr(2).
     pub async fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
-        self.check_writable()?;
+        self.check_changeable()?;
         let name = name.to_str().ok_or(Error::Invalid)?.to_owned();
         if !name.starts_with("user.") || self.kind(ino)? != Kind::File {
             return Err(Error::NotSupported);
@@ -107,7 +107,7 @@ impl Vfs {
 
     /// removexattr(2).
     pub async fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
-        self.check_writable()?;
+        self.check_changeable()?;
         self.getxattr(ino, name).await?;
         let name = name.to_str().ok_or(Error::NoData)?;
         match name {

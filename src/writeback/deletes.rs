@@ -20,6 +20,8 @@ use crate::s3::{DELETE_MOST, ETag, ErrorKind, ListPage, S3Error, Store, delete_v
 const SINGLY: usize = 8;
 /// How long a listing may take that was begun while a key was still there.
 const SLOWEST_LISTING: Duration = Duration::from_secs(120);
+/// Longest delay while a drain waits: as long as a name that is about to be taken is held (promise 11).
+const HURRIED: Duration = Duration::from_secs(1);
 /// Pauses between attempts: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -47,6 +49,8 @@ struct Inner {
     refused: BTreeMap<u64, Refused>,
     /// Buckets that a batch is on its way to.
     busy: HashSet<String>,
+    /// Drains that wait.
+    drains: usize,
     /// When the queue is looked at next.
     look: Option<Instant>,
 }
@@ -120,10 +124,10 @@ impl Deletes {
     /// Queues what is journalled already.
     pub fn queue(&self, store: Arc<dyn Store>, journalled: Journalled<Deletion>, delay: Duration) -> Option<Journalled<Deletion>> {
         let name = (journalled.what.bucket.clone(), journalled.what.key.clone());
-        let now = Instant::now();
-        let slot = Slot { store, journalled, ready: now + delay / 2, due: now + delay, sending: false, attempts: 0, reason: None };
         let (replaced, sooner) = {
             let mut inner = self.inner.lock();
+            let (now, delay) = (Instant::now(), if inner.drains > 0 { delay.min(HURRIED) } else { delay });
+            let slot = Slot { store, journalled, ready: now + delay / 2, due: now + delay, sending: false, attempts: 0, reason: None };
             inner.refused.retain(|_, refused| (&refused.deletion.bucket, &refused.deletion.key) != (&name.0, &name.1));
             let sooner = inner.look.is_none_or(|look| slot.due < look);
             (inner.waiting.insert(name, slot), sooner)
@@ -184,13 +188,22 @@ impl Deletes {
         }
     }
 
-    /// All that waits is due now.
+    /// All that waits is due now, and soon what comes before as many calls of [`Deletes::hurry_no_more`].
     pub fn hurry(&self) {
         let now = Instant::now();
-        for slot in self.inner.lock().waiting.values_mut() {
-            (slot.ready, slot.due) = (now, now);
+        {
+            let mut inner = self.inner.lock();
+            inner.drains += 1;
+            for slot in inner.waiting.values_mut() {
+                (slot.ready, slot.due) = (now, now);
+            }
         }
         self.changed.notify_waiters();
+    }
+
+    /// Ends a [`Deletes::hurry`].
+    pub fn hurry_no_more(&self) {
+        self.inner.lock().drains -= 1;
     }
 
     /// How many wait.

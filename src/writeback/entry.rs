@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     credit: AtomicI64,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
+    /// Drains that wait: what is queued meanwhile is due at once.
+    pub drains: AtomicUsize,
     /// Uploads being aborted and publications being told of: drain() waits for them.
     pub chores: AtomicUsize,
     /// What an earlier run left and that belongs into its directory, until it is asked for.
@@ -93,6 +95,7 @@ impl Shared {
             leaving: AtomicUsize::new(0),
             credit: AtomicI64::new(0),
             unconditional: AtomicBool::new(false),
+            drains: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),
             recovered: Mutex::default(),
             deletions: Mutex::new(deletions),

@@ -460,7 +460,8 @@ impl Writeback {
         self.shared.status()
     }
 
-    /// Starts what is queued or deferred at once and waits until nothing is left, or no byte moved for `deadline`.
+    /// Starts what is queued or deferred at once, and what is queued or removed meanwhile, and waits until nothing is left, or no
+    /// byte moved for `deadline`.
     /// Files that are still open stay in the spool, as do temporary names.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         publish::drain(&self.shared, deadline).await
@@ -471,13 +472,18 @@ impl Writeback {
         deletes::send_again(&self.shared, id).await
     }
 
-    /// Queues a parked or unfinished entry again. False where there is none of this number.
-    pub fn retry(&self, id: u64) -> bool {
-        let Some(entry) = self.shared.entry(id) else { return false };
+    /// Queues a parked or unfinished entry again, durably: once this returns a crash forgets it no more than any other that is
+    /// queued. False where there is none of this number. Where that cannot be written down it stays parked.
+    pub async fn retry(&self, id: u64) -> Result<bool, Error> {
+        let Some(entry) = self.shared.entry(id) else { return Ok(false) };
         // At once: who looks before the uploader has come to it must not find it parked.
         entry.intent.lock().revive();
+        if let Err(error) = entry.persist_durably().await {
+            self.shared.send(Message::Park(id, error.clone()));
+            return Err(error);
+        }
         self.shared.send(Message::Retry { id, reply: None });
-        true
+        Ok(true)
     }
 
     /// Publishes a parked or unfinished entry and waits for it, as long as bytes move; a failure parks it again. `None`
@@ -519,12 +525,9 @@ impl Writeback {
         self.shared.conflicts.lock().iter().cloned().collect()
     }
 
-    /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).
+    /// Somebody else than a staged file has put an object under the key: what was parked for it is wanted no more (promise 24).
     pub async fn supersede(&self, bucket: &str, key: &str) {
-        let about = |status: &EntryStatus| status.phase == Phase::Parked && status.bucket == bucket && status.key == key;
-        for parked in self.status().into_iter().filter(about) {
-            self.discard(parked.id).await;
-        }
+        publish::supersede(&self.shared, bucket, key, u64::MAX).await;
     }
 
     /// Throws a parked or unfinished entry away, or takes a delete back. False where there is none of this number.
@@ -534,17 +537,8 @@ impl Writeback {
                 publish::discard(&entry).await;
                 true
             }
-            None => self.shared.deletes.dismiss(id).await || self.discard_stranded(id).await,
+            None => self.shared.deletes.dismiss(id).await || publish::discard_stranded(&self.shared, id).await,
         }
-    }
-
-    async fn discard_stranded(&self, id: u64) -> bool {
-        let Some(recover::Stranded { found, .. }) = self.shared.stranded.lock().remove(&id) else { return false };
-        let disk = self.shared.spool.disk.clone();
-        if let Err(error) = spool::blocking(move || found.remove(&disk)).await {
-            tracing::warn!("{error}");
-        }
-        true
     }
 
     /// Metadata that came after publication (mtime, mode): one coalesced copy in the background about 1 s after the

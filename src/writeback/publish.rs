@@ -15,8 +15,9 @@ use super::commit;
 use super::content::Content;
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
-use super::manifest::{Phase, UploadRecord};
+use super::manifest::{Phase, Record, UploadRecord};
 use super::plan::{self, How, Input, Plan};
+use super::recover::Stranded;
 use super::spool::blocking;
 use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
@@ -363,6 +364,38 @@ pub(crate) async fn discard(entry: &Arc<Entry>) {
     let _ = done.await;
 }
 
+/// Throws away what was left for a bucket that could not be reached. False where there is none of this number.
+pub(crate) async fn discard_stranded(shared: &Arc<Shared>, id: u64) -> bool {
+    let Some(Stranded { found, .. }) = shared.stranded.lock().remove(&id) else { return false };
+    let disk = shared.spool.disk.clone();
+    if let Err(error) = blocking(move || found.remove(&disk)).await {
+        tracing::warn!("{error}");
+    }
+    true
+}
+
+/// A whole new content is stored under the key: what could not be stored there, and came before `order`, is wanted no more
+/// (promise 24).
+pub(crate) async fn supersede(shared: &Arc<Shared>, bucket: &str, key: &str, order: u64) {
+    for entry in shared.entries() {
+        let superseded = {
+            let Intent { phase, order: its, target, .. } = &*entry.intent.lock();
+            *phase == Phase::Parked && *its < order && target.key == key && target.store.bucket() == bucket
+        };
+        if superseded {
+            discard(&entry).await;
+        }
+    }
+    let is_superseded = |Record { phase, order: its, bucket: of, key: name, .. }: &Record| {
+        *phase != Phase::Writing && *its < order && name == key && of == bucket
+    };
+    let stranded: Vec<u64> =
+        shared.stranded.lock().iter().filter(|(_, stranded)| is_superseded(&stranded.found.record)).map(|(id, _)| *id).collect();
+    for id in stranded {
+        discard_stranded(shared, id).await;
+    }
+}
+
 /// See [`super::Staged::retire`].
 pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
     let whole = {
@@ -395,11 +428,7 @@ pub(crate) async fn retire(entry: &Arc<Entry>) -> Option<PathBuf> {
 pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainReport {
     let before = shared.publications.load(Relaxed);
     let began = Instant::now();
-    shared.copies.hurry();
-    shared.deletes.hurry();
-    for entry in shared.entries() {
-        shared.send(Message::Due { id: entry.id, generation: None });
-    }
+    let _hurry = Hurry::new(shared);
     withdraw(shared, |phase, held| held && !phase.frees());
     loop {
         let changed = shared.changed.notified();
@@ -413,6 +442,29 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
         let _ = tokio::time::timeout(Duration::from_millis(100), changed).await;
     }
     DrainReport { published: shared.publications.load(Relaxed) - before, left: shared.status() }
+}
+
+/// What is queued or removed is due at once for as long as this lives.
+struct Hurry(Arc<Shared>);
+
+impl Hurry {
+    fn new(shared: &Arc<Shared>) -> Self {
+        // Before the look at what is queued: what comes after that look finds it.
+        shared.drains.fetch_add(1, Relaxed);
+        shared.copies.hurry();
+        shared.deletes.hurry();
+        for entry in shared.entries() {
+            shared.send(Message::Due { id: entry.id, generation: None });
+        }
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.deletes.hurry_no_more();
+        self.0.drains.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Aborts uploads that this run does not complete.

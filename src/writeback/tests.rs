@@ -245,10 +245,40 @@ async fn what_is_refused_is_parked_and_can_be_retried() {
     assert_eq!(status.len(), 2);
     assert!(status.iter().all(|entry| entry.phase == Phase::Parked && entry.reason.is_some()));
     world.store.heal();
-    assert!(status.iter().all(|entry| writeback.retry(entry.id)));
+    for entry in &status {
+        assert!(writeback.retry(entry.id).await.unwrap());
+    }
     until(|| writeback.status().is_empty() && world.files().is_empty()).await;
     assert_eq!(world.bytes("large"), pattern(9 * MIB, 0));
     assert!(!writeback.discard(status[0].id).await);
+}
+
+/// Promise 24: "or the same file is copied again"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_content_supersedes_what_is_parked_and_no_older_one_does() {
+    let world = World::new();
+    let writeback = world.open_with(|config| config.write_back = Duration::from_millis(10)).await;
+    let writeback = &writeback;
+    let parked = |count| until(move || writeback.status().iter().filter(|entry| entry.phase == Phase::Parked).count() == count);
+    world.store.fail(|op, _| (op == "Put").then_some(ErrorKind::AccessDenied));
+    let mut numbers = Vec::new();
+    for (count, bytes) in [(1, "first"), (2, "second")] {
+        let staged = world.new_file(&writeback, "a").await;
+        staged.write(0, Bytes::from_static(bytes.as_bytes())).await.unwrap();
+        staged.publish().await.unwrap();
+        parked(count).await;
+        staged.leave();
+        numbers.push(staged.id());
+    }
+    world.store.heal();
+    writeback.publish_again(numbers[0]).await.unwrap().unwrap();
+    assert_eq!(writeback.status().iter().map(|entry| entry.id).collect::<Vec<_>>(), numbers[1..]);
+    let etag = world.store.object("a").unwrap().etag;
+    let staged = writeback.stage(world.target("a"), Expect::Version(etag), None, Attributes::default()).await.unwrap();
+    staged.write(0, Bytes::from_static(b"third")).await.unwrap();
+    staged.publish().await.unwrap();
+    until(|| writeback.status().is_empty()).await;
+    assert_eq!(world.bytes("a"), "third");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ fn a_file_never_closed_is_kept_listed_and_its_upload_aborted() {
         let status = writeback.status();
         assert_eq!((status.len(), status[0].phase, status[0].size), (1, Phase::Writing, 20 * MIB as u64));
         assert!(status[0].recovered && world.store.object("a").is_none());
-        assert!(writeback.retry(status[0].id));
+        assert!(writeback.retry(status[0].id).await.unwrap());
         until(|| world.store.object("a").is_some()).await;
         assert!(world.bytes("a") == pattern(20 * MIB, 0));
         until(|| world.files().is_empty()).await;
@@ -234,8 +234,29 @@ fn what_was_fsynced_after_a_publication_is_kept_too() {
         let writeback = world.open().await;
         let status = writeback.status();
         assert_eq!((status.len(), status[0].phase, status[0].size), (1, Phase::Writing, 5), "{status:?}");
-        assert!(writeback.retry(status[0].id));
+        assert!(writeback.retry(status[0].id).await.unwrap());
         until(|| world.bytes("a") == "newer").await;
+    });
+}
+
+/// Promise 9: "past that it returns 0 with the file queued"
+#[test]
+fn what_is_queued_past_close_timeout_is_on_disk_before_that_is_said() {
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open_with(|config| config.close_timeout = Duration::from_millis(100)).await;
+        world.store.fail(|op, _| (op == "Put").then_some(ErrorKind::Network));
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(100, 0)).await;
+        assert!(matches!(staged.publish().await, Err(Error::TimedOut)));
+        assert!(writeback.retry(staged.id()).await.unwrap());
+        let record = manifest::Record::load(&writeback.shared.spool.record(staged.id())).unwrap();
+        assert_eq!((record.phase, record.durable, record.held), (Phase::Sealed, true, false));
+    });
+    world.store.heal();
+    run(async {
+        let _writeback = world.open().await;
+        until(|| world.store.object("a").is_some() && world.files().is_empty()).await;
+        assert_eq!(world.bytes("a"), pattern(100, 0));
     });
 }
 

@@ -110,6 +110,10 @@ impl Uploader {
                 }
             }
             Message::Publish { id, goal, reply } => self.publish(id, goal, reply),
+            // A drain that begins after this sends what is queued by itself.
+            Message::Later { id, generation, .. } if self.shared.drains.load(Relaxed) > 0 => {
+                self.handle(Message::Due { id, generation: Some(generation) });
+            }
             Message::Later { id, generation, delay } => {
                 let shared = self.shared.clone();
                 tokio::spawn(async move {
@@ -151,8 +155,9 @@ impl Uploader {
             Message::Resume { id, upload } => self.resume(id, upload),
             Message::Found { id, published } => {
                 if let Some(entry) = self.job(id).map(|job| job.entry.clone()) {
+                    let whole = entry.content.lock().is_whole();
                     publish::settle(&entry, &published);
-                    self.finish(id, &entry, *published);
+                    self.finish(id, &entry, *published, whole);
                 }
             }
             Message::Leave(id) => {
@@ -443,7 +448,7 @@ impl Uploader {
         match verdict {
             Verdict::Published(published) => {
                 let (Action::Put { serial } | Action::Complete { serial }) = action else { return };
-                job.snapshot = None;
+                let whole = job.snapshot.take().is_some_and(|snapshot| snapshot.whole);
                 let entry = job.entry.clone();
                 self.apply(id, Event::Finished { serial });
                 if let Some(job) = self.jobs.get_mut(&id) {
@@ -451,7 +456,7 @@ impl Uploader {
                     job.running.clear();
                 }
                 publish::settle(&entry, &published);
-                self.finish(id, &entry, *published);
+                self.finish(id, &entry, *published, whole);
             }
             Verdict::Restart => {
                 self.stop_transfers(id);
@@ -496,19 +501,24 @@ impl Uploader {
         }
     }
 
-    fn finish(&mut self, id: u64, entry: &Arc<Entry>, published: Published) {
+    /// An entry is published; `whole`: no byte of it came from the object that it replaced.
+    fn finish(&mut self, id: u64, entry: &Arc<Entry>, published: Published, whole: bool) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let waiters = std::mem::take(&mut job.waiters);
         let next = std::mem::take(&mut job.next);
         let after = std::mem::take(&mut job.after);
         let (entry, shared) = (entry.clone(), self.shared.clone());
-        let erase = {
+        let (erase, order) = {
             let intent = entry.intent.lock();
-            intent.retired && !entry.content.lock().is_dirty() && next.is_empty()
+            (intent.retired && !entry.content.lock().is_dirty() && next.is_empty(), intent.order)
         };
         tokio::spawn(async move {
             shared.hooks.published(&published);
             failpoint::pass("published");
+            if whole {
+                // Before its own record goes: after a crash it is found published again, and what is older goes then.
+                publish::supersede(&shared, &published.bucket, &published.key, order).await;
+            }
             publish::tidy(&entry).await;
             failpoint::pass("tidied");
             for waiter in waiters {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use crate::support::double::{Fault, Object, When};
-use crate::support::files::{self, close, errno, noise};
+use crate::support::files::{self, close, errno, noise, sh};
 use crate::support::mount::{Setup, can_mount, is_mounted};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
@@ -294,6 +294,54 @@ on_every_store! {
         stage.store.delete("parked");
         did(&stage, &["retry", "--all", stage.dir().to_str().unwrap()]);
         assert!(stage.store.bytes("parked") == whole);
+        nothing_is_left(&stage);
+    }
+}
+
+/// Promise 24: "or the same file is copied again": what is parked then is gone, whoever stores the newer one, and no retry brings it back.
+#[test]
+fn what_is_copied_again_is_superseded() {
+    if !can_mount() {
+        return;
+    }
+    for option in ["write_back=0", "write_back=1s"] {
+        let stage = Stage::with(Store::double(), &[option, "on_conflict=overwrite"]);
+        let refused = |key: &str| {
+            if let Some((directory, _)) = key.rsplit_once('/') {
+                fs::create_dir(stage.path(directory)).unwrap();
+            }
+            stage.double().fault(When::operation("PutObject").key(key), Fault::Error(403, "AccessDenied"));
+            // With `write_back` nobody is told but status.
+            let _ = files::write(&stage.path(key), b"old");
+            let number = parked(&stage, key);
+            stage.double().clear_faults();
+            stage.store.eventually("its name shows what S3 holds", |_| !stage.path(key).exists());
+            number
+        };
+        let alone = || stage.store.eventually("all else is stored", |_| spooled(&stage).len() == 1);
+        let gone = |number: &str| {
+            stage.store.eventually("what was parked is gone", |_| uploads(&stage).is_empty());
+            assert!(failed(&stage, &["retry", number]).contains(number));
+        };
+        let copied = refused("copied");
+        files::write(&stage.path("copied"), b"new").unwrap();
+        gone(&copied);
+        let renamed = refused("renamed");
+        files::write(&stage.path("other"), b"new").unwrap();
+        alone();
+        fs::rename(stage.path("other"), stage.path("renamed")).unwrap();
+        gone(&renamed);
+        let linked = refused("linked");
+        std::os::unix::fs::symlink("copied", stage.path("linked")).unwrap();
+        gone(&linked);
+        let moved = refused("d/moved");
+        sh(stage.dir(), "rm -r d; mkdir e; printf new > e/moved");
+        alone();
+        fs::rename(stage.path("e"), stage.path("d")).unwrap();
+        gone(&moved);
+        for key in ["copied", "renamed", "d/moved"] {
+            assert_eq!(stage.store.bytes(key), "new", "{option}: {key}");
+        }
         nothing_is_left(&stage);
     }
 }

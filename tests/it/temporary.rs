@@ -145,3 +145,29 @@ fn a_rename_outlasts_close_timeout() {
     stage.store.eventually("status knows", |_| stage.mount.status().contains("everything is in S3"));
     assert_eq!(stage.store.keys(), ["film.mkv"]);
 }
+
+/// Promise 26: "what closing promised is stored, or goes on at the next mount": so does what such a rename has queued.
+#[test]
+fn a_rename_that_outlasted_close_timeout_is_resumed() {
+    if !can_mount() {
+        return;
+    }
+    for killed in [true, false] {
+        let mut stage = Stage::with(Store::double(), &["close_timeout=2s", "retries=0"]);
+        stage.store.put("film.mkv", "old");
+        let bytes = noise(1, 3 * MIB);
+        files::write(&stage.path("film.mkv.crdownload"), &bytes).unwrap();
+        stage.double().fault(When::operation("PutObject"), Fault::Refuse);
+        fs::rename(stage.path("film.mkv.crdownload"), stage.path("film.mkv")).unwrap();
+        if killed {
+            stage.mount.crash();
+        } else {
+            stage.mount.umount_leaving("film.mkv");
+        }
+        assert_eq!(stage.store.bytes("film.mkv"), "old");
+        stage.double().clear_faults();
+        stage.mount.again();
+        stage.store.eventually("it is published after all", |store| store.bytes("film.mkv") == bytes);
+        assert_eq!(stage.store.keys(), ["film.mkv"]);
+    }
+}

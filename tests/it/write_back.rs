@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::support::double::{Fault, Requests, When};
 use crate::support::faulty::{Fault as Wire, Faulty, When as OnWire};
-use crate::support::files::{self, errno, noise, output, sh};
+use crate::support::files::{self, close, errno, noise, output, sh};
 use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
@@ -418,6 +418,58 @@ fn umount_starts_the_queue() {
     sh(stage.dir(), "echo content > f; rm gone");
     stage.mount.umount_by_command();
     assert_eq!(stage.store.keys(), ["f"]);
+}
+
+/// What is closed or removed while a flush waits is started too, and waited for.
+#[test]
+fn a_flush_takes_along_what_comes_meanwhile() {
+    let Some(stage) = counted(&[LATER, "close_timeout=30s"], [("gone", "x")]) else { return };
+    sh(stage.dir(), "echo content > first");
+    stage.double().fault(When::operation("PutObject").key("first"), Fault::Error(503, "SlowDown"));
+    std::thread::scope(|scope| {
+        let flushes = scope.spawn(|| flush(&stage));
+        stage.store.eventually("the flush waits", |_| changes(&stage).of("PutObject") > 0);
+        sh(stage.dir(), "echo content > second; rm gone");
+        stage.store.eventually("what came is done", |store| store.keys() == ["second"]);
+        assert!(!flushes.is_finished());
+        stage.double().clear_faults();
+        flushes.join().unwrap();
+    });
+    assert_eq!(stage.store.keys(), ["first", "second"]);
+    // The delay is back.
+    sh(stage.dir(), "echo content > third; rm first");
+    assert!(stage.mount.status().contains("/third") && stage.mount.status().contains("/first"), "{}", stage.mount.status());
+    assert_eq!(stage.store.keys(), ["first", "second"]);
+}
+
+/// From when the end of a mount is asked for nobody begins to write; what was begun ends, and is stored with the rest.
+#[test]
+fn an_ending_mount_refuses_new_writers() {
+    let Some(mut stage) = counted(&[LATER], [("gone", "x"), ("kept", "x")]) else { return };
+    sh(stage.dir(), "echo content > first");
+    stage.double().fault(When::operation("PutObject").key("first"), Fault::Error(503, "SlowDown"));
+    let open = fs::File::create(stage.path("open")).unwrap();
+    let (dir, Stage { mount, store }) = (stage.dir().to_owned(), &mut stage);
+    std::thread::scope(|scope| {
+        let ends = scope.spawn(|| mount.umount());
+        store.eventually("it takes no new file", |_| match fs::File::create_new(dir.join("late")) {
+            Ok(_) => fs::remove_file(dir.join("late")).is_err(),
+            Err(_) => true,
+        });
+        assert_eq!(errno(fs::File::create_new(dir.join("late"))), Errno::EROFS);
+        assert_eq!(errno(fs::OpenOptions::new().write(true).open(dir.join("kept"))), Errno::EROFS);
+        assert_eq!(errno(fs::create_dir(dir.join("d"))), Errno::EROFS);
+        std::os::unix::fs::FileExt::write_all_at(&open, b"begun", 0).unwrap();
+        close(open).unwrap();
+        fs::rename(dir.join("open"), dir.join("renamed")).unwrap();
+        fs::remove_file(dir.join("gone")).unwrap();
+        store.eventually("what was begun is stored", |store| store.get("renamed").is_some() && store.get("gone").is_none());
+        assert!(!ends.is_finished());
+        store.as_double().unwrap().clear_faults();
+        ends.join().unwrap();
+    });
+    assert_eq!(store.keys(), ["first", "kept", "renamed"]);
+    assert_eq!(store.bytes("renamed"), "begun");
 }
 
 /// With the store gone flush, `packmule umount` and SIGTERM end `close_timeout` after the last progress, and say what is left.
