@@ -15,7 +15,7 @@ use crate::cache::block::{self, Sidecar};
 use crate::config::{Source, Typed, table, values};
 use crate::control::{Request, Response};
 use crate::s3::xml::{self, Element};
-use crate::s3::{list, response};
+use crate::s3::{delete, list, response};
 use crate::writeback::content::Content;
 use crate::writeback::manifest::{Record, framed};
 use crate::writeback::{Deletion, MetadataChange};
@@ -38,7 +38,7 @@ pub fn answer(bytes: &[u8]) {
     }
     let _ = list::read_parts(&root);
     list::read_uploads(&root);
-    list::read_refused(&root).for_each(drop);
+    delete::read_refused(&root).for_each(drop);
 }
 
 /// The reader takes names that XML has not, as `a/b`; written again they mean something else.

@@ -49,6 +49,8 @@ pub struct Options {
     pub max_single_copy: u64,
     /// ACL headers are taken.
     pub acls: bool,
+    /// DeleteObjects compares the ETags that it is given.
+    pub compares_on_delete: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
 }
@@ -61,6 +63,7 @@ impl Default for Options {
             min_part_size: 5 << 20,
             max_single_copy: 5 << 30,
             acls: false,
+            compares_on_delete: true,
             domain: None,
         }
     }
