@@ -19,7 +19,7 @@ use crate::publish::access_log::{self, Delivery, Line, Parser, Part};
 use crate::publish::downloads::Tally;
 use crate::publish::links;
 use crate::s3::xml::{self, Element};
-use crate::s3::{list, response};
+use crate::s3::{delete, list, response};
 use crate::writeback::content::Content;
 use crate::writeback::manifest::{Record, framed};
 use crate::writeback::{Deletion, MetadataChange};
@@ -42,7 +42,7 @@ pub fn answer(bytes: &[u8]) {
     }
     let _ = list::read_parts(&root);
     list::read_uploads(&root);
-    list::read_refused(&root).for_each(drop);
+    delete::read_refused(&root).for_each(drop);
 }
 
 /// The reader takes names that XML has not, as `a/b`; written again they mean something else.

@@ -148,6 +148,7 @@ impl Store for Fake {
             max_single_copy: 5 << 30,
             conditional_writes: None,
             delete_many: true,
+            conditional_deletes: Some(true),
             real_directories: false,
             upload_checksum: ChecksumKind::Off,
         }

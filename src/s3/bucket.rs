@@ -59,6 +59,7 @@ impl Bucket {
             max_single_copy: 5 * GIB,
             conditional_writes: aws.then_some(true),
             delete_many: true,
+            conditional_deletes: aws.then_some(true),
             real_directories: !aws,
             upload_checksum: core.config.upload_checksum.unwrap_or(ChecksumKind::Crc64Nvme),
         };

@@ -1,26 +1,18 @@
-//! Listings: ListObjectsV2 and V1, unfinished uploads and their parts, batches of deletes.
+//! Listings: ListObjectsV2 and V1, unfinished uploads and their parts.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use futures::StreamExt as _;
 use http::Method;
-use md5::{Digest as _, Md5};
 use std::time::SystemTime;
 
 use super::bucket::Bucket;
 use super::operation::Operation;
-use super::request::{Call, Payload};
-use super::xml::{self, Element};
-use super::{DELETE_MOST, ETag, ErrorKind, ListEntry, ListPage, ListRequest, Part, PendingUpload, Result, S3Error, response};
+use super::request::Call;
+use super::xml::Element;
+use super::{ETag, ListEntry, ListPage, ListRequest, Part, PendingUpload, Result, response};
 use crate::aws::encode;
 
 /// How a page is continued. Stores differ, so the token says which way: a V2 token, or the last key seen.
 const TOKEN: &str = "t:";
 const AFTER: &str = "a:";
-
-/// Keys deleted one by one at once.
-const SINGLE_DELETES: usize = 16;
 
 /// Decodes keys where the store says that it encoded them; some ignore `encoding-type`.
 fn key_reader(root: &Element) -> impl Fn(&str) -> String + use<> {
@@ -57,19 +49,6 @@ pub(crate) fn page(root: &Element) -> std::result::Result<ListPage, &'static str
         }
     }
     Ok(ListPage { entries, prefixes, next })
-}
-
-/// The keys that DeleteObjects did not delete, and why.
-pub(crate) fn read_refused(root: &Element) -> impl Iterator<Item = (String, response::ErrorBody)> {
-    root.all("Error").map(|error| {
-        let key = error.child("Key").map(|key| key.text.clone()).unwrap_or_default();
-        let told = response::ErrorBody {
-            code: error.text_of("Code").map(str::to_owned),
-            message: error.text_of("Message").unwrap_or("").to_owned(),
-            ..response::ErrorBody::default()
-        };
-        (key, told)
-    })
 }
 
 /// A page of ListParts.
@@ -124,55 +103,6 @@ impl Bucket {
         self.located();
         self.remember_marker(&page);
         Ok(page)
-    }
-
-    pub(super) async fn delete_keys(&self, keys: &[(String, Option<ETag>)]) -> Result<Vec<(String, S3Error)>> {
-        let batched = self.capabilities.lock().delete_many;
-        let (batch, mut single): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|(key, _)| batched && xml::can_carry(key));
-        let mut failed = Vec::new();
-        for chunk in batch.chunks(DELETE_MOST) {
-            match self.delete_batch(chunk).await {
-                Ok(some) => failed.extend(some),
-                Err(error) if error.kind == ErrorKind::NotImplemented => {
-                    if std::mem::replace(&mut self.capabilities.lock().delete_many, false) {
-                        tracing::warn!(bucket = self.name(), "the store lacks DeleteObjects: keys are deleted one by one");
-                    }
-                    single.extend(chunk.iter().cloned());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let deletes = single.into_iter().map(|(key, etag)| async move {
-            let answer = self.delete_key(&key, etag).await;
-            answer.err().map(|error| (key, error))
-        });
-        let mut deletes = futures::stream::iter(deletes).buffer_unordered(SINGLE_DELETES);
-        while let Some(answer) = deletes.next().await {
-            failed.extend(answer);
-        }
-        Ok(failed)
-    }
-
-    async fn delete_batch(&self, keys: &[(String, Option<ETag>)]) -> Result<Vec<(String, S3Error)>> {
-        let mut body = String::from("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Quiet>true</Quiet>");
-        for (key, etag) in keys {
-            body.push_str(&format!("<Object><Key>{}</Key>", xml::escape(key)));
-            if let Some(etag) = etag {
-                body.push_str(&format!("<ETag>{}</ETag>", xml::escape(&etag.quoted())));
-            }
-            body.push_str("</Object>");
-        }
-        body.push_str("</Delete>");
-        let mut call = Call::new(&self.core, Operation::DeleteObjects, Method::POST).query("delete", "");
-        call.header("content-md5", &STANDARD.encode(Md5::digest(&body)))?;
-        call.header("content-type", "application/xml")?;
-        let call = call.payload(Payload::Bytes(Bytes::from(body)));
-        let answer = self.core.xml(&self.place, &call, "DeleteResult").await?;
-        let error = |(key, told): (String, response::ErrorBody)| {
-            let resource = self.place.resource(Some(&key));
-            (key, response::error(Operation::DeleteObjects.name(), &resource, answer.status, &answer.headers, &told))
-        };
-        Ok(read_refused(&answer.body).map(error).filter(|(_, error)| error.kind != ErrorKind::NoSuchKey).collect())
     }
 
     pub(super) async fn pages_of_parts(&self, key: &str, upload_id: &str) -> Result<Vec<Part>> {

@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 
 pub mod bucket;
 pub mod client;
+pub(crate) mod delete;
 pub mod endpoint;
 pub mod error;
 pub mod explain;
@@ -375,6 +376,8 @@ pub struct Capabilities {
     pub conditional_writes: Option<bool>,
     /// DeleteObjects works.
     pub delete_many: bool,
+    /// DeleteObjects compares ETags; `None`: not known yet.
+    pub conditional_deletes: Option<bool>,
     /// The store may keep directories of its own (SeaweedFS does), which stay when the last key below them goes, until their
     /// marker is deleted, had they one or not.
     pub real_directories: bool,

@@ -404,7 +404,7 @@ async fn send(shared: Arc<Shared>, store: Arc<dyn Store>, batch: Vec<(Name, Opti
 /// Deletes keys of one bucket, and tells of each.
 async fn delete(store: &dyn Store, keys: &[(String, Option<ETag>)]) -> Vec<End> {
     if let [(key, etag)] = keys {
-        return vec![judge(delete_version(store, key, etag.clone()).await)];
+        return vec![delete_one(store, key, etag.as_ref()).await];
     }
     match store.delete_many(keys).await {
         Ok(failed) => {
@@ -421,11 +421,23 @@ async fn delete(store: &dyn Store, keys: &[(String, Option<ETag>)]) -> Vec<End> 
         }
         // One key that the store does not like must not keep the others.
         Err(error) if matches!(error.kind, ErrorKind::InvalidRequest | ErrorKind::Protocol | ErrorKind::KeyTooLong) => {
-            let singly: Vec<_> = keys.iter().map(|(key, etag)| delete_version(store, key, etag.clone())).collect();
-            futures::stream::iter(singly).buffered(SINGLY).map(judge).collect().await
+            let singly: Vec<_> = keys.iter().map(|(key, etag)| delete_one(store, key, etag.as_ref())).collect();
+            futures::stream::iter(singly).buffered(SINGLY).collect().await
         }
         Err(error) => keys.iter().map(|_| judge(Err(error.clone()))).collect(),
     }
+}
+
+/// A key on its own. Which stores compare here cannot be found out without a request a key: those that may not are asked before.
+async fn delete_one(store: &dyn Store, key: &str, etag: Option<&ETag>) -> End {
+    if let Some(etag) = etag.filter(|_| store.capabilities().conditional_deletes != Some(true)) {
+        match store.head(key).await {
+            Ok(head) if head.etag != *etag => return End::Kept,
+            Err(error) if error.kind != ErrorKind::AccessDenied => return judge(Err(error)),
+            _ => {}
+        }
+    }
+    judge(delete_version(store, key, etag.cloned()).await)
 }
 
 fn judge(answer: Result<(), S3Error>) -> End {

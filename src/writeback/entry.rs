@@ -1,6 +1,6 @@
 //! What all parts of write-back share: the mount's state, and one entry a staged file.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -171,6 +171,7 @@ impl Shared {
     /// Makes room for `bytes` more of `entry`. Blocks only while other entries are on their way to S3, which frees space.
     pub async fn reserve(&self, entry: &Entry, bytes: u64) -> Result<(), Error> {
         let mut handing_over = None;
+        let mut started = HashSet::new();
         loop {
             let changed = self.changed.notified();
             if self.has_room(bytes).await {
@@ -180,6 +181,10 @@ impl Shared {
             for other in self.entries().into_iter().filter(|other| other.id != entry.id) {
                 let intent = other.intent.lock();
                 frees |= intent.phase.frees();
+                // Queued for later: its delay must not be what is waited for.
+                if intent.phase == Phase::Sealed && started.insert((other.id, other.content.lock().generation)) {
+                    self.send(Message::Due { id: other.id, generation: None });
+                }
                 // Published a moment ago: its spool file is about to leave, unless somebody keeps it open for writing.
                 published |= intent.published.is_some();
             }

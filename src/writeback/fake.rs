@@ -218,6 +218,7 @@ impl Store for Fake {
             max_single_copy: 5 << 30,
             conditional_writes: Some(true),
             delete_many: true,
+            conditional_deletes: Some(true),
             real_directories: false,
             upload_checksum: *self.kind.lock(),
         }

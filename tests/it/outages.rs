@@ -251,3 +251,17 @@ fn a_writer_waits_for_the_room_of_an_upload() {
     });
     assert!(stage.store.bytes("first") == noise(1, 16 * MIB) && stage.store.bytes("second") == noise(2, 16 * MIB));
 }
+
+/// Promise 27: "Where only other uploads are in the way, writing waits for them.", not for the delay of what is queued.
+#[test]
+fn what_is_queued_goes_when_its_room_is_wanted() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["write_back=1h", "spool_size=24M", "close_timeout=20s"]);
+    files::write(&stage.path("first"), &noise(1, 16 * MIB)).unwrap();
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    files::write(&stage.path("second"), &noise(2, 16 * MIB)).unwrap();
+    assert!(stage.store.bytes("first") == noise(1, 16 * MIB));
+    assert!(fs::read(stage.path("second")).unwrap() == noise(2, 16 * MIB));
+}

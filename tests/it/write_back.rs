@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::support::double::{Fault, Requests, When};
+use crate::support::double::{Fault, Options, Requests, When};
 use crate::support::faulty::{Fault as Wire, Faulty, When as OnWire};
 use crate::support::files::{self, close, errno, noise, output, sh};
 use crate::support::mount::{Mount, Setup, can_mount};
@@ -212,6 +212,33 @@ fn a_delete_spares_what_somebody_else_has_written_since() {
     assert_eq!(stage.store.keys(), ["f"]);
     assert_eq!(fs::read(stage.path("f")).unwrap(), b"theirs");
     assert_gone(&stage, "g");
+}
+
+/// So it is where DeleteObjects ignores the ETags that it is given: by the first batch, which finds that out, and by later ones.
+#[test]
+fn a_delete_spares_it_on_every_store() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double_with(Options { compares_on_delete: false, page_size: 3, ..Options::default() });
+    let names = ["d/a", "d/b", "d/c", "d/é", "e"];
+    let stage = Stage::with(store, &[LATER, "metadata_ttl=0"]);
+    for turn in ["first", "later"] {
+        for name in names {
+            stage.store.put(name, turn);
+        }
+        for other in 0..9 {
+            stage.store.put(&format!("d/between{other}"), "x");
+        }
+        sh(stage.dir(), "rm d/a d/b d/c d/é e");
+        stage.store.put("d/b", "theirs");
+        stage.store.put("e", "theirs");
+        stage.store.delete("d/c");
+        flush(&stage);
+        let left: Vec<_> = stage.store.keys().into_iter().filter(|key| names.contains(&key.as_str())).collect();
+        assert_eq!(left, ["d/b", "e"], "{turn}: {:?}", stage.double().requests().summary());
+        assert_eq!(fs::read(stage.path("e")).unwrap(), b"theirs");
+    }
 }
 
 /// What the store refuses is told with its reason, its name shows again, and it can be tried again.

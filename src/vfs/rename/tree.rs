@@ -1,6 +1,6 @@
 //! A directory's key changes by a copy of everything below it, and a delete once all of that is there.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use futures::{StreamExt, TryStreamExt};
 
@@ -55,9 +55,8 @@ impl Vfs {
                 return Err(error);
             }
         };
-        let mut keys = self.still_the_same(source, &copied).await.inspect_err(|error| {
-            tracing::error!("{}: was copied to {} and stays under the old name too: {error:?}", source.key, destination.key);
-        })?;
+        // What somebody else has changed meanwhile stays where it is.
+        let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
         if source.store.capabilities().real_directories {
             let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
             let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
@@ -67,7 +66,10 @@ impl Vfs {
         // Markers last, the deepest first: a real directory that loses its marker before its names stays.
         keys.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
         for batch in keys.chunks(DELETE_MOST) {
-            for (key, error) in source.store.delete_many(batch).await? {
+            let refused = source.store.delete_many(batch).await.inspect_err(|error| {
+                tracing::error!("{}: was copied to {} and stays under the old name too: {error}", source.key, destination.key);
+            })?;
+            for (key, error) in refused {
                 tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
             }
         }
@@ -99,20 +101,6 @@ impl Vfs {
         }
         let others = page.entries.iter().any(|entry| entry.key != target.key);
         if others { Err(Error::NotEmpty) } else { Ok(()) }
-    }
-
-    /// The sources that are what was copied, to be deleted: not every store honours the ETags of a DeleteObjects. What somebody
-    /// else has changed meanwhile stays where it is.
-    async fn still_the_same(&self, source: &Place, copied: &[Copied]) -> Result<Vec<(String, Option<ETag>)>> {
-        let now: HashMap<String, ETag> = self.list_tree(source).await?.into_iter().map(|entry| (entry.key, entry.etag)).collect();
-        let unchanged = |copy: &&Copied| match (copy.etag(), now.get(&copy.source)) {
-            (Some(copied), Some(now)) if copied != *now => {
-                tracing::warn!("{}: changed by somebody else while it was renamed: their version stays under the old name", copy.source);
-                false
-            }
-            (_, found) => found.is_some(),
-        };
-        Ok(copied.iter().filter(unchanged).map(|copy| (copy.source.clone(), copy.etag())).collect())
     }
 
     /// All objects below a prefix, refused over `rename_limit`.

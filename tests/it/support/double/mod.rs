@@ -51,6 +51,8 @@ pub struct Options {
     pub acls: bool,
     /// ETags of parts are no MD5s of their bytes, as with SSE-KMS.
     pub opaque_parts: bool,
+    /// DeleteObjects compares the ETags that it is given.
+    pub compares_on_delete: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
 }
@@ -64,6 +66,7 @@ impl Default for Options {
             max_single_copy: 5 << 30,
             acls: false,
             opaque_parts: false,
+            compares_on_delete: true,
             domain: None,
         }
     }

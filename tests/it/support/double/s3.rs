@@ -222,7 +222,7 @@ impl S3 for Memory {
         let mut output = DeleteObjectsOutput::default();
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         for named in req.input.delete.objects {
-            let condition = named.e_tag.map(ETagCondition::ETag);
+            let condition = named.e_tag.filter(|_| self.options.compares_on_delete).map(ETagCondition::ETag);
             match condition.map_or(Ok(()), |c| objects::require_match(bucket.objects.get(&named.key), &c)) {
                 Ok(()) => {
                     bucket.objects.remove(&named.key);
