@@ -55,6 +55,7 @@ mod tests_power;
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
+pub(crate) use pace::Life;
 pub use staged::Staged;
 
 use entry::Shared;
