@@ -41,9 +41,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A store that is not reached at all is restarting, or the network is: five pauses from here span a quarter of a minute.
 const FIRST_PAUSE_UNREACHED: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
-/// Throttling alone ends a request that somebody waits for after so long: two in a row, twice because the kernel lets calls into one
-/// directory only in turn, still end within the caller's deadline.
-const THROTTLED_MOST: Duration = Duration::from_secs(20);
+/// Throttling alone ends a request that somebody waits for after so long, if his own deadline (80 s, promise 22) did not before.
+const THROTTLED_MOST: Duration = Duration::from_secs(85);
 /// While somebody waits for the answer a throttling store is asked at least so often.
 const LONGEST_PAUSE_WAITED_FOR: Duration = Duration::from_secs(5);
 
@@ -74,13 +73,21 @@ pub struct Attempts {
     made: u32,
     /// Those of them that the store did not ask for: throttling is no failure.
     failures: u32,
+    /// `None`: whoever waits judges by himself how long a store that throttles is waited for.
+    throttled_most: Option<Duration>,
     began: Instant,
 }
 
 impl Attempts {
     /// `retries`: how often a Metadata or Read request is sent again.
     pub fn new(class: Class, idempotent: bool, retries: u32) -> Self {
-        Self { class, idempotent, retries, made: 0, failures: 0, began: Instant::now() }
+        let throttled_most = (class != Class::Upload).then_some(THROTTLED_MOST);
+        Self { class, idempotent, retries, made: 0, failures: 0, throttled_most, began: Instant::now() }
+    }
+
+    /// Throttling never ends it: the caller drops the future when he has waited long enough.
+    pub fn wait_out_throttling(&mut self) {
+        self.throttled_most = None;
     }
 
     /// How often it was sent again so far.
@@ -111,7 +118,8 @@ impl Attempts {
         let ceiling = if waited_for { ceiling.min(LONGEST_PAUSE_WAITED_FOR) } else { ceiling };
         let jittered = ceiling.mul_f64(rand::random_range(0.5..1.0));
         let pause = retry_after.map_or(jittered, |wait| wait.min(Duration::from_secs(60)).max(jittered));
-        (!waited_for || !throttled || self.began.elapsed() + pause < THROTTLED_MOST).then_some(pause)
+        let over = throttled && self.throttled_most.is_some_and(|most| self.began.elapsed() + pause >= most);
+        (!over).then_some(pause)
     }
 }
 
@@ -170,9 +178,13 @@ mod tests {
             assert!(attempts.next(&empty, Outcome::Throttled, None).is_some_and(|pause| pause <= LONGEST_PAUSE_WAITED_FOR));
         }
         assert!(attempts.next(&full(), Outcome::Server, None).is_some());
+        attempts.began = Instant::now().checked_sub(THROTTLED_MOST / 2).unwrap();
+        assert!(attempts.next(&full(), Outcome::Throttled, None).is_some());
         assert!(attempts.next(&full(), Outcome::Throttled, Some(Duration::from_secs(60))).is_none(), "too long for who waits");
         attempts.began = Instant::now().checked_sub(THROTTLED_MOST).unwrap();
         assert!(attempts.next(&full(), Outcome::Throttled, None).is_none());
+        attempts.wait_out_throttling();
+        assert!(attempts.next(&full(), Outcome::Throttled, None).is_some());
     }
 
     #[test]

@@ -14,9 +14,9 @@ use super::entry::Entry;
 use super::{CacheError, ObjectVersion};
 use crate::s3::{ErrorKind, GetObject, GetRequest, ObjectHead, S3Error, Store};
 
-/// A fetch that brings nothing ends within this time, a little before the read that waits for it ([`super::READ_DEADLINE`]), so that
-/// the reader gets the store's error and not just "timed out".
-const FETCH_DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 2_000 } else { 80_000 });
+/// A fetch that brings nothing ends within this time, a little before the call that waits for it (80 s), so that the caller gets the
+/// store's error and not just "timed out".
+const FETCH_DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 2_000 } else { 76_000 });
 /// A connection that brings nothing for so long is given up for another.
 const STALL: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 10_000 });
 /// Failures in a row, without a block between them, that end a fetch.

@@ -30,7 +30,7 @@ use tokio::runtime::Handle;
 use self::convert::{caller, file_attr, file_type, reply_attr, reply_create, reply_entry, reply_open, reply_xattr, set_time, shared_ttl};
 pub(crate) use self::errno::describe;
 use self::errno::errno;
-use crate::vfs::{DirEntry, Error, SetAttr, Vfs};
+use crate::vfs::{self, DirEntry, Error, SetAttr, Vfs};
 
 /// The largest count a copy_file_range reply carries: a whole page below 32 bits, as the kernel itself asks.
 const MAX_COPY: u64 = 0xffff_f000;
@@ -67,11 +67,11 @@ impl Fuse {
 
     /// Runs one operation. The task owns the reply: if it panics the reply is dropped, which answers EIO, and the panic
     /// hook logs it.
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
-        let (vfs, guard) = (self.vfs.clone(), InFlight::begin(&self.in_flight));
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, req: &Request, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
+        let (vfs, guard, pid) = (self.vfs.clone(), InFlight::begin(&self.in_flight), req.pid());
         self.runtime.spawn(async move {
             let _guard = guard;
-            operation(vfs).await;
+            vfs::asked_by(pid, operation(vfs)).await;
         });
     }
 }
@@ -91,15 +91,15 @@ impl fuser::Filesystem for Fuse {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
+        self.spawn(req, async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.vfs.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.spawn(async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.spawn(req, async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
     }
 
     fn setattr(
@@ -122,11 +122,11 @@ impl fuser::Filesystem for Fuse {
     ) {
         let (caller, fh) = (caller(req), fh.map(|fh| fh.0));
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
-        self.spawn(async move |vfs| reply_attr(reply, vfs.setattr(caller, ino.0, fh, set).await));
+        self.spawn(req, async move |vfs| reply_attr(reply, vfs.setattr(caller, ino.0, fh, set).await));
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.spawn(async move |vfs| match vfs.readlink(ino.0).await {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.spawn(req, async move |vfs| match vfs.readlink(ino.0).await {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -137,27 +137,27 @@ impl fuser::Filesystem for Fuse {
             return reply.error(Errno::EPERM);
         }
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_entry(reply, vfs.mknod(caller, parent.0, &name, mode, umask).await));
+        self.spawn(req, async move |vfs| reply_entry(reply, vfs.mknod(caller, parent.0, &name, mode, umask).await));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_entry(reply, vfs.mkdir(caller, parent.0, &name, mode, umask).await));
+        self.spawn(req, async move |vfs| reply_entry(reply, vfs.mkdir(caller, parent.0, &name, mode, umask).await));
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_empty(reply, vfs.unlink(caller, parent.0, &name).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.unlink(caller, parent.0, &name).await));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_empty(reply, vfs.rmdir(caller, parent.0, &name).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.rmdir(caller, parent.0, &name).await));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (caller, name, target) = (caller(req), link_name.to_owned(), target.as_os_str().as_bytes().to_vec());
-        self.spawn(async move |vfs| reply_entry(reply, vfs.symlink(caller, parent.0, &name, &target).await));
+        self.spawn(req, async move |vfs| reply_entry(reply, vfs.symlink(caller, parent.0, &name, &target).await));
     }
 
     fn rename(
@@ -171,7 +171,9 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let (caller, name, newname) = (caller(req), name.to_owned(), newname.to_owned());
-        self.spawn(async move |vfs| reply_empty(reply, vfs.rename(caller, parent.0, &name, newparent.0, &newname, flags.bits()).await));
+        self.spawn(req, async move |vfs| {
+            reply_empty(reply, vfs.rename(caller, parent.0, &name, newparent.0, &newname, flags.bits()).await)
+        });
     }
 
     fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
@@ -181,7 +183,7 @@ impl fuser::Filesystem for Fuse {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (caller, notifier) = (caller(req), self.notifier.clone());
-        self.spawn(async move |vfs| {
+        self.spawn(req, async move |vfs| {
             let result = vfs.open(caller, ino.0, flags.0).await;
             if result.as_ref().is_ok_and(|opened| !opened.keep_cache) {
                 forget_attributes(&notifier, ino);
@@ -192,12 +194,12 @@ impl fuser::Filesystem for Fuse {
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(async move |vfs| reply_create(reply, vfs.create(caller, parent.0, &name, mode, umask, flags).await));
+        self.spawn(req, async move |vfs| reply_create(reply, vfs.create(caller, parent.0, &name, mode, umask, flags).await));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -206,7 +208,7 @@ impl fuser::Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.spawn(async move |vfs| match vfs.read(fh.0, offset, size).await {
+        self.spawn(req, async move |vfs| match vfs.read(fh.0, offset, size).await {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(errno(error)),
         });
@@ -214,7 +216,7 @@ impl fuser::Filesystem for Fuse {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -226,7 +228,7 @@ impl fuser::Filesystem for Fuse {
     ) {
         // The one copy of the data: the session thread's buffer takes the next request as soon as this returns.
         let (data, kill_suidgid) = (Bytes::copy_from_slice(data), write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID));
-        self.spawn(async move |vfs| match vfs.write(fh.0, offset, data, kill_suidgid).await {
+        self.spawn(req, async move |vfs| match vfs.write(fh.0, offset, data, kill_suidgid).await {
             Ok(written) => reply.written(written),
             Err(error) => reply.error(errno(error)),
         });
@@ -234,12 +236,12 @@ impl fuser::Filesystem for Fuse {
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let caller = caller(req);
-        self.spawn(async move |vfs| reply_empty(reply, vfs.flush(caller, fh.0).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.flush(caller, fh.0).await));
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -247,23 +249,23 @@ impl fuser::Filesystem for Fuse {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.spawn(async move |vfs| {
+        self.spawn(req, async move |vfs| {
             vfs.release(fh.0).await;
             reply.ok();
         });
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.spawn(async move |vfs| reply_empty(reply, vfs.fsync(fh.0, datasync).await));
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fsync(fh.0, datasync).await));
     }
 
     fn fallocate(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let caller = caller(req);
-        self.spawn(async move |vfs| reply_empty(reply, vfs.fallocate(caller, fh.0, offset, length, mode).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fallocate(caller, fh.0, offset, length, mode).await));
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.spawn(async move |vfs| match vfs.lseek(fh.0, offset, whence).await {
+    fn lseek(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.spawn(req, async move |vfs| match vfs.lseek(fh.0, offset, whence).await {
             Ok(offset) => reply.offset(i64::try_from(offset).unwrap_or(i64::MAX)),
             Err(error) => reply.error(errno(error)),
         });
@@ -283,21 +285,23 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let caller = caller(req);
-        self.spawn(async move |vfs| match vfs.copy_file_range(caller, fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)).await {
-            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(errno(error)),
+        self.spawn(req, async move |vfs| {
+            match vfs.copy_file_range(caller, fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)).await {
+                Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+                Err(error) => reply.error(errno(error)),
+            }
         });
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.spawn(async move |vfs| match vfs.opendir(ino.0).await {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.spawn(req, async move |vfs| match vfs.opendir(ino.0).await {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(errno(error)),
         });
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.spawn(async move |vfs| {
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.spawn(req, async move |vfs| {
             let mut taken = false;
             let result = vfs
                 .readdir(fh.0, offset, false, &mut |entry: DirEntry<'_>| {
@@ -313,8 +317,8 @@ impl fuser::Filesystem for Fuse {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.spawn(async move |vfs| {
+    fn readdirplus(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.spawn(req, async move |vfs| {
             let mut taken = false;
             let result = vfs
                 .readdir(fh.0, offset, true, &mut |entry: DirEntry<'_>| {
@@ -331,41 +335,41 @@ impl fuser::Filesystem for Fuse {
         });
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.spawn(async move |vfs| {
+    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.spawn(req, async move |vfs| {
             vfs.releasedir(fh.0).await;
             reply.ok();
         });
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.spawn(async move |vfs| reply_empty(reply, vfs.fsyncdir(fh.0).await));
+    fn fsyncdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fsyncdir(fh.0).await));
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.spawn(async move |vfs| match vfs.statfs().await {
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.spawn(req, async move |vfs| match vfs.statfs().await {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize),
             Err(error) => reply.error(errno(error)),
         });
     }
 
-    fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let (name, value) = (name.to_owned(), value.to_vec());
-        self.spawn(async move |vfs| reply_empty(reply, vfs.setxattr(ino.0, &name, &value, flags).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.setxattr(ino.0, &name, &value, flags).await));
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.spawn(async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
+        self.spawn(req, async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.spawn(async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.spawn(req, async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.spawn(async move |vfs| reply_empty(reply, vfs.removexattr(ino.0, &name).await));
+        self.spawn(req, async move |vfs| reply_empty(reply, vfs.removexattr(ino.0, &name).await));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

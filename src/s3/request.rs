@@ -225,6 +225,9 @@ impl Core {
     {
         let budget = Budget::process();
         let mut attempts = Attempts::new(call.class, call.idempotent, self.config.retries);
+        if slow::is_heard() {
+            attempts.wait_out_throttling();
+        }
         let (mut followed, mut reread, mut repeated) = (0, false, false);
         loop {
             let bucket = place.bucket.as_ref().map(BucketName::as_str);

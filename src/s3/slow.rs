@@ -18,13 +18,19 @@ pub async fn listen<T>(told: Listener, work: impl Future<Output = T>) -> T {
     LISTENER.scope(told, work).await
 }
 
+/// Somebody listens, and judges by it how long he waits.
+pub(super) fn is_heard() -> bool {
+    LISTENER.try_with(|_| ()).is_ok()
+}
+
 /// A request of this task is sent again after a pause.
 pub(super) fn tell(error: &S3Error, pause: Duration) {
     let _ = LISTENER.try_with(|told| told(error, pause));
 }
 
 /// The store is there and asks for patience. A 503 that is not its own (a load balancer's, before a store that is gone) is no sign of
-/// life.
+/// life; of the answer to a HEAD, which has no body, the request's id tells whose it is.
 pub fn is_sign_of_life(error: &S3Error) -> bool {
-    error.kind == ErrorKind::Throttled && (error.code.is_some() || error.status == 429)
+    let its_own = error.code.is_some() || error.status == 429 || error.request_id.is_some();
+    error.kind == ErrorKind::Throttled && its_own
 }

@@ -18,7 +18,7 @@ impl Vfs {
     pub async fn create(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, _umask: u32, flags: i32) -> Result<(Entry, Opened)> {
         self.check_writable()?;
         let exclusive = flags & libc::O_EXCL != 0;
-        match self.within(self.resolve(parent, name)).await {
+        match self.patiently(self.resolve(parent, name)).await {
             Ok(_) if exclusive => return Err(Error::Exists),
             Ok(ino) => {
                 let opened = self.open(caller, ino, flags).await?;
@@ -89,7 +89,7 @@ impl Vfs {
         let unlinked = if temporary.is_none() && !self.config.write_back.is_zero() {
             self.take_delete(&place).await?
         } else {
-            self.within(self.settle_delete(&place)).await?;
+            self.patiently(self.settle_delete(&place)).await?;
             None
         };
         let expect = match &unlinked {

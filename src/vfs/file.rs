@@ -68,7 +68,7 @@ impl Vfs {
         let place = self.place(ino)?;
         let (linked, known) = self.table.lock().get(ino).map(|node| (node.linked, node.object.clone())).ok_or(Error::Stale)?;
         // Whoever has a deleted file open may change it for as long as that lasts.
-        let object = if linked { self.current_object(ino, &place).await? } else { known.ok_or(Error::Stale)? };
+        let object = if linked { self.patiently(self.current_object(ino, &place)).await? } else { known.ok_or(Error::Stale)? };
         let base = self.base_of(&place, &object);
         let expect = Expect::Version(object.etag.clone());
         let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
@@ -105,7 +105,7 @@ impl Vfs {
             staged.truncate(0).await?;
             return Ok(staged);
         }
-        let object = self.current_object(ino, &place).await?;
+        let object = self.patiently(self.current_object(ino, &place)).await?;
         let expect = Expect::Version(object.etag.clone());
         let staged = self.writeback.stage(target(&place), expect, None, self.kept_attributes(object)).await?;
         self.keep_staged(ino, staged.clone());

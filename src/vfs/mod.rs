@@ -18,6 +18,7 @@ use crate::writeback::Writeback;
 
 mod attr;
 mod create;
+mod deadline;
 mod deletes;
 mod directory;
 mod error;
@@ -43,8 +44,10 @@ mod write;
 mod xattr;
 
 pub use attr::{Attr, Kind};
+pub use deadline::asked_by;
 pub use error::{Error, Result};
 
+use deadline::InVain;
 use guard::KeyGuards;
 use handle::Handles;
 use inode::Table;
@@ -62,8 +65,6 @@ pub const ROOT: Ino = 1;
 /// How long the kernel may answer from what we told it, at most. Short, because a file manager's window asks again only
 /// when the kernel does; we answer from memory for `metadata_ttl`.
 const KERNEL_TTL: Duration = Duration::from_secs(1);
-/// Reads, lookups, listings, removals and attribute changes end within it (promise 22).
-const DEADLINE: Duration = Duration::from_secs(88);
 
 /// Who asks. `pid` is a thread id, as FUSE gives it.
 #[derive(Clone, Copy, Debug)]
@@ -257,6 +258,7 @@ pub struct Vfs {
     table: Mutex<Table>,
     handles: Handles,
     guards: KeyGuards,
+    in_vain: InVain,
     memory: Memory,
     temporary: TemporaryNames,
     opens: Opens,
@@ -282,6 +284,7 @@ impl Vfs {
             table: Mutex::new(Table::new(mounted)),
             handles: Handles::default(),
             guards: KeyGuards::default(),
+            in_vain: InVain::default(),
             memory,
             temporary,
             opens: Opens::default(),
@@ -386,11 +389,6 @@ impl Vfs {
 
     fn shared(&self) -> Option<Arc<Self>> {
         self.this.upgrade()
-    }
-
-    /// Ends `work` with ETIMEDOUT at the deadline of promise 22.
-    async fn within<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        tokio::time::timeout(DEADLINE, work).await.unwrap_or(Err(Error::TimedOut))
     }
 
     /// Fails where nothing may be changed.

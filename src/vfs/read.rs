@@ -173,25 +173,34 @@ impl Vfs {
             drop(order.lock().await);
         }
         if let Some(staged) = staged {
-            match self.within(async { Ok(staged.read(offset, size as usize).await) }).await? {
+            let read = async {
+                match staged.read(offset, size as usize).await {
+                    Err(writeback::Error::Discarded) => Ok(None),
+                    other => Ok(Some(other?)),
+                }
+            };
+            match self.within(read).await? {
+                Some(bytes) => return Ok(bytes),
                 // It became the cache's between the look and the read.
-                Err(writeback::Error::Discarded) => drop(self.order(handle.ino)?.lock().await),
-                other => return Ok(other?),
+                None => drop(self.order(handle.ino)?.lock().await),
             }
         }
         let epoch = self.table.lock().get(handle.ino).ok_or(Error::Stale)?.file.epoch;
         let reader = self.handle_reader(&handle, epoch)?;
-        let bytes = match self.within(async { Ok(reader.read(offset, size as usize).await) }).await? {
-            Err(error @ CacheError::Damaged(_)) => {
-                // What was read before and lies in the kernel's pages may be the damaged bytes.
-                if let Some(node) = self.table.lock().get_mut(handle.ino) {
-                    node.file.kernel_pages = None;
+        let read = async {
+            match reader.read(offset, size as usize).await {
+                Err(error @ CacheError::Damaged(_)) => {
+                    // What was read before and lies in the kernel's pages may be the damaged bytes.
+                    if let Some(node) = self.table.lock().get_mut(handle.ino) {
+                        node.file.kernel_pages = None;
+                    }
+                    self.tell(|notify| notify.invalidate_inode(handle.ino));
+                    Err(error.into())
                 }
-                self.tell(|notify| notify.invalidate_inode(handle.ino));
-                return Err(error.into());
+                other => Ok(other?),
             }
-            other => other?,
         };
+        let bytes = self.within(read).await?;
         if let Some(head) = reader.head() {
             self.note(handle.ino, &head);
         }

@@ -39,8 +39,8 @@ impl Vfs {
             tracing::warn!("a bucket cannot be renamed, and a file cannot be moved beside buckets");
             return Err(Error::NotPermitted);
         }
-        let ino = self.within(self.resolve(parent, name)).await?;
-        let replaced = match self.within(self.resolve(new_parent, new_name)).await {
+        let ino = self.patiently(self.resolve(parent, name)).await?;
+        let replaced = match self.patiently(self.resolve(new_parent, new_name)).await {
             Ok(found) => Some(found),
             Err(Error::NoEntry) => None,
             Err(error) => return Err(error),
@@ -54,7 +54,7 @@ impl Vfs {
         let kind = self.kind(ino)?;
         if let Some(other) = replaced {
             match (kind, self.kind(other)?) {
-                (Kind::Directory, Kind::Directory) => self.within(self.require_empty(other)).await?,
+                (Kind::Directory, Kind::Directory) => self.patiently(self.require_empty(other)).await?,
                 (Kind::Directory, _) => return Err(Error::NotDirectory),
                 (_, Kind::Directory) => return Err(Error::IsDirectory),
                 _ => {}
@@ -122,7 +122,7 @@ impl Vfs {
         };
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
         if let Some(over) = over.as_ref().filter(|_| in_use) {
-            let _ = tokio::time::timeout(super::DEADLINE, self.keep_readable(&step.target, over)).await;
+            let _ = tokio::time::timeout(super::deadline::DEADLINE, self.keep_readable(&step.target, over)).await;
         }
         // A temporary name that is a key already is a file like any other.
         let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
@@ -151,7 +151,7 @@ impl Vfs {
         let unlinked = match temporary {
             None => self.take_delete(&step.target).await?,
             // The name is to be free, and nothing is published under it soon.
-            Some(_) => self.within(self.settle_delete(&step.target)).await.map(|()| None)?,
+            Some(_) => self.patiently(self.settle_delete(&step.target)).await.map(|()| None)?,
         };
         let expect = match (&over, &unlinked) {
             _ if queued.is_some() => match queued.as_ref().map(|queued| queued.expect()) {

@@ -67,7 +67,7 @@ impl Vfs {
         let handle = self.handles.file(fh)?;
         let order = self.order(handle.ino)?;
         let _turn = order.lock().await;
-        let staged = self.within(self.stage_anew(handle.ino)).await?;
+        let staged = self.stage_anew(handle.ino).await?;
         handle.wrote.store(true, Ordering::Relaxed);
         self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())

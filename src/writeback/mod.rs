@@ -58,6 +58,7 @@ mod tests_resume;
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
+pub(crate) use pace::Life;
 pub use staged::Staged;
 
 use entry::Shared;

@@ -1,0 +1,89 @@
+//! How long a call waits for the store (promise 22).
+//!
+//! The promise is about the process's call, and the kernel makes several requests of one where the first fails: a name whose
+//! revalidation fails is looked up, what read-ahead could not bring is read page by page, a page fault is tried again, the next
+//! getdents(2) follows one that had `.` and `..` to give. They come one after the other and from the same thread, so who waited in
+//! vain a moment ago gets a short answer: long enough for a store that is back, and short enough for the promise.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Vfs;
+use super::error::{Error, Result};
+use crate::s3::slow;
+use crate::writeback::Life;
+
+/// The first request of a call ends within it. With [`REPEATED`] twice it is less than 90 s.
+pub(super) const DEADLINE: Duration = Duration::from_secs(80);
+/// Those that the kernel repeats end within this.
+const REPEATED: Duration = Duration::from_secs(4);
+/// The kernel repeats at once; this is a busy machine's "at once".
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+tokio::task_local! {
+    /// The thread whose call is answered.
+    static ASKER: u32;
+}
+
+/// Runs `operation`, which answers a request of the thread `pid`.
+pub async fn asked_by<T>(pid: u32, operation: impl Future<Output = T>) -> T {
+    ASKER.scope(pid, operation).await
+}
+
+/// Threads that waited in vain: until when, and for what.
+#[derive(Debug, Default)]
+pub(super) struct InVain(Mutex<HashMap<u32, (Instant, Error)>>);
+
+impl InVain {
+    fn lately(&self, asker: u32) -> Option<Error> {
+        self.0.lock().get(&asker).filter(|(at, _)| at.elapsed() < AT_ONCE).map(|(_, error)| *error)
+    }
+
+    fn note(&self, asker: u32, error: Error) {
+        let mut threads = self.0.lock();
+        threads.retain(|_, (at, _)| at.elapsed() < AT_ONCE);
+        threads.insert(asker, (Instant::now(), error));
+    }
+}
+
+impl Vfs {
+    /// Ends `work` with an error at the deadline of promise 22.
+    pub(super) async fn within<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let asker = ASKER.try_with(|asker| *asker).ok();
+        let earlier = asker.and_then(|asker| self.in_vain.lately(asker));
+        let (began, limit) = (Instant::now(), if earlier.is_some() { REPEATED } else { DEADLINE });
+        let result = tokio::time::timeout(limit, work).await.unwrap_or(Err(earlier.unwrap_or(Error::TimedOut)));
+        if let (Some(asker), Err(error @ (Error::TimedOut | Error::HostUnreachable))) = (asker, &result)
+            && (earlier.is_some() || began.elapsed() >= REPEATED)
+        {
+            self.in_vain.note(asker, *error);
+        }
+        result
+    }
+
+    /// As [`Vfs::within`], for who writes: a store that throttles is waited for, as long as a close waits for it.
+    pub(super) async fn patiently<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let life = Arc::new(Mutex::new(Life::new()));
+        let heard = life.clone();
+        let told: slow::Listener = Arc::new(move |error, pause| {
+            if slow::is_sign_of_life(error) {
+                heard.lock().slowed = Instant::now() + pause;
+            }
+        });
+        let mut work = pin!(slow::listen(told, work));
+        loop {
+            let end = life.lock().seen(self.config.close_timeout) + DEADLINE;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::TimedOut);
+            }
+            if let Ok(result) = tokio::time::timeout(left, &mut work).await {
+                return result;
+            }
+        }
+    }
+}
