@@ -97,10 +97,9 @@ pub fn discard(matches: &ArgMatches) -> anyhow::Result<()> {
             Owner::Mount(mountpoint) => drop(Client::connect(mountpoint)?.call(&Request::Discard { id: upload.id })?),
             Owner::Folder(dir) => match offline::discard(dir, upload.id).with_context(|| dir.display().to_string())? {
                 None => bail!("{}: a mount has it now: see packmule status", upload.shown()),
-                Some(true) => eprintln!(
-                    "packmule: {}: parts of it may wait in the bucket: list them with aws s3api list-multipart-uploads",
-                    upload.shown()
-                ),
+                Some(true) => {
+                    eprintln!("packmule: {}: parts of it may lie in the bucket still: its next mount aborts their upload", upload.shown())
+                }
                 Some(false) => {}
             },
         }

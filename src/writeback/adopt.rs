@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::abandoned::Abandoned;
 use super::disk::Disk;
 use super::journal::{Deletion, MetadataChange, PutOff};
 use super::spool::{Found, number_of, scan};
@@ -50,7 +51,7 @@ impl Contents {
             let path = entry?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("json") => mixed |= !known.contains(path.as_path()),
-                Some(Deletion::EXTENSION | MetadataChange::EXTENSION) => match bucket_of(&path) {
+                Some(Deletion::EXTENSION | MetadataChange::EXTENSION | Abandoned::EXTENSION) => match bucket_of(&path) {
                     Some(bucket) if whose.owns(&bucket) => journals.push(path),
                     Some(_) => mixed = true,
                     // Cut short by a crash: the call had not returned.
@@ -128,7 +129,9 @@ fn free_name(own: &Path, from: &Path) -> PathBuf {
     let number = number_of(from).unwrap_or_default();
     let extension = from.extension().unwrap_or_default();
     let taken = |name: &PathBuf| {
-        ["data", "json", Deletion::EXTENSION, MetadataChange::EXTENSION].iter().any(|extension| name.with_extension(extension).exists())
+        ["data", "json", Deletion::EXTENSION, MetadataChange::EXTENSION, Abandoned::EXTENSION]
+            .iter()
+            .any(|extension| name.with_extension(extension).exists())
     };
     let mut names = (number..).map(|number| own.join(number.to_string()).with_extension(extension));
     names.find(|name| !taken(name)).unwrap_or_else(|| own.join(from.file_name().unwrap_or_default()))
@@ -171,6 +174,8 @@ mod tests {
             fs::write(spool.record(number), of.text().unwrap()).unwrap();
             let delete = format!("{{\"bucket\":\"{bucket}\",\"key\":\"{number}\",\"etag\":null}}");
             fs::write(spool.record(number + 10).with_extension("delete"), delete).unwrap();
+            let abort = format!("{{\"bucket\":\"{bucket}\",\"key\":\"{number}\",\"id\":\"u\",\"begun\":0}}");
+            fs::write(spool.record(number + 20).with_extension("abort"), abort).unwrap();
         }
     }
 
@@ -181,14 +186,16 @@ mod tests {
         let deletes = spool.put_off::<Deletion>();
         let mut deletes: Vec<_> =
             deletes.iter().map(|journalled| format!("not {} of {}", journalled.what.key, journalled.what.bucket)).collect();
+        let aborts = spool.put_off::<Abandoned>();
+        deletes.extend(aborts.iter().map(|journalled| format!("upload of {} of {}", journalled.what.upload.key, journalled.what.bucket)));
         deletes.dedup();
         let mut all: Vec<_> = entries.chain(deletes).collect();
         all.sort();
         (spool, all)
     }
 
-    const OF_A: [&str; 4] = ["1: 1 of a", "3: 3 of a", "not 1 of a", "not 3 of a"];
-    const OF_B: [&str; 4] = ["2: 2 of b", "4: 4 of b", "not 2 of b", "not 4 of b"];
+    const OF_A: [&str; 6] = ["1: 1 of a", "3: 3 of a", "not 1 of a", "not 3 of a", "upload of 1 of a", "upload of 3 of a"];
+    const OF_B: [&str; 6] = ["2: 2 of b", "4: 4 of b", "not 2 of b", "not 4 of b", "upload of 2 of b", "upload of 4 of b"];
 
     #[test]
     fn each_bucket_s_mount_goes_on_with_its_own_at_the_same_time() {

@@ -392,6 +392,7 @@ impl Entry {
     /// record always does: else a cut could leave neither.
     pub async fn persist(&self, sync: bool) -> Result<(), Error> {
         let mut recorded = self.recorded.lock().await;
+        self.journal_aborts().await;
         let record = {
             let intent = self.intent.lock();
             if intent.discarded || intent.withheld {
@@ -528,6 +529,7 @@ impl Entry {
     /// Removes the record, if one was written.
     pub async fn unrecord(&self) {
         let mut recorded = self.recorded.lock().await;
+        self.journal_aborts().await;
         let was = std::mem::take(&mut *recorded);
         if was != Recorded::Not {
             let (disk, path) = (self.shared.spool.disk.clone(), self.record.clone());

@@ -1,5 +1,6 @@
 //! What is to happen with an entry's content.
 
+use super::abandoned::Abort;
 use super::manifest::{Phase, UploadRecord};
 use super::{Attributes, Base, Error, Expect, Guess, Published, Target};
 use crate::s3::Part;
@@ -29,6 +30,10 @@ pub(crate) struct Intent {
     pub eager: bool,
     pub phase: Phase,
     pub upload: Option<UploadRecord>,
+    /// Uploads that are to be aborted, until that is journalled.
+    pub abandoned: Vec<Abort>,
+    /// Counts the uploads that were begun: an answer to an earlier one says nothing of `upload`.
+    pub creations: u32,
     pub published: Option<Published>,
     pub reason: Option<String>,
     pub poisoned: bool,
@@ -97,6 +102,8 @@ impl Intent {
             eager: false,
             phase: Phase::Writing,
             upload: None,
+            abandoned: Vec::new(),
+            creations: 0,
             published: None,
             reason: None,
             poisoned: false,

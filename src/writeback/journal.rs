@@ -76,11 +76,14 @@ pub struct Journalled<T> {
 
 impl<T: PutOff> Journalled<T> {
     pub(crate) async fn write(disk: Disk, path: PathBuf, what: T) -> Result<Self, Error> {
-        let text = serde_json::to_vec(&what).map_err(|error| Error::from(std::io::Error::other(error)))?;
-        let this = Self { what, path, disk };
-        let (disk, path) = (this.disk.clone(), this.path.clone());
-        blocking(move || disk.replace(&path, &text, T::DURABLE)).await?;
-        Ok(this)
+        blocking(move || Self::put(disk, path, what)).await
+    }
+
+    /// As [`Journalled::write`], where blocking is no harm.
+    pub(crate) fn put(disk: Disk, path: PathBuf, what: T) -> std::io::Result<Self> {
+        let text = serde_json::to_vec(&what).map_err(std::io::Error::other)?;
+        disk.replace(&path, &text, T::DURABLE)?;
+        Ok(Self { what, path, disk })
     }
 
     /// `None` where it was cut short: the call that put it off had not returned.

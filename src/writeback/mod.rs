@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::s3::{Account, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
+mod abandoned;
 mod adopt;
 mod body;
 mod commit;
@@ -370,6 +371,7 @@ impl Writeback {
         };
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
+        abandoned::resume(&shared, &account);
         recover::resume(&shared, found, &account).await;
         deletes::start(shared.clone());
         Ok(Writeback { shared })

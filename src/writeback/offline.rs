@@ -73,7 +73,7 @@ pub fn open(dir: &Path, id: u64) -> io::Result<Option<Kept>> {
 }
 
 /// Throws an entry of a folder away, or takes a delete back. `None` where a mount has it by now, or it is gone; else whether parts of it may lie in an
-/// unfinished upload, which only a mount could abort.
+/// unfinished upload, which the next mount of the bucket aborts.
 ///
 /// # Errors
 /// When it cannot be removed.
@@ -81,7 +81,7 @@ pub fn discard(dir: &Path, id: u64) -> io::Result<Option<bool>> {
     let Some(_lock) = spool::lock(dir)? else { return Ok(None) };
     match record(dir, id) {
         Some(found) => {
-            found.remove(&Disk::default())?;
+            found.throw_away(&Disk::default())?;
             Ok(Some(found.record.upload.is_some()))
         }
         None => {

@@ -191,13 +191,14 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
 
 /// CreateMultipartUpload, between the record of the intent and that of the id (promise 26).
 async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
-    let (target, attributes) = {
+    let (target, attributes, creation) = {
         let mut intent = entry.intent.lock();
         let target = intent.parts_target();
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun });
+        intent.creations += 1;
         intent.travelled = Some(intent.attributes.clone());
-        (target, intent.attributes.clone())
+        (target, intent.attributes.clone(), intent.creations)
     };
     entry.persist(true).await?;
     failpoint::pass("upload-intended");
@@ -205,7 +206,8 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
     failpoint::pass("upload-created");
     {
         let mut intent = entry.intent.lock();
-        if let Some(upload) = &mut intent.upload {
+        let newest = intent.creations == creation;
+        if let Some(upload) = intent.upload.as_mut().filter(|_| newest) {
             upload.id = Some(id.clone());
         }
         if intent.phase == Phase::Sealed {
@@ -215,7 +217,7 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
     entry.progressed();
     // Durable before the first part: an upload with parts that nobody recorded would be taken for somebody else's.
     if let Err(error) = entry.persist(true).await {
-        abort(&entry.shared, target, id);
+        entry.abandon(target.store, UploadRecord::known(target.key, id));
         return Err(error.into());
     }
     failpoint::pass("upload-recorded");
@@ -327,6 +329,14 @@ pub(crate) async fn tidy(entry: &Arc<Entry>) {
 /// Removes what an entry has on disk.
 pub(crate) async fn erase(entry: &Arc<Entry>) {
     entry.forget_replaced().await;
+    let (store, begun) = {
+        let mut intent = entry.intent.lock();
+        (intent.target.store.clone(), intent.upload.take())
+    };
+    // One that is being created, or whose answer was lost.
+    if let Some(upload) = begun {
+        entry.abandon(store, upload);
+    }
     entry.unrecord().await;
     let (disk, path) = (entry.shared.spool.disk.clone(), entry.data.clone());
     // Bytes without a record are nobody's: they may come back.
@@ -334,24 +344,6 @@ pub(crate) async fn erase(entry: &Arc<Entry>) {
         tracing::warn!("{}: {error}", entry.data.display());
     }
     entry.shared.left();
-}
-
-/// Aborts an upload in the background; tried for some minutes, then left to the bucket's lifecycle rule, and said.
-pub(crate) fn abort(shared: &Arc<Shared>, target: Target, id: String) {
-    let shared = shared.clone();
-    shared.chores.fetch_add(1, Relaxed);
-    tokio::spawn(async move {
-        for attempt in 0..8u32 {
-            match target.store.abort_multipart(&target.key, &id).await {
-                Ok(()) => break,
-                Err(error) if error.kind == ErrorKind::NoSuchUpload => break,
-                Err(error) => tracing::warn!("{error}"),
-            }
-            tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
-        }
-        shared.chores.fetch_sub(1, Relaxed);
-        shared.changed.notify_waiters();
-    });
 }
 
 /// See [`super::Staged::discard`].
@@ -368,7 +360,7 @@ pub(crate) async fn discard(entry: &Arc<Entry>) {
 pub(crate) async fn discard_stranded(shared: &Arc<Shared>, id: u64) -> bool {
     let Some(Stranded { found, .. }) = shared.stranded.lock().remove(&id) else { return false };
     let disk = shared.spool.disk.clone();
-    if let Err(error) = blocking(move || found.remove(&disk)).await {
+    if let Err(error) = blocking(move || found.throw_away(&disk)).await {
         tracing::warn!("{error}");
     }
     true

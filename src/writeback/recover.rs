@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::body::{self, Body};
 use super::commit;
@@ -12,21 +12,18 @@ use super::disk::{Disk, SpoolFile};
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
 use super::journal::Deletion;
-use super::manifest::{Phase, Record};
+use super::manifest::{Phase, Record, UploadRecord};
 use super::plan::{How, Piece, Plan};
 use super::publish::{self, StoreReader};
 use super::spool::{Found, blocking};
 use super::state::{SentPart, Slot, Status};
 use super::transfer;
 use super::uploader::Message;
-use super::{Base, EntryStatus, Error, Expect, Staged, Target, offline, reason};
+use super::{Base, EntryStatus, Error, Expect, Staged, Target, abandoned, offline, reason};
 use crate::s3::{Account, Checksum, ChecksumKind, ETag, ErrorKind, Part, S3Error, Store};
 
 /// An entry whose close had returned, and its record.
 type Promise = (Arc<Entry>, Record);
-
-/// How far the store's clock may be behind ours.
-const SKEW: Duration = Duration::from_secs(300);
 
 /// Takes every entry in; what was promised goes on in the background.
 pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &Arc<dyn Account>) {
@@ -263,29 +260,9 @@ pub(super) fn standing(record: &Record, promised: bool) -> (Phase, Option<String
 async fn clean_up(entry: &Arc<Entry>, record: &Record) {
     let Some(upload) = &record.upload else { return };
     let store = entry.intent.lock().target.store.clone();
-    let target = Target { store, key: upload.key.clone() };
-    match &upload.id {
-        Some(id) => publish::abort(&entry.shared, target, id.clone()),
-        None => abort_unrecorded(&entry.shared, &target, upload.begun).await,
-    }
-    entry.intent.lock().upload = None;
+    entry.abandon(store, upload.clone());
     if let Err(error) = entry.persist(true).await {
         tracing::warn!("{}: {error}", entry.record.display());
-    }
-}
-
-/// The intent was recorded, the id was not: an upload of the key begun after it and without parts is ours; one with
-/// parts is somebody else's (promise 26).
-async fn abort_unrecorded(shared: &Arc<Shared>, target: &Target, begun: u64) {
-    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(begun);
-    let uploads = match target.store.list_uploads(&target.key).await {
-        Ok(uploads) => uploads,
-        Err(error) => return tracing::warn!("{error}"),
-    };
-    for upload in uploads.into_iter().filter(|upload| upload.key == target.key && upload.initiated + SKEW >= since) {
-        if target.store.list_parts(&target.key, &upload.upload_id).await.is_ok_and(|parts| parts.is_empty()) {
-            publish::abort(shared, target.clone(), upload.upload_id);
-        }
     }
 }
 
@@ -297,7 +274,12 @@ async fn go_on(shared: &Arc<Shared>, entry: &Arc<Entry>, record: &Record) {
     if let Some(upload) = &record.upload {
         let target = Target { store: store.clone(), key: upload.key.clone() };
         match &upload.id {
-            None => abort_unrecorded(shared, &target, upload.begun).await,
+            None => match patiently(|| abandoned::unrecorded(shared, store.as_ref(), upload)).await {
+                Ok(found) => {
+                    found.into_iter().for_each(|id| abandoned::abandon(shared, store.clone(), UploadRecord::known(upload.key.clone(), id)));
+                }
+                Err(error) => tracing::warn!("{error}"),
+            },
             Some(id) => match patiently(|| store.list_parts(&target.key, id)).await {
                 Ok(parts) => resumed = Some((target, id.clone(), reusable(entry, record, parts).await)),
                 Err(error) if error.kind == ErrorKind::NoSuchUpload => done = completed(&*store, record).await,

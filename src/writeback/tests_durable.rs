@@ -260,6 +260,41 @@ fn what_is_queued_past_close_timeout_is_on_disk_before_that_is_said() {
     });
 }
 
+/// Promise 26: "uploads that nobody needs are aborted"
+#[test]
+fn an_upload_is_on_record_until_its_abort_is_answered() {
+    let aborts = |world: &World| world.files().iter().filter(|name| name.ends_with(".abort")).count();
+    let world = crash(World::new(), |world| async move {
+        let writeback = world.open().await;
+        world.store.fail(|op, _| match op {
+            "Complete" => Some(ErrorKind::AccessDenied),
+            "Abort" => Some(ErrorKind::Network),
+            _ => None,
+        });
+        let staged = world.new_file(&writeback, "a").await;
+        write_all(&staged, &pattern(20 * MIB, 0)).await;
+        assert!(staged.publish().await.is_err());
+        assert_eq!(aborts(&world), 1, "before anybody hears that it is parked");
+        until(|| world.store.count("Abort") > 0).await;
+    });
+    // The store is still away when the next mount tries.
+    let world = crash(world, |world| async move {
+        world.store.fail(|op, _| (op == "Abort").then_some(ErrorKind::Network));
+        let writeback = world.open().await;
+        until(|| world.store.count("Abort") > 0).await;
+        assert_eq!(writeback.status()[0].phase, Phase::Parked);
+        assert_eq!(aborts(&world), 1);
+        // What is thrown away leaves it behind too.
+        assert!(writeback.discard(writeback.status()[0].id).await);
+    });
+    assert!(!world.nothing_pending());
+    world.store.heal();
+    run(async {
+        let _writeback = world.open().await;
+        until(|| world.nothing_pending() && world.files().is_empty()).await;
+    });
+}
+
 #[test]
 fn a_completed_upload_whose_answer_was_lost_is_recognised() {
     let world = crash(World::new(), |world| async move {

@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::entry::{Entry, Recorded, Shared};
 use super::job::{Job, Key, Place};
-use super::manifest::Phase;
+use super::manifest::{Phase, UploadRecord};
 use super::plan::How;
 use super::publish::{self, Context, Outcome, Verdict};
 use super::state::{Action, Event, Goal, Slot, State, Step, Upload};
-use super::{Error, Expect, Guess, Published, Target};
+use super::{Error, Expect, Guess, Published, Target, abandoned};
 use crate::failpoint;
 use crate::s3::slow;
 
@@ -295,7 +295,9 @@ impl Uploader {
     fn resume(&mut self, id: u64, upload: Option<(Target, String, BTreeMap<u32, Slot>)>) {
         let shared = self.shared.clone();
         let Some(job) = self.job(id) else {
-            return upload.into_iter().for_each(|(target, name, _)| publish::abort(&shared, target, name));
+            return upload
+                .into_iter()
+                .for_each(|(target, name, _)| abandoned::abandon(&shared, target.store, UploadRecord::known(target.key, name)));
         };
         // What stands in its way may be what an earlier run sent.
         job.doubt = true;
@@ -305,7 +307,7 @@ impl Uploader {
                 (job.upload, job.state.upload, job.state.slots) = (Some(target), Upload::Open(name), slots);
             }
             // Written to, or sent anew, while the store was asked for the parts.
-            Some((target, name, _)) => publish::abort(&shared, target, name),
+            Some((target, name, _)) => job.entry.abandon(target.store, UploadRecord::known(target.key, name)),
             None => {}
         }
         let mut intent = job.entry.intent.lock();
@@ -328,8 +330,7 @@ impl Uploader {
                     if let Some(job) = self.jobs.get_mut(&id)
                         && let Some(target) = job.upload.take()
                     {
-                        job.entry.intent.lock().upload = None;
-                        publish::abort(&self.shared, target, upload);
+                        job.entry.abandon(target.store, UploadRecord::known(target.key, upload));
                     }
                 }
                 Action::PartsDone => self.answer(id, Ok(None)),
@@ -402,7 +403,7 @@ impl Uploader {
     fn done(&mut self, id: u64, action: Action, outcome: Outcome) {
         let Some(job) = self.jobs.get_mut(&id) else {
             if let Outcome::Created { target, id } = outcome {
-                publish::abort(&self.shared, target, id);
+                abandoned::abandon(&self.shared, target.store, UploadRecord::known(target.key, id));
             }
             return;
         };
@@ -425,7 +426,7 @@ impl Uploader {
                     job.upload = Some(target);
                     return self.apply(id, Event::Created { epoch, id: upload });
                 }
-                publish::abort(&self.shared, target, upload);
+                job.entry.abandon(target.store, UploadRecord::known(target.key, upload));
                 if awaited {
                     // Renamed while it was being created.
                     self.apply(id, Event::Restart);

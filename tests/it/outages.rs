@@ -10,7 +10,7 @@ use packmule::s3::PutOptions;
 use crate::support::client::{block_on, connect, source};
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, errno, noise};
-use crate::support::mount::{can_mount, is_mounted};
+use crate::support::mount::{Mount, can_mount, is_mounted};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -49,6 +49,25 @@ on_every_store! {
         assert_eq!(fs::read(stage.path("old")).unwrap(), b"before");
         stage.mount.umount_leaving("new");
         assert_eq!(stage.store.keys(), ["old"]);
+    }
+
+    /// Promise 26: "no uploads of ours stay behind in the bucket": the next mount aborts that of what is thrown away without one.
+    fn thrown_away_without_a_mount(store) {
+        // A name of its own: a command knows all mounts of the machine.
+        let mut stage = Stage::new(store);
+        let file = File::create(stage.path("thrown-away")).unwrap();
+        file.write_all_at(&noise(1, 20 * MIB), 0).unwrap();
+        stage.store.eventually("parts are on their way", |store| store.unfinished_uploads() == ["thrown-away"]);
+        stage.mount.crash();
+        drop(file);
+        let key = format!("s3://{}/thrown-away", stage.store.bucket());
+        let said = files::output(stage.mount.command().args(["discard", "--yes", &key]));
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        assert!(String::from_utf8_lossy(&said.stderr).contains("its next mount aborts their upload"));
+        assert_eq!(stage.store.unfinished_uploads(), ["thrown-away"]);
+        stage.mount.again();
+        stage.store.eventually("the upload is aborted", |store| store.unfinished_uploads().is_empty());
+        assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 }
 
@@ -194,6 +213,28 @@ fn what_an_unmount_leaves_is_resumed() {
     stage.store.eventually("the file is published", |store| store.get("f").is_some());
     assert!(stage.store.bytes("f") == noise(1, 9 * MIB));
     stage.store.eventually("nothing of the upload is left", |store| store.unfinished_uploads().is_empty());
+}
+
+/// Promise 26: "no uploads of ours stay behind in the bucket", not where the store was gone when they were to be aborted, either.
+#[test]
+fn what_could_not_be_aborted_is_aborted_later() {
+    if !can_mount() {
+        return;
+    }
+    for ends in [Mount::crash, |mount: &mut Mount| mount.umount_leaving("f")] as [fn(&mut Mount); 2] {
+        let mut stage = Stage::with(Store::double(), &["close_timeout=2s", "retries=0"]);
+        let file = File::create(stage.path("f")).unwrap();
+        file.write_all_at(&noise(1, 20 * MIB), 0).unwrap();
+        stage.store.eventually("parts are on their way", |store| store.unfinished_uploads() == ["f"]);
+        stage.double().set_down(true);
+        assert!(close(file).is_err());
+        ends(&mut stage.mount);
+        stage.double().set_down(false);
+        assert_eq!(stage.store.unfinished_uploads(), ["f"]);
+        stage.mount.again();
+        stage.store.eventually("the upload is aborted", |store| store.unfinished_uploads().is_empty());
+        assert!(stage.mount.status().contains("parked"), "{}", stage.mount.status());
+    }
 }
 
 /// Promise 26: "one with parts that we did not record is somebody else's"

@@ -79,7 +79,7 @@ fn waiting_ends_at_the_time_that_was_given() {
         std::io::Read::read_to_string(asked.stderr.as_mut().unwrap(), &mut text).unwrap();
         text
     };
-    assert!(asked.wait().unwrap().success() && said.contains("not uploaded, goes on at the next mount: s3://releases/f"), "{said}");
+    assert!(!asked.wait().unwrap().success() && said.contains("not uploaded, goes on at the next mount: s3://releases/f"), "{said}");
     stage.double().set_down(false);
     stage.double().clear_faults();
     stage.mount.again();
