@@ -244,7 +244,7 @@ pub struct SpoolConfig {
     pub bucket: Option<String>,
     /// Nothing is written: nothing is gone on with, nor locked.
     pub read_only: bool,
-    /// Most bytes that spool files may hold.
+    /// Most bytes of the disk that spool files and their records may take.
     pub max_size: u64,
     /// Bytes to leave free on the disk.
     pub min_free_space: u64,
