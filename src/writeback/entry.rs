@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
     /// What an earlier run left for buckets that cannot be reached.
     pub stranded: Mutex<BTreeMap<u64, Stranded>>,
+    /// Woken when all that waits is to go at once.
+    pub hurried: Notify,
     /// Files that were published beside somebody else's change, the newest last.
     pub conflicts: Mutex<VecDeque<ConflictCopy>>,
 }
@@ -99,6 +101,7 @@ impl Shared {
             deletions: Mutex::new(deletions),
             metadata: Mutex::new(metadata),
             stranded: Mutex::default(),
+            hurried: Notify::new(),
             conflicts: Mutex::default(),
         };
         (Arc::new(shared), receiver)

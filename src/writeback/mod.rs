@@ -57,6 +57,7 @@ pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
 pub use staged::Staged;
 
+use deletes::Way;
 use entry::Shared;
 use uploader::Message;
 
@@ -375,7 +376,7 @@ impl Writeback {
     /// Deletes in the background, in batches, after about `delay`; durable when this returns. Until then [`Writeback::hide_deleted`]
     /// hides the key. A newer call for the same key replaces an older one.
     pub async fn delete_later(&self, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
-        deletes::delete_later(&self.shared, store, deletion, delay).await
+        deletes::delete_later(&self.shared, Way::Store(store), deletion, delay).await
     }
 
     /// Takes a delete back: something replaces the key. It stays on record until it is forgotten; what was on its way is waited for.
@@ -385,7 +386,7 @@ impl Writeback {
 
     /// What [`Writeback::take_delete`] took is to go on: nothing came in its place.
     pub fn put_delete_back(&self, store: Arc<dyn Store>, deletion: Journalled<Deletion>) {
-        self.shared.deletes.queue(store, deletion, Duration::ZERO);
+        self.shared.deletes.queue(Way::Store(store), deletion, Duration::ZERO);
     }
 
     /// Sends a delete that waits for the key and waits for its end. Fails where the store refuses it.

@@ -390,13 +390,15 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     let began = Instant::now();
     shared.copies.hurry();
     shared.deletes.hurry();
+    shared.hurried.notify_waiters();
     for entry in shared.entries() {
         shared.send(Message::Due { id: entry.id, generation: None });
     }
     withdraw(shared, |phase, held| held && !phase.frees());
     loop {
         let changed = shared.changed.notified();
-        let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
+        let sought = shared.stranded.lock().values().any(|stranded| stranded.sought);
+        let pending = sought || shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
         if !pending && shared.copies.len() == 0 && shared.deletes.len() == 0 && shared.chores.load(Relaxed) == 0 {
             break;
         }
