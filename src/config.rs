@@ -100,7 +100,7 @@ pub struct Config {
     pub write_back: Duration,
     /// Parent of the spool.
     pub spool_dir: PathBuf,
-    /// Bytes that the spool may hold.
+    /// Bytes of the disk that the spool may take.
     pub spool_size: u64,
     /// Part size in bytes; `None`: 8 MiB, growing.
     pub part_size: Option<u64>,

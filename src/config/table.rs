@@ -239,7 +239,7 @@ pub static OPTIONS: &[Opt] = &[
 
     opt(G::Writing, "write_back", &[same("vfs_write_back")], Time(|t, v| t.write_back = Some(v)), "0", "0: close() and unlink() wait for S3; else the delay of uploads and deletes"),
     opt(G::Writing, "spool_dir", &[], Path(|t, v| t.spool_dir = Some(v)), "the state directory", "Parent of the spool of unpublished bytes"),
-    opt(G::Writing, "spool_size", &[], Share(|t, v| t.spool_size = Some(v)), "50% of the free disk", "Bytes that the spool may hold"),
+    opt(G::Writing, "spool_size", &[], Share(|t, v| t.spool_size = Some(v)), "50% of the free disk", "Bytes of the disk that the spool may take"),
     opt(G::Writing, "part_size", &[unit("multipart_size", MIB), same("write_part_size")], SizeOr("auto", |t, v| t.part_size = Some(v)), "auto", "Part size of uploads; auto: 8M, growing"),
     opt(G::Writing, "max_connections", &[same("parallel_count"), same("transfers")], Count(1, 1024, |t, v| t.max_connections = Some(v)), "32", "Connections for transfers"),
     opt(G::Writing, "upload_checksums", &[], Choice(&["auto", "off", "md5", "crc32c", "crc64nvme"], |t, i| {

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::entry::Shared;
 use super::journal::{Deletion, Journalled};
 use super::{DeleteStatus, Error};
-use crate::s3::{DELETE_MOST, ETag, ErrorKind, ListPage, S3Error, Store, delete_version, explain};
+use crate::s3::{Account, DELETE_MOST, ETag, ErrorKind, ListPage, S3Error, Store, delete_version, explain};
 
 /// Requests at once where a batch is sent key by key.
 const SINGLY: usize = 8;
@@ -55,8 +55,25 @@ struct Inner {
     look: Option<Instant>,
 }
 
+/// The way to a bucket.
+#[derive(Clone)]
+pub(crate) enum Way {
+    Store(Arc<dyn Store>),
+    /// It could not be reached when this mount began: it is looked for with each attempt.
+    Account(Arc<dyn Account>),
+}
+
+impl Way {
+    async fn store(&self, bucket: &str) -> Result<Arc<dyn Store>, S3Error> {
+        match self {
+            Way::Store(store) => Ok(store.clone()),
+            Way::Account(account) => account.bucket(bucket).await,
+        }
+    }
+}
+
 struct Slot {
-    store: Arc<dyn Store>,
+    way: Way,
     journalled: Journalled<Deletion>,
     /// Goes with others from here on.
     ready: Instant,
@@ -68,7 +85,7 @@ struct Slot {
 }
 
 struct Refused {
-    store: Arc<dyn Store>,
+    way: Way,
     deletion: Deletion,
     error: S3Error,
 }
@@ -122,12 +139,12 @@ impl Deletes {
     }
 
     /// Queues what is journalled already.
-    pub fn queue(&self, store: Arc<dyn Store>, journalled: Journalled<Deletion>, delay: Duration) -> Option<Journalled<Deletion>> {
+    pub fn queue(&self, way: Way, journalled: Journalled<Deletion>, delay: Duration) -> Option<Journalled<Deletion>> {
         let name = (journalled.what.bucket.clone(), journalled.what.key.clone());
         let (replaced, sooner) = {
             let mut inner = self.inner.lock();
             let (now, delay) = (Instant::now(), if inner.drains > 0 { delay.min(HURRIED) } else { delay });
-            let slot = Slot { store, journalled, ready: now + delay / 2, due: now + delay, sending: false, attempts: 0, reason: None };
+            let slot = Slot { way, journalled, ready: now + delay / 2, due: now + delay, sending: false, attempts: 0, reason: None };
             inner.refused.retain(|_, refused| (&refused.deletion.bucket, &refused.deletion.key) != (&name.0, &name.1));
             let sooner = inner.look.is_none_or(|look| slot.due < look);
             (inner.waiting.insert(name, slot), sooner)
@@ -284,11 +301,11 @@ impl Deletes {
 }
 
 /// See [`super::Writeback::delete_later`].
-pub(crate) async fn delete_later(shared: &Arc<Shared>, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
+pub(crate) async fn delete_later(shared: &Arc<Shared>, way: Way, deletion: Deletion, delay: Duration) -> Result<(), Error> {
     // What is on its way is about another version.
     let replaced = shared.deletes.take(&deletion.bucket, &deletion.key).await;
     let journalled = shared.journal(deletion).await?;
-    let raced = shared.deletes.queue(store, journalled, delay);
+    let raced = shared.deletes.queue(way, journalled, delay);
     for older in replaced.into_iter().chain(raced) {
         older.forget().await;
     }
@@ -299,9 +316,9 @@ pub(crate) async fn delete_later(shared: &Arc<Shared>, store: Arc<dyn Store>, de
 pub(crate) async fn send_again(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
     let refused = shared.deletes.inner.lock().refused.remove(&id);
     let (bucket, key) = match refused {
-        Some(Refused { store, deletion, .. }) => {
+        Some(Refused { way, deletion, .. }) => {
             let name = (deletion.bucket.clone(), deletion.key.clone());
-            if let Err(error) = delete_later(shared, store, deletion, Duration::ZERO).await {
+            if let Err(error) = delete_later(shared, way, deletion, Duration::ZERO).await {
                 return Some(Err(error));
             }
             name
@@ -336,10 +353,10 @@ fn send_due(shared: &Arc<Shared>) -> Option<Instant> {
         inner.waiting.iter().filter(|(_, slot)| slot.due <= now && idle(&inner, slot)).map(|((bucket, _), _)| bucket.clone()).collect();
     for bucket in due {
         let batch = inner.batch(&bucket, now);
-        let store = batch.first().and_then(|(name, _)| inner.waiting.get(name)).map(|slot| slot.store.clone());
-        if let Some(store) = store {
+        let way = batch.first().and_then(|(name, _)| inner.waiting.get(name)).map(|slot| slot.way.clone());
+        if let Some(way) = way {
             inner.busy.insert(bucket.clone());
-            tokio::spawn(send(shared.clone(), store, batch));
+            tokio::spawn(send(shared.clone(), bucket, way, batch));
         }
     }
     // A marker that is due waits for what is below it.
@@ -347,10 +364,12 @@ fn send_due(shared: &Arc<Shared>) -> Option<Instant> {
     inner.look
 }
 
-async fn send(shared: Arc<Shared>, store: Arc<dyn Store>, batch: Vec<(Name, Option<ETag>)>) {
-    let bucket = store.bucket().to_owned();
+async fn send(shared: Arc<Shared>, bucket: String, way: Way, batch: Vec<(Name, Option<ETag>)>) {
     let keys: Vec<_> = batch.iter().map(|((_, key), etag)| (key.clone(), etag.clone())).collect();
-    let ends = delete(store.as_ref(), &keys).await;
+    let ends = match way.store(&bucket).await {
+        Ok(store) => delete(store.as_ref(), &keys).await,
+        Err(error) => keys.iter().map(|_| judge(Err(error.clone()))).collect(),
+    };
     let deletes = &shared.deletes;
     let over: Vec<Journalled<Deletion>> = {
         let inner = deletes.inner.lock();
@@ -384,7 +403,7 @@ async fn send(shared: Arc<Shared>, store: Arc<dyn Store>, batch: Vec<(Name, Opti
                 }
                 End::Refused(error) => {
                     tracing::error!("s3://{}/{}: was removed here and is still in S3: {error}", name.0, name.1.escape_debug());
-                    let refused = Refused { store: slot.store, deletion: slot.journalled.what.clone(), error };
+                    let refused = Refused { way: slot.way, deletion: slot.journalled.what.clone(), error };
                     inner.refused.insert(slot.journalled.number(), refused);
                 }
                 End::Kept => tracing::warn!("s3://{}/{}: was removed here; somebody else's stays", name.0, name.1.escape_debug()),

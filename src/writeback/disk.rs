@@ -6,14 +6,20 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 
 use crate::failpoint;
+
+/// Disks give room away in blocks; nearly all in blocks of this size.
+pub(crate) const BLOCK: u64 = 4096;
 
 /// Bytes kept aside for records: those of a few hundred files can be replaced on a disk that others have filled.
 const RESERVE: i64 = 1 << 20;
@@ -204,6 +210,11 @@ impl Disk {
     }
 }
 
+/// Bytes of the blocks that a range touches.
+pub(crate) fn whole_blocks(range: Range<u64>) -> u64 {
+    range.end.saturating_add(BLOCK - 1) / BLOCK * BLOCK - range.start / BLOCK * BLOCK
+}
+
 /// No room, or no more of it for this user.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -225,6 +236,34 @@ impl SpoolFile {
     /// Its length in bytes.
     pub fn len(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
+    }
+
+    /// Bytes of the disk that it takes: blocks, and none for its holes.
+    pub fn taken(&self) -> u64 {
+        // POSIX leaves the unit open; Linux has 512 everywhere.
+        self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    /// Bytes of a range that are not on the disk yet, to the block. One that ends in what is there counts a block too many.
+    pub fn holes(&self, range: Range<u64>) -> u64 {
+        let end = range.end;
+        let seek = |at: u64, whence, missing| lseek(&self.file, at as i64, whence).map_or(missing, |found| (found as u64).clamp(at, end));
+        let (mut at, mut holes) = (range.start, 0);
+        while at < end {
+            // Past the end of the file neither is found: there all is a hole.
+            let hole = seek(at, Whence::SeekHole, at);
+            at = seek(hole, Whence::SeekData, end);
+            holes += if hole < at { whole_blocks(hole..at) } else { 0 };
+        }
+        holes
+    }
+
+    /// Takes the blocks of a range that it covers, where the filesystem can.
+    pub fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at as i64, len as i64) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+            allocated => Ok(allocated?),
+        }
     }
 
     /// Writes all of it.

@@ -1,6 +1,7 @@
 //! What all parts of write-back share: the mount's state, and one entry a staged file.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -11,7 +12,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::content::Content;
 use super::deletes::Deletes;
-use super::disk::SpoolFile;
+use super::disk::{BLOCK, SpoolFile, whole_blocks};
 use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
 use super::manifest::{BaseRecord, Phase, Record};
@@ -29,7 +30,7 @@ use crate::s3::{S3Error, slow};
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
 
-/// How many bytes are reserved between looks at the disk's free space.
+/// How many bytes are reserved between looks at the disk's free space, at most.
 const LOOK_EVERY: u64 = 32 << 20;
 
 /// The state of one mount's write-back.
@@ -49,7 +50,7 @@ pub(crate) struct Shared {
     inbox: mpsc::UnboundedSender<Message>,
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
     pub next_id: AtomicU64,
-    /// Bytes that spool files hold.
+    /// Bytes of the disk that spool files and their records take.
     used: AtomicU64,
     /// Entries whose files are on their way out.
     leaving: AtomicUsize,
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
     /// What an earlier run left for buckets that cannot be reached.
     pub stranded: Mutex<BTreeMap<u64, Stranded>>,
+    /// Woken when all that waits is to go at once.
+    pub hurried: Notify,
     /// Files that were published beside somebody else's change, the newest last.
     pub conflicts: Mutex<VecDeque<ConflictCopy>>,
 }
@@ -101,6 +104,7 @@ impl Shared {
             deletions: Mutex::new(deletions),
             metadata: Mutex::new(metadata),
             stranded: Mutex::default(),
+            hurried: Notify::new(),
             conflicts: Mutex::default(),
         };
         (Arc::new(shared), receiver)
@@ -216,7 +220,8 @@ impl Shared {
             return true;
         }
         let free = self.spool.free().saturating_sub(self.config.min_free_space);
-        self.credit.store(free.saturating_sub(bytes).min(LOOK_EVERY) as i64, Relaxed);
+        // The less there is, the sooner it is looked at again: we are not the only ones who take it.
+        self.credit.store((free.saturating_sub(bytes) / 8).min(LOOK_EVERY) as i64, Relaxed);
         free >= bytes
     }
 
@@ -266,6 +271,8 @@ pub(crate) struct Entry {
     pub refusals: AtomicU32,
     /// One record is written at a time.
     pub recorded: tokio::sync::Mutex<Recorded>,
+    /// Bytes of the disk that its record takes.
+    record_taken: AtomicU64,
     /// Bytes of this entry counted in [`Shared::used`].
     charged: AtomicU64,
     /// Bytes given to part transfers and not handed to a socket yet.
@@ -333,6 +340,7 @@ impl Entry {
             refusals: AtomicU32::new(0),
             // What an earlier run wrote may be durable.
             recorded: tokio::sync::Mutex::new(if recovered { Recorded::Durably } else { Recorded::Not }),
+            record_taken: AtomicU64::new(if recovered { BLOCK } else { 0 }),
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -345,9 +353,21 @@ impl Entry {
         entry
     }
 
-    /// Brings the spool's accounting up to what the entry holds.
+    /// Makes room for a write to `range`, and for the record that the first one brings.
+    pub async fn make_room(&self, range: Range<u64>) -> Result<(), Error> {
+        let record = if self.begun.load(Relaxed) { 0 } else { BLOCK };
+        let bytes = if range.start >= self.content.lock().size {
+            whole_blocks(range)
+        } else {
+            let file = self.file.clone();
+            blocking(move || Ok(file.holes(range))).await?
+        };
+        if bytes + record > 0 { self.shared.reserve(self, bytes + record).await } else { Ok(()) }
+    }
+
+    /// Brings the spool's accounting up to what the entry takes.
     pub fn charge(&self) {
-        let now = self.content.lock().local.total();
+        let now = self.file.taken() + self.record_taken.load(Relaxed);
         let before = self.charged.swap(now, Relaxed);
         if now >= before {
             self.shared.used.fetch_add(now - before, Relaxed);
@@ -431,8 +451,14 @@ impl Entry {
         };
         let sync = sync || *recorded == Recorded::Durably;
         let (disk, path) = (self.shared.spool.disk.clone(), self.record.clone());
-        blocking(move || disk.replace(&path, record.text()?.as_bytes(), sync)).await?;
+        let written = blocking(move || {
+            let text = record.text()?;
+            disk.replace(&path, text.as_bytes(), sync)?;
+            Ok(text.len() as u64)
+        });
+        self.record_taken.store(whole_blocks(0..written.await?), Relaxed);
         *recorded = if sync { Recorded::Durably } else { Recorded::Once };
+        self.charge();
         Ok(())
     }
 

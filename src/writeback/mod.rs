@@ -62,6 +62,7 @@ pub use manifest::Phase;
 pub(crate) use pace::Life;
 pub use staged::Staged;
 
+use deletes::Way;
 use entry::Shared;
 use uploader::Message;
 
@@ -260,7 +261,7 @@ pub struct SpoolConfig {
     pub bucket: Option<String>,
     /// Nothing is written: nothing is gone on with, nor locked.
     pub read_only: bool,
-    /// Most bytes that spool files may hold.
+    /// Most bytes of the disk that spool files and their records may take.
     pub max_size: u64,
     /// Bytes to leave free on the disk.
     pub min_free_space: u64,
@@ -392,7 +393,7 @@ impl Writeback {
     /// Deletes in the background, in batches, after about `delay`; durable when this returns. Until then [`Writeback::hide_deleted`]
     /// hides the key. A newer call for the same key replaces an older one.
     pub async fn delete_later(&self, store: Arc<dyn Store>, deletion: Deletion, delay: Duration) -> Result<(), Error> {
-        deletes::delete_later(&self.shared, store, deletion, delay).await
+        deletes::delete_later(&self.shared, Way::Store(store), deletion, delay).await
     }
 
     /// Takes a delete back: something replaces the key. It stays on record until it is forgotten; what was on its way is waited for.
@@ -402,7 +403,7 @@ impl Writeback {
 
     /// What [`Writeback::take_delete`] took is to go on: nothing came in its place.
     pub fn put_delete_back(&self, store: Arc<dyn Store>, deletion: Journalled<Deletion>) {
-        self.shared.deletes.queue(store, deletion, Duration::ZERO);
+        self.shared.deletes.queue(Way::Store(store), deletion, Duration::ZERO);
     }
 
     /// Sends a delete that waits for the key and waits for its end. Fails where the store refuses it.

@@ -424,7 +424,8 @@ pub(crate) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> DrainRepo
     withdraw(shared, |phase, held| held && !phase.frees());
     loop {
         let changed = shared.changed.notified();
-        let pending = shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
+        let sought = shared.stranded.lock().values().any(|stranded| stranded.sought);
+        let pending = sought || shared.entries().iter().any(|entry| entry.intent.lock().phase.frees());
         if !pending && shared.copies.len() == 0 && shared.deletes.len() == 0 && shared.chores.load(Relaxed) == 0 {
             break;
         }
@@ -445,6 +446,7 @@ impl Hurry {
         shared.drains.fetch_add(1, Relaxed);
         shared.copies.hurry();
         shared.deletes.hurry();
+        shared.hurried.notify_waiters();
         for entry in shared.entries() {
             shared.send(Message::Due { id: entry.id, generation: None });
         }

@@ -1,13 +1,15 @@
 //! What an earlier run left in the spool: resumed where it was promised, kept where it was not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::body::{self, Body};
 use super::commit;
 use super::content::Content;
+use super::deletes::Way;
 use super::disk::{Disk, SpoolFile};
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
@@ -25,34 +27,56 @@ use crate::s3::{Account, Checksum, ChecksumKind, ETag, ErrorKind, Part, S3Error,
 /// An entry whose close had returned, and its record.
 type Promise = (Arc<Entry>, Record);
 
+/// Pauses between looks for a bucket: the first, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// Takes every entry in; what was promised goes on in the background.
 pub(crate) async fn resume(shared: &Arc<Shared>, found: Vec<Found>, account: &Arc<dyn Account>) {
     let mut stores = Stores { account: account.as_ref(), known: BTreeMap::new() };
     let put_off = std::mem::take(&mut *shared.deletions.lock());
     for journalled in put_off {
-        match stores.of(&journalled.what.bucket).await {
-            // The newest of each key.
-            Ok(store) => {
-                if let Some(older) = shared.deletes.queue(store, journalled, Duration::ZERO) {
-                    older.forget().await;
-                }
-            }
+        let way = match stores.of(&journalled.what.bucket).await {
+            Ok(store) => Way::Store(store),
             Err(error) => {
                 let Deletion { bucket, key, .. } = &journalled.what;
                 tracing::warn!("s3://{bucket}/{key} is deleted when its bucket can be reached: {error}");
+                Way::Account(account.clone())
             }
+        };
+        // The newest of each key.
+        if let Some(older) = shared.deletes.queue(way, journalled, Duration::ZERO) {
+            older.forget().await;
         }
     }
-    let mut promises: BTreeMap<(String, String), Vec<Promise>> = BTreeMap::new();
+    let (mut reached, mut sought) = (Vec::new(), BTreeSet::new());
     for found in found {
         let id = Entry::number(shared, &found.data);
         match stores.of(&found.record.bucket).await {
-            Ok(store) => {
-                if let Ok(Some(promise)) = take_in(shared, id, found, store, account).await {
-                    promises.entry((promise.1.bucket.clone(), promise.1.key.clone())).or_default().push(promise);
+            Ok(store) => reached.push((id, found, store)),
+            Err(error) => {
+                if error.kind.passes() {
+                    sought.insert(found.record.bucket.clone());
                 }
+                strand(
+                    shared,
+                    id,
+                    Stranded { found, account: account.clone(), sought: error.kind.passes(), why: reason::of_store(&error) },
+                );
             }
-            Err(error) => strand(shared, id, found, account, &error),
+        }
+    }
+    take_all_in(shared, reached, account).await;
+    for bucket in sought {
+        tokio::spawn(seek(shared.clone(), bucket, account.clone()));
+    }
+}
+
+/// Takes entries in; what was promised goes on.
+async fn take_all_in(shared: &Arc<Shared>, found: Vec<(u64, Found, Arc<dyn Store>)>, account: &Arc<dyn Account>) {
+    let mut promises: BTreeMap<(String, String), Vec<Promise>> = BTreeMap::new();
+    for (id, found, store) in found {
+        if let Ok(Some(promise)) = take_in(shared, id, found, store, account).await {
+            promises.entry((promise.1.bucket.clone(), promise.1.key.clone())).or_default().push(promise);
         }
     }
     for mut versions in promises.into_values() {
@@ -79,10 +103,12 @@ async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<Promise>) {
     }
 }
 
-/// What an earlier run left for a bucket that could not be reached: it stays as it is until it is retried.
+/// What an earlier run left for a bucket that could not be reached: it stays as it is until the bucket is there.
 pub(crate) struct Stranded {
     pub found: Found,
     account: Arc<dyn Account>,
+    /// The bucket is looked for. Else it waits for somebody's word: the store says that there is none.
+    pub sought: bool,
     why: String,
 }
 
@@ -94,15 +120,45 @@ impl Stranded {
     }
 }
 
-fn strand(shared: &Arc<Shared>, id: u64, found: Found, account: &Arc<dyn Account>, error: &S3Error) {
-    let Record { bucket, key, .. } = &found.record;
-    tracing::warn!("s3://{bucket}/{key} waits in {} until its bucket can be reached: {error}", found.data.display());
-    shared.stranded.lock().insert(id, Stranded { found, account: account.clone(), why: reason::of_store(error) });
+fn strand(shared: &Arc<Shared>, id: u64, stranded: Stranded) {
+    let Record { bucket, key, .. } = &stranded.found.record;
+    let (data, why) = (stranded.found.data.display(), &stranded.why);
+    tracing::warn!("s3://{bucket}/{key} waits in {data} until its bucket can be reached: {why}");
+    shared.stranded.lock().insert(id, stranded);
+}
+
+/// Looks for a bucket until it is there, or the store says that there is none: with growing pauses, and when all is to hurry.
+async fn seek(shared: Arc<Shared>, bucket: String, account: Arc<dyn Account>) {
+    let mut pause = PAUSE.0;
+    loop {
+        let _ = tokio::time::timeout(pause, shared.hurried.notified()).await;
+        pause = (pause * 2).min(PAUSE.1);
+        let is_there = |stranded: &Stranded| stranded.sought && stranded.found.record.bucket == bucket;
+        if !shared.stranded.lock().values().any(is_there) {
+            return;
+        }
+        match account.bucket(&bucket).await {
+            Ok(store) => {
+                // For a moment they are neither here nor there.
+                shared.chores.fetch_add(1, Relaxed);
+                let taken: Vec<_> = shared.stranded.lock().extract_if(.., |_, stranded| is_there(stranded)).collect();
+                let taken = taken.into_iter().map(|(id, stranded)| (id, stranded.found, store.clone())).collect();
+                take_all_in(&shared, taken, &account).await;
+                shared.chores.fetch_sub(1, Relaxed);
+                return;
+            }
+            Err(error) => {
+                for stranded in shared.stranded.lock().values_mut().filter(|stranded| is_there(stranded)) {
+                    (stranded.sought, stranded.why) = (error.kind.passes(), reason::of_store(&error));
+                }
+            }
+        }
+    }
 }
 
 /// Tries to reach the bucket of a stranded entry again. `None` where there is no such entry.
 pub(crate) async fn reach(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
-    let Stranded { found, account, .. } = shared.stranded.lock().remove(&id)?;
+    let Stranded { found, account, sought, .. } = shared.stranded.lock().remove(&id)?;
     Some(match account.bucket(&found.record.bucket).await {
         Ok(store) => take_in(shared, id, found, store, &account).await.map(|promise| {
             if let Some(promise) = promise {
@@ -111,7 +167,7 @@ pub(crate) async fn reach(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Er
             }
         }),
         Err(error) => {
-            strand(shared, id, found, &account, &error);
+            strand(shared, id, Stranded { found, account, sought, why: reason::of_store(&error) });
             Err(Error::S3(error))
         }
     })

@@ -85,16 +85,11 @@ impl Staged {
             return Ok(self.size());
         }
         self.hold_back().await?;
-        let lacking = match place {
-            Place::At(offset) => {
-                let content = entry.content.lock();
-                content.local.gaps(offset..offset.saturating_add(len)).iter().map(|gap| gap.end - gap.start).sum()
-            }
-            Place::End => len,
+        let at = match place {
+            Place::At(offset) => offset,
+            Place::End => self.size(),
         };
-        if lacking > 0 {
-            entry.shared.reserve(entry, lacking).await?;
-        }
+        entry.make_room(at..at.saturating_add(len)).await?;
         let range = {
             let _writer = entry.writer.lock().await;
             let offset = match place {
@@ -251,12 +246,18 @@ impl Staged {
     pub async fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), Error> {
         self.usable()?;
         let end = self.fits(offset, len)?;
-        let lacking: u64 = self.entry.content.lock().local.gaps(offset..end).iter().map(|gap| gap.end - gap.start).sum();
-        self.entry.shared.reserve(&self.entry, lacking).await?;
-        if keep_size || end <= self.size() {
+        self.entry.make_room(offset..end).await?;
+        if keep_size {
             return Ok(());
         }
-        self.truncate(end).await
+        if end > self.size() {
+            self.truncate(end).await?;
+        }
+        // Holes cost nothing: what later writes rely on is taken now.
+        let file = self.entry.file.clone();
+        blocking(move || file.allocate(offset, len)).await?;
+        self.entry.charge();
+        Ok(())
     }
 
     /// Zeros in place of `len` bytes; the size stays.

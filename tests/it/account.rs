@@ -188,3 +188,39 @@ fn a_bucket_that_refuses_us() {
     );
     assert_eq!(fs::read(stage.path("releases/f")).unwrap(), b"open");
 }
+
+/// Promise 25: "resumed at the next mount of the bucket (or of all)", by itself or by `flush`, though the bucket is away when that starts.
+#[test]
+fn a_bucket_that_is_away_at_the_start() {
+    if !can_mount() {
+        return;
+    }
+    for resumed in ["by flush", "by itself"] {
+        let store = Store::double();
+        let second = store.second_bucket();
+        let double = store.as_double().unwrap();
+        for key in ["removed", "d/"] {
+            double.put_object(&second, key, Object::new(""));
+        }
+        let mut mount = whole_account(&store, &["write_back=1h", "retries=0"]);
+        let there = mount.path(&second);
+        assert_eq!(files::names(&there), ["d", "removed"]);
+        sh(&there, "rm removed; rmdir d; echo content > queued");
+        mount.crash();
+        double.fault(When::bucket(&second), Fault::Error(500, "InternalError"));
+        mount.again();
+        let status = mount.status();
+        for name in ["removed", "d/", "queued"] {
+            assert!(status.contains(&format!("s3://{second}/{name}")), "{name} is not in {status}");
+        }
+        double.clear_faults();
+        assert!(files::names(&there).iter().all(|name| name == "queued"), "{resumed}: {:?}", files::names(&there));
+        if resumed == "by flush" {
+            mount.ask(&["flush"], mount.dir());
+            assert_eq!(store.keys_of(&second), ["queued"]);
+        } else {
+            store.eventually("it goes on", |store| store.keys_of(&second) == ["queued"]);
+        }
+        store.eventually("nothing is left", |_| mount.status().contains("everything is in S3"));
+    }
+}

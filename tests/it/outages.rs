@@ -306,3 +306,33 @@ fn what_is_queued_goes_when_its_room_is_wanted() {
     assert!(stage.store.bytes("first") == noise(1, 16 * MIB));
     assert!(fs::read(stage.path("second")).unwrap() == noise(2, 16 * MIB));
 }
+
+/// Promise 27: "if it does not fit, writing says so", also where it is many files of which each takes a block and its record another.
+#[test]
+fn small_files_fill_a_spool() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["write_back=1h", "spool_size=1M"]);
+    stage.double().fault(When::operation("PutObject"), Fault::Error(403, "AccessDenied"));
+    let refused = (0..300).map(|n| files::write(&stage.path(&format!("f{n}")), b"x")).find_map(Result::err);
+    assert_eq!(refused.and_then(|error| error.raw_os_error()), Some(Errno::ENOSPC as i32));
+}
+
+/// Promise 27: "A file is in the spool until it is stored", where holes take nothing.
+#[test]
+fn holes_take_no_room() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["spool_size=16M"]);
+    let sparse = File::create(stage.path("sparse")).unwrap();
+    sparse.set_len(4 << 30).unwrap();
+    sparse.write_all_at(b"end", (4 << 30) - 3).unwrap();
+    files::write(&stage.path("other"), &noise(1, 4 * MIB)).unwrap();
+    assert!(stage.store.bytes("other") == noise(1, 4 * MIB));
+    // What is written into a hole is counted.
+    let filled = (0..8).map(|n| sparse.write_all_at(&noise(n, 4 * MIB), n * 100 * MIB as u64)).find_map(Result::err);
+    assert_eq!(filled.and_then(|error| error.raw_os_error()), Some(Errno::ENOSPC as i32));
+    fs::remove_file(stage.path("sparse")).unwrap();
+}
