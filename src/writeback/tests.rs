@@ -263,7 +263,7 @@ async fn a_newer_content_supersedes_what_is_parked_and_no_older_one_does() {
     world.store.fail(|op, _| (op == "Put").then_some(ErrorKind::AccessDenied));
     let mut numbers = Vec::new();
     for (count, bytes) in [(1, "first"), (2, "second")] {
-        let staged = world.new_file(&writeback, "a").await;
+        let staged = world.new_file(writeback, "a").await;
         staged.write(0, Bytes::from_static(bytes.as_bytes())).await.unwrap();
         staged.publish().await.unwrap();
         parked(count).await;
