@@ -16,6 +16,7 @@ mod failing;
 mod faults;
 mod foreign;
 mod fstab;
+mod handles;
 mod model;
 mod names;
 mod namespace;
@@ -44,6 +45,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("client", client::COMMON),
     ("closing", closing::COMMON),
     ("desktop", desktop::COMMON),
+    ("handles", handles::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
     ("outages", outages::COMMON),
