@@ -489,7 +489,7 @@ impl Staged {
                     Phase::Published if intent.discarded && intent.retired => return Ok(intent.published.clone()),
                     _ if intent.discarded => return Err(Error::Discarded),
                     Phase::Published => return Ok(intent.published.clone()),
-                    Phase::Parked => return Err(intent.failed.clone().unwrap_or(Error::Discarded)),
+                    Phase::Parked => return Err(intent.parked.clone().unwrap_or(Error::Discarded)),
                     Phase::Writing => return Ok(None),
                     Phase::Sealed | Phase::Uploading | Phase::Completing => {}
                 }

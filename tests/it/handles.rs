@@ -223,3 +223,24 @@ fn a_refusal_is_told_to_every_handle() {
     close(again).unwrap();
     assert_eq!(stage.store.bytes("writes on"), "CCCC base base");
 }
+
+/// The same where the refusal comes after a close that only queued.
+#[test]
+fn a_refusal_of_what_was_queued_is_told_to_who_writes_on() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["write_back=200ms"]);
+    stage.store.put("log", BASE);
+    let (mut one, mut other) = (to_append(&stage.path("log")), to_append(&stage.path("log")));
+    one.write_all(b"one").unwrap();
+    other.write_all(b"other").unwrap();
+    stage.double().fault(When::operation("PutObject"), Fault::Error(403, "AccessDenied"));
+    close(one).unwrap();
+    stage.store.eventually("it is parked", |_| is_parked(&stage, "log"));
+    stage.store.eventually("who writes on is told", |_| (&other).write_all(b"more").is_err());
+    stage.double().clear_faults();
+    assert_eq!(errno(other.write_all(b"more")), Errno::EACCES);
+    assert_eq!(errno(other.sync_all()), Errno::EACCES);
+    assert_eq!(close(other), Err(Errno::EACCES));
+}
