@@ -139,7 +139,7 @@ impl Vfs {
         if removed {
             return Ok(());
         }
-        if staged.size() == 0 && (new || truncated) {
+        if staged.size() == 0 && (new || truncated) && !staged.is_poisoned() {
             return self.publish_empty_later(ino, &staged).await;
         }
         self.publish_in_turn(ino).await
@@ -187,7 +187,7 @@ impl Vfs {
         }
         if staged.is_dirty() {
             // The log and status tell: a RELEASE has no caller to answer.
-            let _ = if staged.size() > 0 {
+            let _ = if staged.size() > 0 || staged.is_poisoned() {
                 self.publish(ino).await
             } else if staged.is_queued() {
                 Ok(())

@@ -51,6 +51,11 @@ impl Staged {
         self.entry.content.lock().is_dirty()
     }
 
+    /// True when a write of it failed: it is never published.
+    pub fn is_poisoned(&self) -> bool {
+        self.entry.intent.lock().poisoned
+    }
+
     /// True when its publication is due, or under way.
     pub fn is_queued(&self) -> bool {
         self.entry.intent.lock().phase.frees()

@@ -157,7 +157,7 @@ on_every_store! {
     }
 }
 
-/// Promise 12, where close() only queues.
+/// The same where close() only queues.
 #[test]
 fn what_is_queued_after_others_changed_it_is_not_lost() {
     if can_mount() {
@@ -243,4 +243,24 @@ fn a_refusal_of_what_was_queued_is_told_to_who_writes_on() {
     assert_eq!(errno(other.write_all(b"more")), Errno::EACCES);
     assert_eq!(errno(other.sync_all()), Errno::EACCES);
     assert_eq!(close(other), Err(Errno::EACCES));
+}
+
+/// Promise 6: "A file whose write() failed is never published", and its close says so though nothing of it was written.
+#[test]
+fn a_failed_first_write_fails_the_close() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["spool_size=16M"]);
+    stage.store.put("old", BASE);
+    let hog = File::create(stage.path("hog")).unwrap();
+    hog.write_all_at(&vec![7; 16 << 20], 0).unwrap();
+    for name in ["new", "old"] {
+        let file = File::create(stage.path(name)).unwrap();
+        assert_eq!(errno(file.write_all_at(b"does not fit", 0)), Errno::ENOSPC, "{name}");
+        assert_eq!(close(file), Err(Errno::EIO), "{name}");
+    }
+    assert_eq!(errno(fs::metadata(stage.path("new"))), Errno::ENOENT);
+    assert_eq!(fs::read_to_string(stage.path("old")).unwrap(), BASE);
+    assert_eq!(stage.store.keys(), ["old"]);
 }
