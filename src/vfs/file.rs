@@ -8,21 +8,19 @@ use bytes::Bytes;
 
 use super::attr::{self, Kind, Stored};
 use super::error::{Error, Result};
+use super::handle::FileHandle;
 use super::inode::{Node, Object, Place};
-use super::lookup::object_of;
 use super::remember::Row;
+use super::versions::Start;
 use super::{Ino, MtimeSource, Vfs};
 use crate::cache::{CacheError, ObjectVersion, Reader};
 use crate::failpoint;
-use crate::s3::{ErrorKind, ObjectHead};
 use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
 
 /// A new file closed empty becomes an object after it, if it is empty still (promise 4).
 const EMPTY_DELAY: Duration = Duration::from_secs(2);
 /// Times that an append is done again behind somebody else's change before it is given up.
 const APPENDS_MOST: u32 = 8;
-/// A HEAD or a listing younger than this needs no other before an open or a change (promise 14).
-pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
 
 /// Bytes of the object that a staged file changes, through the cache.
 struct CachedBase(Reader);
@@ -50,29 +48,46 @@ impl Vfs {
         }
     }
 
-    /// The file's staged content, begun now if there is none: on the object as a HEAD shows it.
-    pub(super) async fn staged(&self, ino: Ino) -> Result<Arc<Staged>> {
+    /// The content that a handle changes, begun now if there is none.
+    pub(super) async fn staged(&self, handle: &FileHandle) -> Result<Arc<Staged>> {
+        let ino = handle.ino;
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }
         let order = self.order(ino)?;
         let _turn = order.lock().await;
-        self.staged_in_turn(ino).await
+        // Who only appends, and is alone with the file, relies on no version: it goes behind what is there now (promise 14).
+        let appends = handle.append && !handle.readable && self.handles.count(ino) == 1;
+        if appends && !self.writeback.fails_on_conflict() {
+            match self.staged_in_turn(ino).await {
+                Err(Error::Stale) => {}
+                other => return other,
+            }
+        }
+        self.staged_from(ino, Start::Opened).await
     }
 
-    /// As [`Vfs::staged`], with the file's order held.
+    /// Content on the newest version that the store has. Call with the file's order held.
     pub(super) async fn staged_in_turn(&self, ino: Ino) -> Result<Arc<Staged>> {
+        self.staged_from(ino, Start::Newest).await
+    }
+
+    /// As [`Vfs::staged`], on the version that is named. Call with the file's order held.
+    pub(super) async fn staged_from(&self, ino: Ino, start: Start) -> Result<Arc<Staged>> {
         if let Some(staged) = self.staged_now(ino)? {
             return Ok(staged);
         }
         let place = self.place(ino)?;
-        let (linked, known) = self.table.lock().get(ino).map(|node| (node.linked, node.object.clone())).ok_or(Error::Stale)?;
-        // Whoever has a deleted file open may change it for as long as that lasts.
-        let object = if linked { self.patiently(self.current_object(ino, &place)).await? } else { known.ok_or(Error::Stale)? };
+        let object = self.patiently(self.start_from(ino, &place, start)).await?;
         let base = self.base_of(&place, &object);
+        self.stage(ino, &place, object, Some(base)).await
+    }
+
+    /// Stages content that replaces `object`.
+    async fn stage(&self, ino: Ino, place: &Place, object: Object, base: Option<Base>) -> Result<Arc<Staged>> {
         let expect = Expect::Version(object.etag.clone());
-        let staged = self.writeback.stage(target(&place), expect, Some(base), self.kept_attributes(object)).await?;
-        if !linked {
+        let staged = self.writeback.stage(target(place), expect, base, self.kept_attributes(object)).await?;
+        if self.table.lock().get(ino).is_some_and(|node| node.removed) {
             staged.set_held(true, None);
         }
         self.keep_staged(ino, staged.clone());
@@ -93,23 +108,15 @@ impl Vfs {
     }
 
     /// Stages new content for an existing file (O_TRUNC, or a truncation to nothing): nothing of the object is kept but
-    /// its headers and metadata. Call with the file's order held.
-    pub(super) async fn stage_anew(&self, ino: Ino) -> Result<Arc<Staged>> {
+    /// its headers and metadata. Call it with the file's order held.
+    pub(super) async fn stage_anew(&self, ino: Ino, start: Start) -> Result<Arc<Staged>> {
         if let Some(staged) = self.staged_now(ino)? {
             staged.truncate(0).await?;
             return Ok(staged);
         }
         let place = self.place(ino)?;
-        if !self.table.lock().get(ino).is_some_and(|node| node.linked) {
-            let staged = self.staged_in_turn(ino).await?;
-            staged.truncate(0).await?;
-            return Ok(staged);
-        }
-        let object = self.patiently(self.current_object(ino, &place)).await?;
-        let expect = Expect::Version(object.etag.clone());
-        let staged = self.writeback.stage(target(&place), expect, None, self.kept_attributes(object)).await?;
-        self.keep_staged(ino, staged.clone());
-        Ok(staged)
+        let object = self.patiently(self.start_from(ino, &place, start)).await?;
+        self.stage(ino, &place, object, None).await
     }
 
     /// What new content of an object keeps of it: all but the time.
@@ -139,39 +146,6 @@ impl Vfs {
 
     pub(super) fn order(&self, ino: Ino) -> Result<Arc<tokio::sync::Mutex<()>>> {
         Ok(self.table.lock().get(ino).ok_or(Error::Stale)?.file.order.clone())
-    }
-
-    /// The object with all its metadata and tags: what a HEAD told within the last second, else what one tells now.
-    pub(super) async fn current_object(&self, ino: Ino, place: &Place) -> Result<Object> {
-        {
-            let table = self.table.lock();
-            let node = table.get(ino).ok_or(Error::Stale)?;
-            if let Some(object) = node.object.as_ref().filter(|object| object.attributes.is_some())
-                && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW)
-            {
-                return Ok(object.clone());
-            }
-        }
-        let head = match place.store.head(&place.key).await {
-            Err(error) if error.kind == ErrorKind::NoSuchKey => return Err(Error::Stale),
-            other => other?,
-        };
-        self.learn(ino, place, head).await
-    }
-
-    /// Takes a HEAD's news into the node.
-    pub(super) async fn learn(&self, ino: Ino, place: &Place, head: ObjectHead) -> Result<Object> {
-        if self.is_link(&head) && self.kind(ino)? == Kind::File {
-            return Err(self.turn_into_link(ino, place, head));
-        }
-        let tags = if head.tag_count > 0 { place.store.get_tags(&place.key).await? } else { Vec::new() };
-        let decoded = attr::decode(&head.metadata);
-        let attributes =
-            Attributes { metadata: head.metadata.clone(), headers: head.headers.clone(), storage_class: head.storage_class.clone(), tags };
-        let object = Object { attributes: Some(attributes), ..object_of(head) };
-        let mut table = self.table.lock();
-        table.get_mut(ino).ok_or(Error::Stale)?.observe(object.clone(), &decoded);
-        Ok(object)
     }
 
     /// Publishes what the file holds and the store does not. Waits as long as `close_timeout` lets it.
@@ -220,8 +194,9 @@ impl Vfs {
             Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
-                self.detach(ino, &staged);
-                Err(error.into())
+                let error = error.into();
+                self.detach(ino, &staged, error);
+                Err(error)
             }
         }
     }
@@ -270,8 +245,9 @@ impl Vfs {
         false
     }
 
-    /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (promise 24).
-    pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>) {
+    /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (promise 24). Who has
+    /// the file open is told at the next write, fsync or close.
+    pub(super) fn detach(&self, ino: Ino, staged: &Arc<Staged>, error: Error) {
         staged.leave();
         let gone = {
             let mut table = self.table.lock();
@@ -280,6 +256,7 @@ impl Vfs {
                 return;
             }
             node.file.staged = None;
+            node.file.parked = Some(error);
             node.file.epoch += 1;
             node.checked = None;
             node.since = None;
@@ -314,8 +291,9 @@ impl Vfs {
             // A conflict copy, or the file was renamed meanwhile: listings tell what its name means now.
             _ => return self.published_elsewhere(ino),
         };
-        let row = {
+        let (row, reclaimed) = {
             let mut table = self.table.lock();
+            let reclaimed = table.reclaim(ino);
             let Some(node) = table.get_mut(ino) else { return };
             node.object = Some(Object::from(&published));
             node.size = published.size;
@@ -325,8 +303,11 @@ impl Vfs {
             node.file.kernel_pages = Some(published.etag.clone());
             let row = row_of(node, published.last_modified);
             table.confirm_above(ino);
-            row
+            (row, reclaimed)
         };
+        if let Some((parent, name)) = reclaimed {
+            self.tell(|notify| notify.invalidate_entry(parent, &name));
+        }
         if let Some(row) = row {
             self.memory.put(&published.bucket, &published.key, row);
         }
@@ -376,15 +357,21 @@ impl Vfs {
             // Whoever writes from here on begins anew, after this; whoever reads waits for it.
             let Some(staged) = node.file.staged.take() else { return };
             node.file.retiring = true;
-            (staged, node.object.clone().filter(|_| node.linked))
+            (staged, node.object.clone().filter(|_| !node.removed))
         };
         let version = version.and_then(|object| self.place(ino).ok().map(|place| Self::version(&place, &object)));
-        let path = staged.retire().await;
-        failpoint::pass("retired");
-        if let (Some(path), Some(version)) = (path, version)
-            && let Err(error) = self.cache.adopt(version, &path).await
-        {
-            tracing::debug!("cache: {error}");
+        match version {
+            Some(version) => {
+                let path = staged.retire().await;
+                failpoint::pass("retired");
+                if let Some(path) = path
+                    && let Err(error) = self.cache.adopt(version, &path).await
+                {
+                    tracing::debug!("cache: {error}");
+                }
+            }
+            // Of no use to the cache: its object has another key, or none.
+            None => staged.discard().await,
         }
         let mut table = self.table.lock();
         if let Some(node) = table.get_mut(ino) {

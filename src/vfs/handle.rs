@@ -110,6 +110,11 @@ impl Handles {
 
     /// True while a handle is open on the inode.
     pub fn is_open(&self, ino: Ino) -> bool {
-        self.open.lock().files.contains_key(&ino)
+        self.count(ino) > 0
+    }
+
+    /// How many handles are open on the inode.
+    pub fn count(&self, ino: Ino) -> usize {
+        self.open.lock().files.get(&ino).copied().unwrap_or_default()
     }
 }

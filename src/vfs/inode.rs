@@ -34,6 +34,8 @@ pub struct Node {
     pub pins: u32,
     /// False once its name is gone or means another node.
     pub linked: bool,
+    /// A user of this mount removed its name or gave it to another file: its content is nobody's but theirs who have it open.
+    pub removed: bool,
     /// Set when this mount created, renamed or published it: a listing begun before does not speak of it.
     pub since: Option<Instant>,
     /// When the store last confirmed it.
@@ -114,12 +116,22 @@ pub struct FileState {
     pub appended_from: Option<u64>,
     /// Its spool file is on its way to the cache.
     pub retiring: bool,
+    /// Why its content was parked while somebody had it open: it takes no more, and the closes of those who wrote it say so.
+    pub parked: Option<Error>,
     /// Somebody waits in the background for its publication.
     pub followed: bool,
     /// An earlier run left it: an object that this node does not know may lie under its key.
     pub recovered: bool,
     /// Not opened since the store was last asked.
     pub unopened: bool,
+}
+
+impl FileState {
+    /// It has content that is no object yet, or whose object the node has not heard of.
+    fn is_ahead(&self) -> bool {
+        let told = |staged: &Staged| staged.published().map(|published| published.etag) == self.told;
+        self.staged.as_ref().is_some_and(|staged| staged.is_dirty() || !told(staged))
+    }
 }
 
 /// A directory's knowledge of its names.
@@ -267,7 +279,15 @@ impl Table {
         ino
     }
 
-    /// Takes the name out of its directory; the node stays while it is referenced.
+    /// A user takes the name away from its node.
+    pub fn remove(&mut self, parent: Ino, name: &OsStr) -> Option<Ino> {
+        if let Some(node) = self.child(parent, name).and_then(|child| self.get_mut(child)) {
+            node.removed = true;
+        }
+        self.unlink(parent, name)
+    }
+
+    /// Takes the name out of its directory, because it means another node or nothing; the node stays while it is referenced.
     pub fn unlink(&mut self, parent: Ino, name: &OsStr) -> Option<Ino> {
         let child = self.dir_mut(parent)?.children.remove(name)?;
         if let Some(node) = self.nodes.get_mut(&child) {
@@ -284,7 +304,7 @@ impl Table {
             dir.children.remove(&old_name);
             dir.removed.insert(old_name, Instant::now());
         }
-        let replaced = self.unlink(parent, name);
+        let replaced = self.remove(parent, name);
         if let Some(dir) = self.dir_mut(parent) {
             dir.removed.remove(name);
             dir.absent.remove(name);
@@ -461,7 +481,7 @@ impl Table {
 
     /// Names of files that somebody has open for writing.
     pub fn written(&self) -> impl Iterator<Item = &OsStr> {
-        self.nodes.values().filter(|node| node.linked && node.file.writers > 0).map(|node| node.name.as_os_str())
+        self.nodes.values().filter(|node| !node.removed && node.file.writers > 0).map(|node| node.name.as_os_str())
     }
 
     /// All content that the store does not hold.
@@ -499,6 +519,7 @@ impl Node {
             nlookup: 0,
             pins: 0,
             linked: true,
+            removed: false,
             since: None,
             checked: None,
             stored: Stored::default(),
@@ -521,23 +542,7 @@ impl Node {
 
     /// It holds content or attributes that no listing can know better.
     pub fn is_local(&self) -> bool {
-        self.file.staged.is_some() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
-    }
-
-    /// A HEAD (or a GET's head) tells what the object is now. What was set here of a version that is known already stays.
-    pub fn observe(&mut self, object: Object, decoded: &super::attr::Decoded) {
-        let known = self.object.as_ref().filter(|known| known.etag == object.etag);
-        let (same, decoded_before) = (known.is_some(), known.is_some_and(|known| known.decoded));
-        if !same {
-            self.file.epoch += 1;
-            self.size = object.size;
-            (self.mtime, self.atime, self.ctime) = (object.last_modified, object.last_modified, object.last_modified);
-        }
-        if !decoded_before {
-            self.apply(decoded);
-        }
-        self.object = Some(object);
-        self.checked = Some(Instant::now());
+        self.file.is_ahead() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
     }
 
     /// Takes over what an answer of the store or our memory says of owner, mode and times.

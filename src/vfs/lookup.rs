@@ -10,7 +10,7 @@ use super::listing::{Answer, Listed, ListedObject, Merger};
 use super::path::{Meaning, meaning_of};
 use super::remember::Row;
 use super::{Caller, Entry, Fh, Ino, KERNEL_TTL, MtimeSource, ROOT, Vfs};
-use crate::s3::{ListRequest, ObjectHead};
+use crate::s3::{ETag, ListRequest, ObjectHead};
 use crate::writeback::Attributes;
 
 /// A symbolic link's target is at most PATH_MAX - 1 bytes.
@@ -153,7 +153,7 @@ impl Vfs {
     pub(super) async fn adopt_listed(&self, parent: Ino, name: OsString, listed: &Listed, started: Instant) -> Result<Ino> {
         if self.is_account(parent) {
             let store = self.bucket(&listed.segment).await?;
-            return Ok(self.take(parent, name, &listed.segment, Kind::Directory, started, |node| {
+            return Ok(self.take(parent, name, &listed.segment, Kind::Directory, None, started, |node| {
                 if let Some(dir) = node.dir.as_deref_mut() {
                     dir.store = Some(store.clone());
                 }
@@ -190,7 +190,7 @@ impl Vfs {
     /// The inode of a listed directory.
     pub(super) fn take_directory(&self, parent: Ino, name: OsString, segment: &str, started: Instant, row: Option<Row>) -> Ino {
         let mounted = self.mounted;
-        self.take(parent, name, segment, Kind::Directory, started, |node| {
+        self.take(parent, name, segment, Kind::Directory, None, started, |node| {
             if node.checked.is_none() {
                 (node.mtime, node.atime, node.ctime) = (mounted, mounted, mounted);
                 if let Some(row) = &row {
@@ -254,8 +254,7 @@ impl Vfs {
             }
             decoded
         });
-        self.replace_if_changed(parent, &name, &object);
-        self.take(parent, name, segment, kind, started, |node| {
+        self.take(parent, name, segment, kind, Some(&object.etag), started, |node| {
             let same = node.object.as_ref().is_some_and(|known| known.etag == object.etag);
             if same && decoded.is_none() {
                 return;
@@ -279,25 +278,19 @@ impl Vfs {
         })
     }
 
-    /// A reader sees one version from open to close: when the store holds another one by now, an inode that is open keeps
-    /// the old one and the name gets a new inode.
-    fn replace_if_changed(&self, parent: Ino, name: &OsStr, object: &Object) {
-        let changed = {
-            let table = self.table.lock();
-            let child = table.child(parent, name);
-            child.filter(|child| {
-                table
-                    .get(*child)
-                    .is_some_and(|node| node.object.as_ref().is_some_and(|known| known.etag != object.etag) && !node.is_local())
-            })
-        };
-        if changed.is_some_and(|child| self.handles.is_open(child)) {
-            self.table.lock().unlink(parent, name);
-        }
-    }
-
-    /// The node that has the name, or a new one: a node of another kind gives way, one that this mount knows better stays as it is.
-    fn take(&self, parent: Ino, name: OsString, segment: &str, kind: Kind, started: Instant, update: impl FnOnce(&mut Node)) -> Ino {
+    /// The node that has the name, or a new one: a node of another kind gives way, and one that stays another version than `etag`;
+    /// one that this mount knows better stays as it is.
+    #[allow(clippy::too_many_arguments)]
+    fn take(
+        &self,
+        parent: Ino,
+        name: OsString,
+        segment: &str,
+        kind: Kind,
+        etag: Option<&ETag>,
+        started: Instant,
+        update: impl FnOnce(&mut Node),
+    ) -> Ino {
         let mut table = self.table.lock();
         if let Some(child) = table.child(parent, &name)
             && let Some(node) = table.get_mut(child)
@@ -305,7 +298,7 @@ impl Vfs {
             if node.is_local() || node.since.is_some_and(|since| since >= started) {
                 return child;
             }
-            if node.kind == kind {
+            if node.kind == kind && etag.is_none_or(|etag| node.accepts(etag)) {
                 update(node);
                 node.checked = Some(started);
                 node.file.unopened = true;

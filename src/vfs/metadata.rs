@@ -19,7 +19,7 @@ impl Vfs {
         self.catch_up(ino);
         let (kind, stored, mtime, staged, object) = {
             let table = self.table.lock();
-            let Some(node) = table.get(ino).filter(|node| node.linked) else { return };
+            let Some(node) = table.get(ino).filter(|node| node.linked || node.is_local()) else { return };
             (node.kind, node.stored, node.mtime, node.file.staged.clone(), node.object.clone())
         };
         if kind == Kind::Directory {
@@ -124,6 +124,9 @@ impl Vfs {
         let versions = {
             let mut table = self.table.lock();
             let Some(node) = table.get_mut(ino) else { return };
+            if node.file.told.as_ref() == Some(old) {
+                node.file.told = Some(outcome.etag.clone());
+            }
             let Some(object) = node.object.as_mut().filter(|object| object.etag == *old) else { return };
             let from = Self::version(&place, object);
             object.etag = outcome.etag.clone();

@@ -40,6 +40,7 @@ mod rename;
 mod setattr;
 mod symlink;
 mod temporary;
+mod versions;
 mod write;
 mod xattr;
 

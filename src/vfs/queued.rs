@@ -106,7 +106,7 @@ impl Vfs {
             };
             match settled {
                 Ok(Some(published)) if current => this.published(ino, published),
-                Err(_) if current => this.detach(ino, &staged),
+                Err(error) if current => this.detach(ino, &staged, error.into()),
                 _ => return,
             }
             drop(turn);

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::{Error, Result};
-use super::file::{JUST_NOW, row_of};
+use super::file::row_of;
 use super::handle::FileHandle;
 use super::lookup::object_of;
+use super::versions::JUST_NOW;
 use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
 use crate::s3::ObjectHead;
@@ -24,7 +25,8 @@ impl Vfs {
         if writable || truncate {
             self.check_writable()?;
         }
-        let keep_cache = self.within(self.open_object(ino, readable && !truncate)).await?;
+        let opened = self.open_object(ino, readable && !truncate, truncate);
+        let keep_cache = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
         if writable && !truncate {
             let named = self.table.lock().get(ino).map(|node| (node.parent, node.name.clone()));
             if let Some((parent, name)) = named {
@@ -62,9 +64,10 @@ impl Vfs {
         })
     }
 
-    /// Close-to-open: what another client published is seen now. True when the kernel's pages are still true.
-    async fn open_object(&self, ino: Ino, reads: bool) -> Result<bool> {
-        let (object, fresh) = {
+    /// Close-to-open: what another client published is seen now, and is what the handle is opened with. True when the kernel's
+    /// pages are still true. `empties`: O_TRUNC, which begins new content at once.
+    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<bool> {
+        let (object, fresh, staged) = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
             match node.kind {
@@ -72,14 +75,16 @@ impl Vfs {
                 Kind::Symlink => return Err(Error::Invalid),
                 Kind::File => {}
             }
-            if node.file.staged.is_some() {
+            if node.is_local() || node.removed && node.file.staged.is_some() {
                 return Ok(true);
             }
             // ESTALE makes the kernel look the name up again.
             let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
             // The first open after a look costs nothing; the next one may come after another client's change.
             let first = std::mem::take(&mut node.file.unopened);
-            (object, first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW))
+            let fresh = first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW);
+            // What new content keeps of it must be of the version that it is opened with.
+            (object.clone(), fresh && !(empties && object.attributes.is_none()), node.file.staged.is_some())
         };
         if object.archived && reads {
             let place = self.place(ino)?;
@@ -99,8 +104,12 @@ impl Vfs {
             );
             return Err(Error::Access);
         }
-        if reads && !fresh {
-            self.revalidate(ino).await?;
+        match (fresh, reads) {
+            (true, _) => {}
+            (false, true) if !staged => self.revalidate(ino).await?,
+            // Its bytes are here.
+            (false, true) => drop(self.object_now(ino, &self.place(ino)?).await?),
+            (false, false) => drop(self.current_object(ino, &self.place(ino)?).await?),
         }
         let mut table = self.table.lock();
         let node = table.get_mut(ino).ok_or(Error::Stale)?;
@@ -125,31 +134,14 @@ impl Vfs {
             Some(head) => head,
             // Replaced: an inode that others have open stays with the old version, and the kernel looks the name up again.
             None if self.handles.is_open(ino) => return Err(self.forget_name(ino)),
-            None => match place.store.head(&place.key).await {
-                Ok(head) => head,
-                Err(error) if error.kind == crate::s3::ErrorKind::NoSuchKey => return Err(self.forget_name(ino)),
-                Err(error) => return Err(error.into()),
-            },
+            None => self.head_of_its_version(ino, &place).await?.ok_or(Error::Stale)?,
         };
         if self.is_link(&head) {
             return Err(self.turn_into_link(ino, &place, head));
         }
-        let mut table = self.table.lock();
         let decoded = attr::decode(&head.metadata);
-        table.get_mut(ino).ok_or(Error::Stale)?.observe(object_of(head), &decoded);
-        Ok(())
-    }
-
-    /// The name means something else by now: ESTALE makes the kernel look it up again.
-    fn forget_name(&self, ino: Ino) -> Error {
-        let mut table = self.table.lock();
-        if let Some((parent, name)) = table.get(ino).filter(|node| node.linked).map(|node| (node.parent, node.name.clone())) {
-            table.unlink(parent, &name);
-            if let Some(dir) = table.dir_mut(parent) {
-                dir.listing = None;
-            }
-        }
-        Error::Stale
+        let observed = self.table.lock().get_mut(ino).ok_or(Error::Stale)?.observe(object_of(head), &decoded);
+        observed.map_err(|_| self.forget_name(ino))
     }
 
     /// A reader of the published object, and the epoch that it is of.

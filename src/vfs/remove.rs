@@ -116,7 +116,7 @@ impl Vfs {
             {
                 node.ctime = SystemTime::now();
             }
-            table.unlink(parent, name);
+            table.remove(parent, name);
         }
         self.touch_parent(parent);
     }

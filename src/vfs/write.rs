@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::error::{Error, Result};
 use super::handle::FileHandle;
+use super::versions::Start;
 use super::{Caller, Fh, Ino, Vfs, attr, process};
 use crate::writeback::Staged;
 
@@ -20,7 +21,7 @@ impl Vfs {
     /// write(2). With O_APPEND the bytes go to the end as it is now, not to the kernel's offset.
     pub async fn write(&self, fh: Fh, offset: u64, data: Bytes, kill_suidgid: bool) -> Result<u32> {
         let handle = self.writable(fh)?;
-        let staged = self.staged(handle.ino).await?;
+        let staged = self.staged(&handle).await?;
         let len = data.len() as u64;
         if !handle.append && offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Error::TooLarge);
@@ -67,7 +68,7 @@ impl Vfs {
         let handle = self.handles.file(fh)?;
         let order = self.order(handle.ino)?;
         let _turn = order.lock().await;
-        let staged = self.stage_anew(handle.ino).await?;
+        let staged = self.stage_anew(handle.ino, Start::Opened).await?;
         handle.wrote.store(true, Ordering::Relaxed);
         self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())
@@ -82,10 +83,11 @@ impl Vfs {
             // In turn, so that a file that was just closed is not handed to the cache meanwhile.
             let order = self.order(ino)?;
             let _turn = order.lock().await;
+            let start = if fh.is_some() { Start::Opened } else { Start::Named };
             let staged = if size == 0 {
-                self.stage_anew(ino).await?
+                self.stage_anew(ino, start).await?
             } else {
-                let staged = self.staged_in_turn(ino).await?;
+                let staged = self.staged_from(ino, start).await?;
                 staged.truncate(size).await?;
                 staged
             };
@@ -131,18 +133,23 @@ impl Vfs {
     async fn close_content(&self, ino: Ino, truncated: bool) -> Result<()> {
         let order = self.order(ino)?;
         let _turn = order.lock().await;
-        let Some(staged) = self.staged_now(ino)? else { return Ok(()) };
+        let Some(staged) = self.staged_now(ino)? else { return self.none_parked(ino) };
         if !staged.is_dirty() {
             return Ok(());
         }
-        let (linked, new) = self.table.lock().get(ino).map(|node| (node.linked, node.object.is_none())).ok_or(Error::Stale)?;
-        if !linked {
+        let (removed, new) = self.table.lock().get(ino).map(|node| (node.removed, node.object.is_none())).ok_or(Error::Stale)?;
+        if removed {
             return Ok(());
         }
-        if staged.size() == 0 && (new || truncated) {
+        if staged.size() == 0 && (new || truncated) && !staged.is_poisoned() {
             return self.publish_empty_later(ino, &staged).await;
         }
         self.publish_in_turn(ino).await
+    }
+
+    /// Fails as the publication did whose content was parked while the file was open: somebody else's close, or nobody, was told.
+    fn none_parked(&self, ino: Ino) -> Result<()> {
+        self.table.lock().get(ino).and_then(|node| node.file.parked).map_or(Ok(()), Err)
     }
 
     /// The last close of a handle. Errors reach nobody but the log and status.
@@ -154,7 +161,7 @@ impl Vfs {
             match table.get_mut(ino) {
                 Some(node) => {
                     node.file.writers = node.file.writers.saturating_sub(u32::from(handle.writable));
-                    node.file.writers == 0 && (handle.writable || !node.linked)
+                    node.file.writers == 0 && (handle.writable || node.removed)
                 }
                 None => false,
             }
@@ -172,8 +179,8 @@ impl Vfs {
     /// Nobody has the file open for writing any more: what came after the close is published, what nobody can reach is dropped.
     async fn finish(&self, ino: Ino) {
         let Ok(Some(staged)) = self.staged_now(ino) else { return };
-        let linked = self.table.lock().get(ino).is_some_and(|node| node.linked);
-        if !linked {
+        let removed = self.table.lock().get(ino).is_some_and(|node| node.removed);
+        if removed {
             if !self.handles.is_open(ino) {
                 staged.discard().await;
                 self.drop_staged(ino);
@@ -182,7 +189,7 @@ impl Vfs {
         }
         if staged.is_dirty() {
             // The log and status tell: a RELEASE has no caller to answer.
-            let _ = if staged.size() > 0 {
+            let _ = if staged.size() > 0 || staged.is_poisoned() {
                 self.publish(ino).await
             } else if staged.is_queued() {
                 Ok(())
@@ -208,6 +215,7 @@ impl Vfs {
         let handle = self.handles.file(fh)?;
         match self.staged_now(handle.ino)? {
             Some(staged) if staged.is_dirty() => Ok(staged.sync().await?),
+            None if handle.wrote.load(Ordering::Relaxed) => self.none_parked(handle.ino),
             _ => Ok(()),
         }
     }
@@ -223,7 +231,7 @@ impl Vfs {
             return Err(Error::NotSupported);
         }
         let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()).ok_or(Error::TooLarge)?;
-        let staged = self.staged(handle.ino).await?;
+        let staged = self.staged(&handle).await?;
         handle.wrote.store(true, Ordering::Relaxed);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {

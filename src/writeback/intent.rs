@@ -46,6 +46,8 @@ pub(crate) struct Intent {
     pub discarded: bool,
     /// A part sent ahead was refused for good: writers are told at once.
     pub failed: Option<Error>,
+    /// Why it was parked in this run.
+    pub parked: Option<Error>,
     /// Left by an earlier run.
     pub recovered: bool,
     /// The store is being asked what it has of it: the publication begins with the answer.
@@ -78,7 +80,7 @@ impl Intent {
 
     /// It is to be published after all.
     pub fn revive(&mut self) {
-        (self.failed, self.poisoned, self.held, self.reason) = (None, false, false, None);
+        (self.failed, self.parked, self.poisoned, self.held, self.reason) = (None, None, false, false, None);
         (self.phase, self.sealed) = (Phase::Sealed, true);
     }
 
@@ -112,6 +114,7 @@ impl Intent {
             appended: false,
             discarded: false,
             failed: None,
+            parked: None,
             recovered: false,
             resuming: false,
             paused: false,

@@ -51,6 +51,11 @@ impl Staged {
         self.entry.content.lock().is_dirty()
     }
 
+    /// True when a write of it failed: it is never published.
+    pub fn is_poisoned(&self) -> bool {
+        self.entry.intent.lock().poisoned
+    }
+
     /// True when its publication is due, or under way.
     pub fn is_queued(&self) -> bool {
         self.entry.intent.lock().phase.frees()
@@ -486,7 +491,7 @@ impl Staged {
                     Phase::Published if intent.discarded && intent.retired => return Ok(intent.published.clone()),
                     _ if intent.discarded => return Err(Error::Discarded),
                     Phase::Published => return Ok(intent.published.clone()),
-                    Phase::Parked => return Err(intent.failed.clone().unwrap_or(Error::Discarded)),
+                    Phase::Parked => return Err(intent.parked.clone().unwrap_or(Error::Discarded)),
                     Phase::Writing => return Ok(None),
                     Phase::Sealed | Phase::Uploading | Phase::Completing => {}
                 }

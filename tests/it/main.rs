@@ -16,6 +16,7 @@ mod failing;
 mod faults;
 mod foreign;
 mod fstab;
+mod handles;
 mod links;
 mod model;
 mod names;
@@ -45,6 +46,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("client", client::COMMON),
     ("closing", closing::COMMON),
     ("desktop", desktop::COMMON),
+    ("handles", handles::COMMON),
     ("links", links::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),

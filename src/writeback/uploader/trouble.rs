@@ -104,7 +104,7 @@ impl Uploader {
                 _ => reason::of(&error),
             });
             if park {
-                intent.phase = Phase::Parked;
+                (intent.phase, intent.parked) = (Phase::Parked, Some(error.clone()));
             } else {
                 intent.failed = Some(error.clone());
             }
