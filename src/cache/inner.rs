@@ -16,6 +16,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::block::{BLOCK, EntryId, Sidecar, sum_of};
 use super::disk::{Disk, FileName};
 use super::distance::Distance;
+use super::download::SEGMENT;
 use super::entry::Entry;
 use super::evict::{Shelf, Slot};
 use super::memory::{Buffers, Recent};
@@ -25,6 +26,16 @@ use super::{CacheConfig, CacheError, ObjectVersion};
 /// Most bytes of recent blocks beside a disk cache: what was fetched ahead of a reader near the store ([`Reach::near`]) by a small
 /// machine, and what it reads meanwhile.
 const RECENT: u64 = 48 << 20;
+/// Most idle bytes of read buffers that are kept.
+const POOL: u64 = 8 << 20;
+/// What a mount takes of `memory_limit` before it reads anything: code, threads, tables, the buffers of the session.
+const PROCESS: u64 = 32 << 20;
+/// What a GET holds: the segment that it gathers, and what the HTTP client has read of the next one.
+const CONNECTION: u64 = SEGMENT as u64 + (512 << 10);
+/// KiB for the answers of reads that there are at any `memory_limit`: the largest read of the kernel.
+pub const LEAST_ANSWERS: u64 = 1024;
+/// GETs that there are at any `memory_limit`.
+const FEWEST: usize = 4;
 /// The free space is asked for again after so many bytes.
 const SPACE_EVERY: u64 = 16 << 20;
 /// A sidecar is written when nothing landed for so long …
@@ -49,7 +60,7 @@ pub struct Inner {
     pub connections: Arc<Semaphore>,
     /// A permit a GET of read-ahead; fewer than connections, so that a read that waits finds one.
     pub ahead: Semaphore,
-    /// Permits in KiB for the answers of reads.
+    /// Permits in KiB for answers of reads that are copied together.
     pub memory: Semaphore,
     processors: u64,
     /// From here to the store.
@@ -106,14 +117,15 @@ impl Inner {
                 None
             }
         };
-        let recent = if disk.is_some() { (config.memory_limit / 5).min(RECENT) } else { config.memory_limit / 3 };
-        let connections = config.max_connections.max(1);
+        let memory = config.memory_limit.saturating_sub(PROCESS);
+        let recent = if disk.is_some() { (memory / 5).min(RECENT) } else { memory / 3 };
+        let connections = config.max_connections.clamp(1, ((memory / 4 / CONNECTION) as usize).max(FEWEST));
         let inner = Self {
             recent: Recent::new(recent as usize),
-            buffers: Arc::new(Buffers::default()),
+            buffers: Arc::new(Buffers::new((memory / 8).min(POOL) as usize)),
             connections: Arc::new(Semaphore::new(connections)),
             ahead: Semaphore::new((connections - connections.div_ceil(8)).max(1)),
-            memory: Semaphore::new((config.memory_limit / 3 / 1024).clamp(1024, 1 << 26) as usize),
+            memory: Semaphore::new((memory / 16 / 1024).clamp(LEAST_ANSWERS, 1 << 26) as usize),
             index: Mutex::new(Index { entries: BTreeMap::new(), sweep_at: 64, shelf, unsaved: HashMap::new() }),
             processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
             distance: Arc::default(),

@@ -118,18 +118,22 @@ impl Recent {
     }
 }
 
-/// Most idle bytes that the pool keeps.
-const POOL: usize = 8 << 20;
 /// Smaller buffers are cheaper to make than to keep.
 const POOLED_FROM: usize = 64 << 10;
 
 /// Read buffers, used again: a fresh one of 1 MiB costs 256 page faults and its zeroing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Buffers {
     idle: Mutex<(Vec<Vec<u8>>, usize)>,
+    limit: usize,
 }
 
 impl Buffers {
+    /// Keeps at most `limit` idle bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { idle: Mutex::default(), limit }
+    }
+
     /// A buffer of exactly `len` bytes, of any content.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let rounded = len.next_power_of_two().max(4096);
@@ -146,7 +150,7 @@ impl Buffers {
 
     fn give_back(&self, buffer: Vec<u8>) {
         let mut idle = self.idle.lock();
-        if buffer.len() >= POOLED_FROM && idle.1 + buffer.len() <= POOL {
+        if buffer.len() >= POOLED_FROM && idle.1 + buffer.len() <= self.limit {
             idle.1 += buffer.len();
             idle.0.push(buffer);
         }
@@ -196,7 +200,7 @@ mod tests {
         for block in 0..4 {
             recent.put(1, block, &Bytes::from(vec![block as u8; 10]), 10);
         }
-        let buffers = Arc::default();
+        let buffers = Arc::new(Buffers::new(0));
         assert!(recent.join(1, 0..2, &buffers).is_none());
         assert_eq!(recent.join(1, 1..3, &buffers).unwrap(), [[1u8; 10], [2; 10]].concat());
         let segment = Bytes::from((0..25).collect::<Vec<u8>>());
@@ -220,7 +224,7 @@ mod tests {
 
     #[test]
     fn buffers_are_used_again() {
-        let pool = Arc::new(Buffers::default());
+        let pool = Arc::new(Buffers::new(1 << 20));
         let mut one = pool.take(100_000);
         one.as_mut()[99_999] = 7;
         let bytes = one.freeze();

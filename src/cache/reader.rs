@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::SemaphorePermit;
 
 use super::block::{BLOCK, blocks_of};
 use super::download::{Download, stale_or};
 use super::entry::{Entry, Found, InUse, Piece};
 use super::fetch::{self, End, Hold};
-use super::inner::Inner;
+use super::inner::{Inner, LEAST_ANSWERS};
 use super::window::{FIRST, MAX_PIECE, Plan, Window};
 use super::{CacheError, ObjectVersion, READ_DEADLINE};
 use crate::s3::{ErrorKind, ObjectHead, S3Error, Store};
@@ -112,9 +113,6 @@ impl Reader {
 
     async fn read_range(&self, range: Range<u64>) -> Result<Bytes, CacheError> {
         let want = blocks_of(range.clone());
-        let kib = (want.end - want.start) * (BLOCK / 1024);
-        let permits = (kib.min(self.inner.config.memory_limit / 3 / 1024) as u32).clamp(1, 1024);
-        let _memory = self.inner.memory.acquire_many(permits).await.ok();
         let (plan, hold) = {
             let mut ahead = self.ahead.lock();
             ahead.window.set_reach(self.inner.reach());
@@ -177,6 +175,8 @@ impl Reader {
                     {
                         break bytes;
                     }
+                    // Who waits for blocks holds none: this is for who copies them. The answer leaves in the same step as the permit.
+                    let _memory = self.share(want).await;
                     if let Some(bytes) = self.assemble(&entry, pieces).await? {
                         break bytes;
                     }
@@ -203,6 +203,12 @@ impl Reader {
         Ok((entry, blocks))
     }
 
+    /// Memory for an answer that is no part of a segment.
+    async fn share(&self, want: &Range<u64>) -> Option<SemaphorePermit<'_>> {
+        let kib = (want.end - want.start) * (BLOCK / 1024);
+        self.inner.memory.acquire_many(kib.clamp(1, LEAST_ANSWERS) as u32).await.ok()
+    }
+
     async fn assemble(&self, entry: &Arc<Entry>, pieces: Vec<Piece>) -> Result<Option<Bytes>, CacheError> {
         let (entry, buffers) = (Arc::clone(entry), Arc::clone(&self.inner.buffers));
         tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers)).await.map_err(failed)
@@ -210,6 +216,7 @@ impl Reader {
 
     /// Reads through: nothing is kept, so nothing can be lost before it is delivered.
     async fn fetch_alone(&self, entry: &Arc<Entry>, want: Range<u64>) -> Result<Bytes, CacheError> {
+        let _memory = self.share(&want).await;
         let _connection = self.inner.connections.acquire().await.ok();
         let bytes = super::block::bytes_of(want, entry.size);
         let mut all = bytes::BytesMut::with_capacity((bytes.end - bytes.start) as usize);

@@ -101,6 +101,33 @@ fn peak_kib(mount: &Mount) -> u64 {
     peak.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
+/// The same of readers of what was never read here: what a mount holds is less than `memory_limit`, itself included; of the smallest
+/// limits the allocator's share is left out.
+#[test]
+fn cold_readers_stay_within_memory_limit() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    (0..16).for_each(|n| store.put(&format!("f{n}"), noise(n, 24 << 20)));
+    for (limit, readers) in [(64, 4), (64, 16), (256, 4), (256, 16)] {
+        let mount = Mount::start(crate::support::mount::Setup::of(&store).option(&format!("memory_limit={limit}M")));
+        let idle = peak_kib(&mount);
+        std::thread::scope(|scope| {
+            for n in 0..readers {
+                let mount = &mount;
+                scope.spawn(move || {
+                    let mut read = File::open(mount.path(&format!("f{n}"))).unwrap();
+                    assert_eq!(std::io::copy(&mut read, &mut std::io::sink()).unwrap(), 24 << 20);
+                });
+            }
+        });
+        let peak = peak_kib(&mount);
+        eprintln!("memory_limit={limit}M: {readers} readers: {} MiB, idle {}", peak >> 10, idle >> 10);
+        assert!(peak < limit.max(100) << 10, "memory_limit={limit}M, {readers} readers: {peak} KiB, idle {idle} KiB");
+    }
+}
+
 /// The same of many files at once over many connections, sent at once or queued, and read back by another machine.
 #[test]
 fn memory_stays_bounded_whatever_is_copied_at_once() {
