@@ -50,6 +50,7 @@ use handle::Handles;
 use inode::Table;
 use queued::Recovered;
 use remember::Memory;
+use rename::RefusedRenames;
 use temporary::{Opens, TemporaryNames};
 
 /// Inode number; the root is [`ROOT`].
@@ -260,6 +261,7 @@ pub struct Vfs {
     memory: Memory,
     temporary: TemporaryNames,
     opens: Opens,
+    refused: RefusedRenames,
     notify: RwLock<Option<Arc<dyn Notify>>>,
     mounted: SystemTime,
     /// Listings begun before this moment are no longer used ([`Vfs::refresh`]).
@@ -285,6 +287,7 @@ impl Vfs {
             memory,
             temporary,
             opens: Opens::default(),
+            refused: RefusedRenames::default(),
             notify: RwLock::new(None),
             mounted,
             epoch: AtomicU64::new(0),

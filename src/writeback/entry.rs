@@ -381,13 +381,23 @@ impl Entry {
     /// Writes the record as things stand. `sync`: it survives a power cut once this returns. One that would replace a durable
     /// record always does: else a cut could leave neither.
     pub async fn persist(&self, sync: bool) -> Result<(), Error> {
+        self.write_record(sync, None).await
+    }
+
+    /// Writes the record with what was appended at `at`, where `content` has it.
+    pub async fn persist_moved(&self, content: &Content, at: u64) -> Result<(), Error> {
+        self.write_record(false, Some((content, at))).await
+    }
+
+    async fn write_record(&self, sync: bool, moved: Option<(&Content, u64)>) -> Result<(), Error> {
         let mut recorded = self.recorded.lock().await;
         let record = {
             let intent = self.intent.lock();
             if intent.discarded || intent.withheld {
                 return Ok(());
             }
-            let content = self.content.lock();
+            let now = self.content.lock();
+            let (content, appended) = moved.map_or((&*now, intent.appended), |(content, at)| (content, Some(at)));
             Record {
                 version: Record::current(),
                 phase: if intent.phase.frees() && !intent.sealed { Phase::Writing } else { intent.phase },
@@ -407,6 +417,7 @@ impl Entry {
                     size: b.size,
                     version_id: b.version_id.clone(),
                 }),
+                appended,
                 held: intent.held,
                 guess: intent.guess.clone(),
                 upload: intent.upload.clone(),

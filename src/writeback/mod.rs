@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use crate::s3::{Account, ETag, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod adopt;
+mod behind;
 mod commit;
 pub(crate) mod content;
 mod copy_out;
@@ -173,6 +174,8 @@ pub struct Published {
     pub last_modified: SystemTime,
     /// What travelled with it.
     pub attributes: Attributes,
+    /// What was appended went behind somebody else's change: before it, the file is another one than it was.
+    pub rebased: bool,
     /// The key existed before (or may have: nothing was expected).
     pub replaced: bool,
 }
@@ -192,6 +195,11 @@ pub enum Error {
     /// The object it changes was changed or removed by somebody else (ESTALE).
     #[error("the object was changed or removed by somebody else")]
     Stale,
+    /// As [`Error::Stale`], and what it keeps of that version cannot be had any more (ESTALE).
+    #[error(
+        "the object was changed or removed by somebody else, and the rest of the version that this file changes cannot be had any more"
+    )]
+    BaseGone,
     /// Over the store's largest object (EFBIG).
     #[error("larger than the store's largest object")]
     TooLarge,
@@ -503,6 +511,21 @@ impl Writeback {
     /// Files of this mount that were published beside somebody else's change, the newest last.
     pub fn conflicts(&self) -> Vec<ConflictCopy> {
         self.shared.conflicts.lock().iter().cloned().collect()
+    }
+
+    /// What to do with somebody else's change.
+    pub fn on_conflict(&self) -> OnConflict {
+        self.shared.config.on_conflict
+    }
+
+    /// The key of ours where somebody else's change keeps `key`: `name (conflict of HOST DATE).ext`.
+    pub fn key_beside(key: &str) -> String {
+        commit::key_beside(key)
+    }
+
+    /// Ours was kept beside `key`: status says so.
+    pub fn kept_beside(&self, bucket: &str, key: &str, kept_as: &str) {
+        self.shared.kept_beside(bucket, key, kept_as);
     }
 
     /// A whole new content was published under the key: what was parked for it before is wanted no more (promise 24).

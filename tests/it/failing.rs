@@ -381,24 +381,6 @@ fn a_stalled_body_is_resumed() {
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
 
-/// Promise 12: "Somebody else's change … (or, for a rename, since we saw its target) is not overwritten silently", and ours stays where it was.
-#[test]
-fn a_rename_over_a_changed_target_is_refused() {
-    if !can_mount() {
-        return;
-    }
-    let stage = Stage::new(Store::double());
-    files::write(&stage.path("ours"), b"ours").unwrap();
-    files::write(&stage.path("target"), b"base").unwrap();
-    stage.double().put_object(BUCKET, "target", Object::new("theirs"));
-    assert_eq!(errno(fs::rename(stage.path("ours"), stage.path("target"))), Errno::EBUSY);
-    assert_eq!(stage.store.bytes("target"), "theirs");
-    assert_eq!(fs::read(stage.path("ours")).unwrap(), b"ours");
-    assert_eq!(fs::read(stage.path("target")).unwrap(), b"theirs");
-    fs::rename(stage.path("ours"), stage.path("target")).unwrap();
-    assert_eq!(stage.store.bytes("target"), "ours");
-}
-
 /// renameat2(2), RENAME_NOREPLACE: what somebody else has made since the directory was listed is not replaced either.
 #[test]
 fn a_rename_without_replacing_asks_the_store() {

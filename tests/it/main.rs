@@ -8,6 +8,7 @@ mod attr;
 mod client;
 mod client_faults;
 mod closing;
+mod conflicts;
 mod cost;
 mod crash;
 mod deadlines;
@@ -43,6 +44,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("closing", closing::COMMON),
+    ("conflicts", conflicts::COMMON),
     ("desktop", desktop::COMMON),
     ("namespace", namespace::COMMON),
     ("options", options::COMMON),
