@@ -426,7 +426,7 @@ impl Vfs {
             restore: None,
             tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
         };
-        Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?)
+        Ok(copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, self.config.close_timeout).await?)
     }
 
     /// Staged content goes to `place`, where `copy` is a copy of the version `source` of its object.

@@ -16,15 +16,16 @@ use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
 use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
-use super::pace::{Life, Meter};
+use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::recover::Stranded;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, reason, transfer};
+use crate::s3::S3Error;
 use crate::s3::multipart::PartPlan;
-use crate::s3::{S3Error, slow};
+use crate::s3::slow::{self, Life};
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -326,7 +327,7 @@ impl Entry {
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            life: Mutex::new(Life::new()),
+            life: Mutex::new(Life::default()),
             changed: Mutex::new(Instant::now()),
             replaces: Mutex::default(),
         });

@@ -305,4 +305,17 @@ on_every_store! {
         assert!(stage.store.bytes("f") == expected);
         assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
     }
+
+    /// Promise 12: "appended lines go behind theirs", over a crash too.
+    fn an_append_goes_behind_theirs_after_a_crash(store) {
+        store.put("log", "base\n");
+        let mut stage = Stage::with(store, &["write_back=1h"]);
+        let mut file = OpenOptions::new().append(true).open(stage.path("log")).unwrap();
+        file.write_all(b"ours\n").unwrap();
+        close(file).unwrap();
+        stage.mount.crash();
+        stage.store.put("log", THEIRS);
+        stage.mount.again();
+        stage.store.eventually("ours is behind theirs", |store| store.bytes("log") == format!("{THEIRS}ours\n"));
+    }
 }

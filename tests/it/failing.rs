@@ -381,6 +381,42 @@ fn a_stalled_body_is_resumed() {
     assert!(fs::read(stage.path("f")).unwrap() == bytes);
 }
 
+/// Promise 22: "Writing, closing and renaming go on while bytes move, and end `close_timeout` (5 min) after the last progress", not with
+/// the deadline of lookups: inside the store a large object takes its time.
+#[test]
+fn a_rename_takes_as_long_as_the_store_works_on_it() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    stage.double().put_object(BUCKET, "big", Object::new("big"));
+    stage.double().fault(When::operation("CopyObject"), Fault::Delay(Duration::from_secs(95)));
+    fs::rename(stage.path("big"), stage.path("moved")).unwrap();
+    assert_eq!(stage.store.keys(), ["moved"]);
+    assert_eq!(files::names(stage.dir()), ["moved"]);
+}
+
+/// Promise 22: renaming ends `close_timeout` after the last progress; the old name is then what it was.
+#[test]
+fn a_rename_that_stands_still_leaves_the_old_name_alone() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["close_timeout=3s"]);
+    stage.double().put_object(BUCKET, "big", Object::new("big"));
+    stage.double().put_object(BUCKET, "there", Object::new("there"));
+    stage.double().fault(When::operation("CopyObject"), Fault::Stall(Duration::from_secs(600)));
+    for target in ["moved", "there"] {
+        assert_eq!(errno(fs::rename(stage.path("big"), stage.path(target))), Errno::ETIMEDOUT);
+    }
+    assert_eq!(stage.store.keys(), ["big", "there"]);
+    assert_eq!(files::names(stage.dir()), ["big", "there"]);
+    assert_eq!((fs::read(stage.path("big")).unwrap(), fs::read(stage.path("there")).unwrap()), (b"big".to_vec(), b"there".to_vec()));
+    stage.double().clear_faults();
+    fs::rename(stage.path("big"), stage.path("there")).unwrap();
+    assert_eq!(stage.store.bytes("there"), "big");
+}
+
 /// renameat2(2), RENAME_NOREPLACE: what somebody else has made since the directory was listed is not replaced either.
 #[test]
 fn a_rename_without_replacing_asks_the_store() {
