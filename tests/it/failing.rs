@@ -396,7 +396,8 @@ fn a_rename_takes_as_long_as_the_store_works_on_it() {
     assert_eq!(files::names(stage.dir()), ["moved"]);
 }
 
-/// Promise 22: renaming ends `close_timeout` after the last progress; the old name is then what it was.
+/// Promise 22: "Writing, closing and renaming go on while bytes move, and end `close_timeout` (5 min) after the last progress"; the old name
+/// is then what it was.
 #[test]
 fn a_rename_that_stands_still_leaves_the_old_name_alone() {
     if !can_mount() {
