@@ -1,10 +1,12 @@
 //! How an object is cut into parts, and copies of any size inside the store.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::{Condition, CopyMetadata, CopySource, ErrorKind, ObjectHead, PutOptions, PutOutcome, Result, S3Error, Store};
+use super::slow::{self, Progress};
+use super::{CopyMetadata, CopySource, ErrorKind, ObjectHead, PutOptions, PutOutcome, Result, S3Error, Store};
 
 /// Most parts of an upload (S3's limit).
 pub const MAX_PARTS: u32 = 10_000;
@@ -96,11 +98,12 @@ fn copy_ranges(size: u64) -> Vec<Range<u64>> {
 
 /// Copies an object inside the store, whatever its size: CopyObject up to its limit, else parallel UploadPartCopy, to which everything that is
 /// stored with the object is sent again (a multipart copy carries none of it). `head` is the source's, as it is now; `tags` are the source's
-/// tags, needed where `head.tag_count` is not 0 and the copy is in parts. A failed copy leaves no upload.
+/// tags, needed where `head.tag_count` is not 0 and the copy is in parts. It takes as long as the store works on it, but no longer than
+/// `limit` (`close_timeout`) after its last answer. A failed copy leaves no upload.
 ///
 /// # Errors
-/// [`ErrorKind::PreconditionFailed`] when `source.if_match` or `condition` does not hold, [`ErrorKind::Archived`] without a request,
-/// [`ErrorKind::BadDigest`] when the store's answers do not add up to the source.
+/// [`ErrorKind::PreconditionFailed`] when `source.if_match` does not hold, [`ErrorKind::Archived`] without a request,
+/// [`ErrorKind::TimedOut`] after `limit`, [`ErrorKind::BadDigest`] when the store's answers do not add up to the source.
 pub async fn copy_object(
     store: &dyn Store,
     to_key: &str,
@@ -108,8 +111,10 @@ pub async fn copy_object(
     head: &ObjectHead,
     tags: &[(String, String)],
     metadata: CopyMetadata,
-    condition: Option<Condition>,
+    limit: Duration,
 ) -> Result<PutOutcome> {
+    let to = format!("s3://{}/{to_key}", store.bucket());
+    let stalled = || S3Error::local(ErrorKind::TimedOut, "CopyObject", &to, format!("the store has not answered for {limit:?}"));
     if head.is_archived() {
         let from = format!("s3://{}/{}", source.bucket, source.key);
         return Err(S3Error::local(
@@ -120,20 +125,25 @@ pub async fn copy_object(
         ));
     }
     if head.size <= store.capabilities().max_single_copy {
-        return store.copy(to_key, source, metadata, condition).await;
+        let copied = slow::while_alive(limit, limit, |_| store.copy(to_key, source, metadata, None)).await;
+        return copied.unwrap_or_else(|| Err(stalled()));
     }
-    copy_in_parts(store, to_key, source, head, tags, metadata, condition).await
+    let (source, options) = in_parts(source, head, tags, metadata);
+    let created = slow::while_alive(limit, limit, |_| store.create_multipart(to_key, options)).await;
+    let upload_id = created.unwrap_or_else(|| Err(stalled()))?;
+    let copied = slow::while_alive(limit, limit, |progress| parts_and_complete(store, to_key, &upload_id, source, head, progress)).await;
+    let copied = copied.unwrap_or_else(|| Err(stalled()));
+    if copied.is_err() {
+        let aborted = store.abort_multipart(to_key, &upload_id).await;
+        if let Err(error) = aborted {
+            tracing::warn!(reason = %error, "the upload of a failed copy could not be aborted");
+        }
+    }
+    copied
 }
 
-async fn copy_in_parts(
-    store: &dyn Store,
-    to_key: &str,
-    source: CopySource,
-    head: &ObjectHead,
-    tags: &[(String, String)],
-    metadata: CopyMetadata,
-    condition: Option<Condition>,
-) -> Result<PutOutcome> {
+/// What a copy in parts is made of: the source, of one version, and all that is stored with the object.
+fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], metadata: CopyMetadata) -> (CopySource, PutOptions) {
     let mut options = match metadata {
         CopyMetadata::Keep { website_redirect, storage_class } => {
             let mut headers = head.headers.clone();
@@ -153,15 +163,7 @@ async fn copy_in_parts(
     (options.checksum, options.condition) = (None, None);
     // Parts read at different times must be of one version.
     let source = CopySource { if_match: source.if_match.or_else(|| Some(head.etag.clone())), ..source };
-    let upload_id = store.create_multipart(to_key, options).await?;
-    let copied = parts_and_complete(store, to_key, &upload_id, source, head, condition).await;
-    if copied.is_err() {
-        let aborted = store.abort_multipart(to_key, &upload_id).await;
-        if let Err(error) = aborted {
-            tracing::warn!(reason = %error, "the upload of a failed copy could not be aborted");
-        }
-    }
-    copied
+    (source, options)
 }
 
 async fn parts_and_complete(
@@ -170,16 +172,13 @@ async fn parts_and_complete(
     upload_id: &str,
     source: CopySource,
     head: &ObjectHead,
-    condition: Option<Condition>,
+    progress: Progress,
 ) -> Result<PutOutcome> {
     let numbered = copy_ranges(head.size).into_iter().zip(1u32..);
     let copies = numbered.map(|(range, number)| store.upload_part_copy(to_key, upload_id, number, source.clone(), range));
-    let parts: Vec<_> = futures::stream::iter(copies).buffered(COPIES_AT_ONCE).try_collect().await?;
-    let options = PutOptions {
-        condition,
-        checksum: head.checksum.filter(|sum| matches!(sum, super::Checksum::Crc64Nvme(_))),
-        ..PutOptions::default()
-    };
+    let parts: Vec<_> = futures::stream::iter(copies).buffered(COPIES_AT_ONCE).inspect_ok(|_| progress.made()).try_collect().await?;
+    let options =
+        PutOptions { checksum: head.checksum.filter(|sum| matches!(sum, super::Checksum::Crc64Nvme(_))), ..PutOptions::default() };
     let outcome = store.complete_multipart(to_key, upload_id, &parts, head.size, options).await?;
     let now = store.head(to_key).await?;
     if now.etag == outcome.etag && now.size != head.size {

@@ -6,8 +6,6 @@
 //! vain a moment ago gets a short answer: long enough for a store that is back, and short enough for the promise.
 
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -15,7 +13,6 @@ use parking_lot::Mutex;
 use super::Vfs;
 use super::error::{Error, Result};
 use crate::s3::slow;
-use crate::writeback::Life;
 
 /// The first request of a call ends within it. With [`REPEATED`] twice it is less than 90 s.
 pub(super) const DEADLINE: Duration = Duration::from_secs(80);
@@ -67,23 +64,6 @@ impl Vfs {
 
     /// As [`Vfs::within`], for who writes: a store that throttles is waited for, as long as a close waits for it.
     pub(super) async fn patiently<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        let life = Arc::new(Mutex::new(Life::new()));
-        let heard = life.clone();
-        let told: slow::Listener = Arc::new(move |error, pause| {
-            if slow::is_sign_of_life(error) {
-                heard.lock().slowed = Instant::now() + pause;
-            }
-        });
-        let mut work = pin!(slow::listen(told, work));
-        loop {
-            let end = life.lock().seen(self.config.close_timeout) + DEADLINE;
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::TimedOut);
-            }
-            if let Ok(result) = tokio::time::timeout(left, &mut work).await {
-                return result;
-            }
-        }
+        slow::while_alive(DEADLINE, self.config.close_timeout, |_| work).await.unwrap_or(Err(Error::TimedOut))
     }
 }

@@ -108,7 +108,7 @@ impl From<writeback::Error> for Error {
         match error {
             writeback::Error::NoSpace => Self::NoSpace,
             writeback::Error::Exists => Self::Exists,
-            writeback::Error::Stale | writeback::Error::Discarded => Self::Stale,
+            writeback::Error::Stale | writeback::Error::BaseGone | writeback::Error::Discarded => Self::Stale,
             writeback::Error::TooLarge => Self::TooLarge,
             writeback::Error::TimedOut => Self::TimedOut,
             writeback::Error::Poisoned | writeback::Error::Damaged => Self::Io,

@@ -19,8 +19,6 @@ use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Pu
 
 /// A new file closed empty becomes an object after it, if it is empty still (promise 4).
 const EMPTY_DELAY: Duration = Duration::from_secs(2);
-/// Times that an append is done again behind somebody else's change before it is given up.
-const APPENDS_MOST: u32 = 8;
 
 /// Bytes of the object that a staged file changes, through the cache.
 struct CachedBase(Reader);
@@ -133,7 +131,6 @@ impl Vfs {
         if let Some(node) = table.get_mut(ino) {
             node.size = staged.size();
             node.file.epoch += 1;
-            node.file.appended_from = None;
             node.file.told = None;
             node.file.staged = Some(staged);
         }
@@ -191,7 +188,6 @@ impl Vfs {
                 }
                 Ok(())
             }
-            Err(writeback::Error::Stale) if self.append_again(ino, &staged).await => Ok(()),
             Err(error) => {
                 tracing::error!("{}: not published: {error}", target.key);
                 let error = error.into();
@@ -199,50 +195,6 @@ impl Vfs {
                 Err(error)
             }
         }
-    }
-
-    /// Somebody else changed a file that was only appended to: what was appended goes behind theirs (promise 12).
-    /// False where it was not only appended to, or where that fails too: the parked entry keeps the bytes then.
-    async fn append_again(&self, ino: Ino, staged: &Arc<Staged>) -> bool {
-        const PIECE: u64 = 1 << 20;
-        let appended = {
-            let mut table = self.table.lock();
-            let Some(node) = table.get_mut(ino) else { return false };
-            let Some(from) = node.file.appended_from else { return false };
-            node.file.staged = None;
-            node.checked = None;
-            from..staged.size()
-        };
-        for _ in 0..APPENDS_MOST {
-            let again = async {
-                let fresh = self.staged_in_turn(ino).await?;
-                let mut at = appended.start;
-                while at < appended.end {
-                    let piece = staged.read(at, PIECE.min(appended.end - at) as usize).await?;
-                    at += piece.len() as u64;
-                    fresh.append(piece).await?;
-                }
-                Ok::<_, Error>((fresh.publish().await, fresh))
-            };
-            match again.await {
-                Ok((Ok(Some(published)), _)) => {
-                    self.published(ino, published);
-                    staged.discard().await;
-                    return true;
-                }
-                Ok((Err(writeback::Error::Stale), fresh)) => {
-                    fresh.discard().await;
-                    if let Some(node) = self.table.lock().get_mut(ino) {
-                        (node.file.staged, node.checked) = (None, None);
-                    }
-                }
-                _ => break,
-            }
-        }
-        if let Some(node) = self.table.lock().get_mut(ino) {
-            node.file.staged = Some(staged.clone());
-        }
-        false
     }
 
     /// A publication failed for good: its entry is parked in the spool, and the name shows what S3 holds (promise 24). Who has
@@ -300,13 +252,16 @@ impl Vfs {
             node.checked = Some(Instant::now());
             node.since = Some(Instant::now());
             node.file.unopened = true;
-            node.file.kernel_pages = Some(published.etag.clone());
+            node.file.kernel_pages = Some(published.etag.clone()).filter(|_| !published.rebased);
             let row = row_of(node, published.last_modified);
             table.confirm_above(ino);
             (row, reclaimed)
         };
         if let Some((parent, name)) = reclaimed {
             self.tell(|notify| notify.invalidate_entry(parent, &name));
+        }
+        if published.rebased {
+            self.tell(|notify| notify.invalidate_inode(ino));
         }
         if let Some(row) = row {
             self.memory.put(&published.bucket, &published.key, row);

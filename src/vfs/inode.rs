@@ -112,8 +112,6 @@ pub struct FileState {
     pub told: Option<ETag>,
     /// The name is a temporary one: nothing is published under it.
     pub temporary: bool,
-    /// Where the first append began, while all that changed since the file was staged was appended.
-    pub appended_from: Option<u64>,
     /// Its spool file is on its way to the cache.
     pub retiring: bool,
     /// Why its content was parked while somebody had it open: it takes no more, and the closes of those who wrote it say so.
@@ -305,17 +303,21 @@ impl Table {
             dir.removed.insert(old_name, Instant::now());
         }
         let replaced = self.remove(parent, name);
-        if let Some(dir) = self.dir_mut(parent) {
-            dir.removed.remove(name);
-            dir.absent.remove(name);
-            dir.children.insert(name.to_owned(), ino);
-        }
-        if let Some(node) = self.get_mut(ino) {
-            (node.parent, node.name, node.segment) = (parent, name.to_owned(), segment);
-            node.since = Some(Instant::now());
-            node.linked = true;
-        }
+        self.link(ino, parent, name, segment);
         replaced
+    }
+
+    /// Gives a node a name that nothing has. False where node or directory are no more.
+    pub fn link(&mut self, ino: Ino, parent: Ino, name: &OsStr, segment: String) -> bool {
+        let Some(node) = self.nodes.get_mut(&ino) else { return false };
+        (node.parent, node.name, node.segment) = (parent, name.to_owned(), segment);
+        node.since = Some(Instant::now());
+        node.linked = true;
+        let Some(dir) = self.dir_mut(parent) else { return false };
+        dir.removed.remove(name);
+        dir.absent.remove(name);
+        dir.children.insert(name.to_owned(), ino);
+        true
     }
 
     /// st_nlink of a directory: its own name, its `.`, and a `..` for each subdirectory; 1 where they are not counted, which

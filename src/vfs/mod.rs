@@ -54,6 +54,7 @@ use handle::Handles;
 use inode::Table;
 use queued::Recovered;
 use remember::Memory;
+use rename::RefusedRenames;
 use temporary::{Opens, TemporaryNames};
 
 /// Inode number; the root is [`ROOT`].
@@ -263,6 +264,7 @@ pub struct Vfs {
     memory: Memory,
     temporary: TemporaryNames,
     opens: Opens,
+    refused: RefusedRenames,
     notify: RwLock<Option<Arc<dyn Notify>>>,
     mounted: SystemTime,
     /// Listings begun before this moment are no longer used ([`Vfs::refresh`]).
@@ -289,6 +291,7 @@ impl Vfs {
             memory,
             temporary,
             opens: Opens::default(),
+            refused: RefusedRenames::default(),
             notify: RwLock::new(None),
             mounted,
             epoch: AtomicU64::new(0),

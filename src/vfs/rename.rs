@@ -9,17 +9,25 @@ use super::deletes::Taken;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place};
+use super::path::name_of;
+use super::queued::split;
 use super::temporary::is_junk;
 use super::{Caller, Ino, Vfs};
 use crate::failpoint;
 use crate::s3::multipart::copy_object;
 use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome, delete_version};
-use crate::writeback::{Attributes, Expect, Staged};
+use crate::writeback::{Attributes, Expect, OnConflict, Staged, Writeback};
 
+mod refused;
 mod tree;
 
+use refused::Asked;
+pub use refused::RefusedRenames;
+
 /// One name, and what it is to become.
+#[derive(Clone)]
 struct Move {
+    asked: Asked,
     to: (Ino, OsString),
     segment: String,
     source: Place,
@@ -40,6 +48,10 @@ impl Vfs {
             return Err(Error::NotPermitted);
         }
         let ino = self.patiently(self.resolve(parent, name)).await?;
+        let asked = Asked { caller: caller.pid, from: (parent, name.to_owned()), to: (new_parent, new_name.to_owned()) };
+        if self.was_refused(&asked) {
+            return Err(Error::Stale);
+        }
         let replaced = match self.patiently(self.resolve(new_parent, new_name)).await {
             Ok(found) => Some(found),
             Err(Error::NoEntry) => None,
@@ -65,6 +77,7 @@ impl Vfs {
         }
         let (segment, target) = self.place_for_new(new_parent, new_name, kind == Kind::Directory)?;
         let step = Move {
+            asked,
             to: (new_parent, new_name.to_owned()),
             segment,
             source: self.place(ino)?,
@@ -142,7 +155,7 @@ impl Vfs {
                     Some(Expect::Version(etag)) => Some(etag),
                     _ => unlinked.as_ref().and_then(|unlinked| unlinked.etag().cloned()),
                 };
-                self.within(self.move_object(ino, step, below.as_ref())).await
+                self.move_object(ino, step, below.as_ref()).await
             };
             let moved = moved.await;
             return self.replaced(unlinked, moved).await;
@@ -164,18 +177,13 @@ impl Vfs {
             (None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
-        // Under another name it is a whole new content, however it was written.
-        if let Some(node) = self.table.lock().get_mut(ino) {
-            node.file.appended_from = None;
-        }
-        staged.set_appended(false);
         staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
         if let Some(published) = staged.published() {
             // It was too late for another name: it has an object under the old one.
             staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
             self.catch_up(ino);
             let etag = unlinked.as_ref().and_then(Taken::etag);
-            let moved = self.within(self.move_object(ino, step, etag)).await;
+            let moved = self.move_object(ino, step, etag).await;
             return self.replaced(unlinked, moved).await;
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
@@ -218,7 +226,10 @@ impl Vfs {
             if staged.size() == 0 {
                 return self.publish_empty_later(ino, &staged).await;
             }
-            return self.publish_patiently(ino).await;
+            return match self.publish_patiently(ino).await {
+                Err(Error::Stale) => Err(self.refuse(step, Some((ino, staged)))),
+                other => other,
+            };
         }
         Ok(())
     }
@@ -241,26 +252,42 @@ impl Vfs {
         }
     }
 
-    /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied.
+    /// A published object: copied inside S3, then deleted under its old key, if it still is what was copied. Where that fails, the old
+    /// name is what it was.
     /// `unlinked`: the version under the new name that was removed here and is in S3 still.
     async fn move_object(&self, ino: Ino, step: &Move, unlinked: Option<&ETag>) -> Result<()> {
-        let (source, destination) = (&step.source, &step.target);
-        let _source = self.guards.key(source.store.bucket(), &source.key).await;
-        let _target = self.guards.key(destination.store.bucket(), &destination.key).await;
-        let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
-        self.writeback.cancel_metadata(destination.store.bucket(), &destination.key).await;
-        self.require_unchanged(step, unlinked).await?;
-        // A copy that was still running has given the object another ETag.
-        let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
-        let known = if object.attributes.is_some() { object.clone() } else { self.current_object(ino, source).await? };
+        let (source, theirs) = (&step.source, &step.target);
+        let guards = async {
+            let source = self.guards.key(source.store.bucket(), &source.key).await;
+            Ok((source, self.guards.key(theirs.store.bucket(), &theirs.key).await))
+        };
+        let _guards = self.within(guards).await?;
+        let known = async {
+            let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
+            self.writeback.cancel_metadata(theirs.store.bucket(), &theirs.key).await;
+            let beside = self.beside_theirs(step, unlinked).await?;
+            // A copy that was still running has given the object another ETag.
+            let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
+            let known = if object.attributes.is_some() { object } else { self.current_object(ino, source).await? };
+            Ok((pending, beside, known))
+        };
+        let (pending, beside, known) = self.within(known).await?;
+        let step = beside.as_ref().unwrap_or(step);
+        let destination = &step.target;
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
         let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
         failpoint::pass("rename-copied");
-        match delete_version(source.store.as_ref(), &source.key, Some(known.etag.clone())).await {
+        let deleted = async { Ok(delete_version(source.store.as_ref(), &source.key, Some(known.etag.clone())).await) };
+        match self.within(deleted).await {
             // Changed by somebody else since it was copied: their version stays, under the old name.
-            Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::Conflict) => tracing::warn!("{error}"),
-            other => other?,
+            Ok(Err(error)) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::Conflict) => tracing::warn!("{error}"),
+            Ok(Ok(())) => {}
+            failed => {
+                tracing::error!("{}: was copied to {} and stays under the old name too", source.key, destination.key);
+                self.look_again(step);
+                failed?.map_err(Error::from)?;
+            }
         }
         let from = Self::version(source, &known);
         if let Some(staged) = self.staged_now(ino)? {
@@ -274,35 +301,59 @@ impl Vfs {
             let to = Self::version(destination, &moved);
             self.cache.rekey(&from, &to).await;
         }
+        if beside.is_some() {
+            self.writeback.kept_beside(theirs.store.bucket(), &theirs.key, &destination.key);
+        }
         Ok(())
     }
 
-    /// EBUSY where somebody else has changed what the rename would replace since it was seen here (promise 12): theirs stays,
-    /// and ours under its old name. Not ESTALE: the kernel would look again and rename over theirs by itself. Asked for, because
-    /// not every store honours a condition on CopyObject.
-    /// EEXIST of RENAME_NOREPLACE likewise is what the store says, not what was listed.
-    async fn require_unchanged(&self, step: &Move, unlinked: Option<&ETag>) -> Result<()> {
+    /// What somebody else has made of the name that a published object gets, since it was seen here, is not replaced silently
+    /// (promise 12): gives the name beside it that ours gets instead, or fails. Asked for, because not every store honours a condition on
+    /// CopyObject. EEXIST of RENAME_NOREPLACE likewise is what the store says, not what was listed.
+    async fn beside_theirs(&self, step: &Move, unlinked: Option<&ETag>) -> Result<Option<Move>> {
         let over = step.replaced.and_then(|other| self.table.lock().get(other).and_then(|node| node.object.as_ref()?.etag.clone().into()));
         let over = over.as_ref().or(unlinked);
-        if over.is_none() && !step.exclusive {
-            return Ok(());
+        let policy = self.writeback.on_conflict();
+        if !step.exclusive && (over.is_none() || policy == OnConflict::Overwrite) {
+            return Ok(None);
         }
-        let refusal = match (step.target.store.head(&step.target.key).await, over) {
-            (Ok(_), None) => Error::Exists,
-            (Ok(head), Some(over)) if head.etag != *over => Error::Busy,
+        match (step.target.store.head(&step.target.key).await, over) {
+            (Ok(_), None) => {}
+            (Ok(head), Some(over)) if head.etag != *over => {}
             (Err(error), _) if error.kind != ErrorKind::NoSuchKey => return Err(error.into()),
-            _ => return Ok(()),
-        };
-        tracing::warn!("{}: not renamed: {} was made or changed by somebody else meanwhile", step.source.key, step.target.key);
-        let mut table = self.table.lock();
-        if refusal == Error::Busy {
-            table.unlink(step.to.0, &step.to.1);
+            _ => return Ok(None),
         }
-        if let Some(dir) = table.dir_mut(step.to.0) {
-            dir.listing = None;
-            dir.absent.clear();
+        self.look_again(step);
+        let (from, to) = (&step.source.key, &step.target.key);
+        if step.exclusive {
+            tracing::warn!("{from}: not renamed: {to} was made by somebody else meanwhile");
+            return Err(Error::Exists);
         }
-        Err(refusal)
+        if policy == OnConflict::Fail {
+            tracing::warn!("{from}: not renamed: {to} was changed by somebody else meanwhile");
+            return Err(self.refuse(step, None));
+        }
+        let key = Writeback::key_beside(to);
+        tracing::warn!("{to}: changed by somebody else meanwhile: {from} is kept beside it as {key}");
+        let segment = split(&key).1.to_owned();
+        let to = (step.to.0, name_of(&segment));
+        let target = Place { store: step.target.store.clone(), key };
+        Ok(Some(Move { to, segment, target, replaced: None, ..step.clone() }))
+    }
+
+    /// What the new name means is looked for anew.
+    fn look_again(&self, step: &Move) {
+        let (parent, name) = &step.asked.to;
+        {
+            let mut table = self.table.lock();
+            table.unlink(*parent, name);
+            if let Some(dir) = table.dir_mut(*parent) {
+                dir.listing = None;
+                dir.absent.clear();
+            }
+        }
+        // The kernel takes a rename that was answered well for what it asked for.
+        self.tell(|notify| notify.invalidate_entry(*parent, name));
     }
 
     /// The node is the copy from now on.
@@ -375,7 +426,7 @@ impl Vfs {
             restore: None,
             tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
         };
-        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, None).await?;
+        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, self.config.close_timeout).await?;
         self.writeback.supersede(to.store.bucket(), &to.key).await;
         Ok(outcome)
     }

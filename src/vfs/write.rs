@@ -27,22 +27,12 @@ impl Vfs {
             return Err(Error::TooLarge);
         }
         handle.wrote.store(true, Ordering::Relaxed);
-        // A new file is begun as an append to nothing: somebody else may make it meanwhile.
-        let new = || staged.size() == 0 && self.table.lock().get(handle.ino).is_some_and(|node| node.object.is_none());
-        let clean = !staged.is_dirty() || handle.append && new();
-        let at = if handle.append {
-            staged.append(data).await?
+        if handle.append {
+            staged.append(data).await?;
         } else {
             staged.write(offset, data).await?;
-            offset
-        };
-        self.changed(handle.ino, &staged, kill_suidgid);
-        if let Some(node) = self.table.lock().get_mut(handle.ino) {
-            let first = if clean { Some(at) } else { node.file.appended_from };
-            node.file.appended_from = first.filter(|_| handle.append);
-            // Nobody is there to append again for a queued file: its conflicts are kept beside.
-            staged.set_appended(self.config.write_back.is_zero() && node.file.appended_from.is_some());
         }
+        self.changed(handle.ino, &staged, kill_suidgid);
         Ok(u32::try_from(len).unwrap_or(u32::MAX))
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use crc_fast::CrcAlgorithm;
 use md5::{Digest, Md5};
 
+use super::behind;
 use super::body::{self, Body};
 use super::entry::Entry;
 use super::manifest::Phase;
@@ -194,7 +195,7 @@ enum Judged {
 }
 
 /// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (promise 12)?
-async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
+async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
         Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
@@ -210,7 +211,8 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool,
         entry.intent.lock().expect = expect;
         Verdict::Retry
     };
-    Ok(Judged::Theirs(match (theirs, entry.shared.config.on_conflict) {
+    let policy = entry.shared.config.on_conflict;
+    Ok(Judged::Theirs(match (theirs, policy) {
         // Theirs deleted: ours is created. What it kept of theirs has been copied or fetched by now.
         (None, _) if matches!(snapshot.expect, Expect::Version(_)) => expect(Expect::NewFile),
         // A key that came and went: the same again.
@@ -219,14 +221,41 @@ async fn judge(entry: &Entry, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool,
             Verdict::Retry
         }
         (Some(_), _) if snapshot.expect == Expect::Absent => Verdict::Refused(Error::Exists),
+        (Some(theirs), OnConflict::Keep | OnConflict::Overwrite) if behind::is_append(entry) => {
+            once_more(entry, refusal).await?;
+            behind::behind(entry, &snapshot.target, theirs).await?;
+            Verdict::Anew
+        }
         (Some(_), OnConflict::Overwrite) => expect(Expect::Anything),
-        (Some(_), OnConflict::Keep) if snapshot.whole && !entry.intent.lock().appended => {
-            let beside = conflict_key(key, &host(), SystemTime::now());
+        (Some(_), OnConflict::Keep) if snapshot.whole => {
+            let beside = key_beside(key);
             tracing::warn!("s3://{}/{key}: written by somebody else meanwhile: ours is kept beside it as {beside}", store.bucket());
             Verdict::Elsewhere(beside)
         }
         (Some(_), OnConflict::Keep | OnConflict::Fail) => Verdict::Refused(Error::Stale),
     }))
+}
+
+/// Bytes of the base that are part of the content are not under its key any more: somebody else has changed or removed it.
+pub(crate) async fn without_base(entry: &Arc<Entry>, snapshot: &Snapshot) -> Result<Verdict, Trouble> {
+    let Target { store, key } = &snapshot.target;
+    let theirs = match store.head(key).await {
+        Ok(head) => Some(head),
+        Err(error) if error.kind == ErrorKind::NoSuchKey => None,
+        Err(error) => return Err(Trouble::S3(error)),
+    };
+    // Not theirs: a change of ours that was on its way (its attributes, its name) has become known meanwhile.
+    let theirs = theirs.filter(|head| snapshot.expect != Expect::Version(head.etag.clone()));
+    match (theirs, entry.shared.config.on_conflict) {
+        (Some(theirs), OnConflict::Keep | OnConflict::Overwrite) if behind::is_append(entry) => {
+            behind::behind(entry, &snapshot.target, theirs).await?;
+            Ok(Verdict::Anew)
+        }
+        (Some(_), OnConflict::Keep | OnConflict::Fail) if snapshot.expect != Expect::Anything => Ok(Verdict::Refused(Error::Stale)),
+        // The cache may have them, or the bucket by the version's id; from inside the store they cannot be copied.
+        _ if !std::mem::replace(&mut entry.intent.lock().fetches, true) => Ok(Verdict::Anew),
+        _ => Ok(Verdict::Refused(Error::BaseGone)),
+    }
 }
 
 impl Ours<'_> {
@@ -264,6 +293,7 @@ fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, out
         size,
         last_modified: outcome.last_modified.unwrap_or_else(SystemTime::now),
         attributes: attributes.clone(),
+        rebased: snapshot.rebased,
         replaced: matches!(snapshot.expect, Expect::Anything | Expect::Version(_)),
     })
 }
@@ -303,8 +333,13 @@ fn host() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "this machine".into())
 }
 
+/// See [`super::Writeback::key_beside`].
+pub(crate) fn key_beside(key: &str) -> String {
+    conflict_key(key, &host(), SystemTime::now())
+}
+
 /// `dir/name (conflict of HOST DATE).ext`, cut to a legal key.
-pub(crate) fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
+fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
     let (dir, name) = key.rsplit_once('/').map_or(("", key), |(dir, name)| (&key[..dir.len() + 1], name));
     // A leading dot makes a hidden file, not an extension.
     let (stem, ext) = match name.rfind('.') {

@@ -136,6 +136,25 @@ impl Content {
         self.local.insert(range);
     }
 
+    /// After all that differs from the base was moved to `range`, behind which the file ends. What else was local is not any more.
+    pub fn moved(&mut self, range: Range<u64>) {
+        self.size = range.end;
+        for set in [&mut self.local, &mut self.dirty, &mut self.unsent] {
+            set.clear();
+            set.insert(range.clone());
+        }
+        for set in [&mut self.waiting, &mut self.ahead] {
+            set.clear();
+        }
+        (self.next_part, self.frontier) = (1, 0);
+        self.seal();
+    }
+
+    /// After another object of so many bytes became the base.
+    pub fn rebased(&mut self, size: u64) {
+        (self.base_len, self.base_size) = (size, Some(size));
+    }
+
     /// What of `range` is not in the spool file, but the base's.
     pub fn lacks(&self, range: Range<u64>) -> Vec<Range<u64>> {
         self.local.gaps(range.start..range.end.min(self.base_len))

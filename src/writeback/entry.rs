@@ -17,15 +17,16 @@ use super::intent::Intent;
 use super::journal::{Deletion, Journalled, MetadataChange, PutOff};
 use super::manifest::{BaseRecord, Phase, Record};
 use super::metacopy::Copies;
-use super::pace::{Life, Meter};
+use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::recover::Stranded;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, reason, transfer};
+use crate::s3::S3Error;
 use crate::s3::multipart::PartPlan;
-use crate::s3::{S3Error, slow};
+use crate::s3::slow::{self, Life};
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -344,7 +345,7 @@ impl Entry {
             charged: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            life: Mutex::new(Life::new()),
+            life: Mutex::new(Life::default()),
             changed: Mutex::new(Instant::now()),
             replaces: Mutex::default(),
         });
@@ -411,6 +412,15 @@ impl Entry {
     /// Writes the record as things stand. `sync`: it survives a power cut once this returns. One that would replace a durable
     /// record always does: else a cut could leave neither.
     pub async fn persist(&self, sync: bool) -> Result<(), Error> {
+        self.write_record(sync, None).await
+    }
+
+    /// Writes the record with what was appended at `at`, where `content` has it.
+    pub async fn persist_moved(&self, content: &Content, at: u64) -> Result<(), Error> {
+        self.write_record(false, Some((content, at))).await
+    }
+
+    async fn write_record(&self, sync: bool, moved: Option<(&Content, u64)>) -> Result<(), Error> {
         let mut recorded = self.recorded.lock().await;
         self.journal_aborts().await;
         let record = {
@@ -418,7 +428,8 @@ impl Entry {
             if intent.discarded || intent.withheld {
                 return Ok(());
             }
-            let content = self.content.lock();
+            let now = self.content.lock();
+            let (content, appended) = moved.map_or((&*now, intent.appended), |(content, at)| (content, Some(at)));
             Record {
                 version: Record::current(),
                 phase: if intent.phase.frees() && !intent.sealed { Phase::Writing } else { intent.phase },
@@ -438,6 +449,7 @@ impl Entry {
                     size: b.size,
                     version_id: b.version_id.clone(),
                 }),
+                appended,
                 held: intent.held,
                 guess: intent.guess.clone(),
                 upload: intent.upload.clone(),

@@ -41,8 +41,11 @@ pub(crate) struct Intent {
     pub lacked_room: bool,
     /// fsync() promised that its bytes are kept.
     pub synced: bool,
-    /// Append again to what others wrote, rather than beside it.
-    pub appended: bool,
+    /// Where the first append began, while all that the content adds to its base was appended: behind what others wrote it goes
+    /// again, rather than beside it.
+    pub appended: Option<u64>,
+    /// Somebody else's change became the base since the last publication.
+    pub rebased: bool,
     pub discarded: bool,
     /// A part sent ahead was refused for good: writers are told at once.
     pub failed: Option<Error>,
@@ -111,7 +114,8 @@ impl Intent {
             poisoned: false,
             lacked_room: false,
             synced: false,
-            appended: false,
+            appended: None,
+            rebased: false,
             discarded: false,
             failed: None,
             parked: None,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::entry::{Entry, Shared};
 use super::manifest::Phase;
@@ -20,9 +20,11 @@ impl Shared {
     }
 
     /// Takes note of a file that was published beside somebody else's change of it.
-    pub fn kept_beside(&self, copy: ConflictCopy) {
+    pub fn kept_beside(&self, bucket: &str, key: &str, kept_as: &str) {
         /// Older ones are in the log.
         const REMEMBERED: usize = 20;
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let copy = ConflictCopy { bucket: bucket.to_owned(), key: key.to_owned(), kept_as: kept_as.to_owned(), at };
         let mut conflicts = self.conflicts.lock();
         conflicts.push_back(copy);
         if conflicts.len() > REMEMBERED {

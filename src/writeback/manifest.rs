@@ -67,6 +67,9 @@ pub(crate) struct Record {
     pub dirty: RangeSet,
     pub base_len: u64,
     pub base: Option<BaseRecord>,
+    /// Where what was appended begins in the spool file, if all was: it belongs behind the base, whatever that is.
+    #[serde(default)]
+    pub appended: Option<u64>,
     pub held: bool,
     pub guess: Option<String>,
     pub upload: Option<UploadRecord>,
@@ -141,6 +144,7 @@ pub(crate) mod tests {
             dirty: RangeSet::new(),
             base_len: 0,
             base: None,
+            appended: None,
             held: false,
             guess: None,
             upload: None,

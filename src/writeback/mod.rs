@@ -19,6 +19,7 @@ use crate::s3::{Account, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, Put
 
 mod abandoned;
 mod adopt;
+mod behind;
 mod body;
 mod commit;
 pub(crate) mod content;
@@ -42,6 +43,7 @@ mod rolling;
 mod spool;
 mod staged;
 mod state;
+mod status;
 mod transfer;
 mod uploader;
 
@@ -59,8 +61,8 @@ mod tests_resume;
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
-pub(crate) use pace::Life;
 pub use staged::Staged;
+pub use status::{ConflictCopy, DeleteStatus, DrainReport, EntryStatus};
 
 use deletes::Way;
 use entry::Shared;
@@ -179,6 +181,8 @@ pub struct Published {
     pub last_modified: SystemTime,
     /// What travelled with it.
     pub attributes: Attributes,
+    /// What was appended went behind somebody else's change: before it, the file is another one than it was.
+    pub rebased: bool,
     /// The key existed before (or may have: nothing was expected).
     pub replaced: bool,
 }
@@ -198,6 +202,11 @@ pub enum Error {
     /// The object it changes was changed or removed by somebody else (ESTALE).
     #[error("the object was changed or removed by somebody else")]
     Stale,
+    /// As [`Error::Stale`], and what it keeps of that version cannot be had any more (ESTALE).
+    #[error(
+        "the object was changed or removed by somebody else, and the rest of the version that this file changes cannot be had any more"
+    )]
+    BaseGone,
     /// Over the store's largest object (EFBIG).
     #[error("larger than the store's largest object")]
     TooLarge,
@@ -277,77 +286,6 @@ pub struct SpoolConfig {
     pub write_back: Duration,
     /// What to do with somebody else's change.
     pub on_conflict: OnConflict,
-}
-
-/// One line of `packmule status`.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct EntryStatus {
-    /// Names the entry to [`Writeback::retry`] and [`Writeback::discard`].
-    pub id: u64,
-    /// Bucket.
-    pub bucket: String,
-    /// Key.
-    pub key: String,
-    /// Where it stands.
-    pub phase: Phase,
-    /// The file's size in bytes.
-    pub size: u64,
-    /// Bytes of it handed to the network so far.
-    pub sent: u64,
-    /// Why it is not published: the last failure, with its remedy where there is one.
-    pub reason: Option<String>,
-    /// Left by an earlier run (unfinished, parked, or queued again).
-    pub recovered: bool,
-    /// Lives under a temporary name until it is renamed.
-    pub held: bool,
-    /// A write to it failed: it is never published.
-    pub incomplete: bool,
-    /// Its bucket could not be reached when this mount took the spool over.
-    pub stranded: bool,
-}
-
-impl EntryStatus {
-    /// Nothing becomes of it by itself: it waits for somebody's word, to be retried or discarded.
-    pub fn waits(&self) -> bool {
-        self.stranded || self.phase == Phase::Parked || self.recovered && self.phase == Phase::Writing && !self.held
-    }
-}
-
-/// A file that was published beside somebody else's change of it (`on_conflict=keep`).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ConflictCopy {
-    /// The bucket of both.
-    pub bucket: String,
-    /// The key, which holds theirs.
-    pub key: String,
-    /// The key of ours.
-    pub kept_as: String,
-    /// When, in seconds since the epoch.
-    pub at: u64,
-}
-
-/// A delete that waits, or that the store refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeleteStatus {
-    /// Names it to [`Writeback::retry`] and [`Writeback::discard`].
-    pub id: u64,
-    /// Bucket.
-    pub bucket: String,
-    /// Key.
-    pub key: String,
-    /// It is not tried again by itself, and its name shows again.
-    pub refused: bool,
-    /// The last failure, with its remedy.
-    pub reason: Option<String>,
-}
-
-/// What [`Writeback::drain`] achieved.
-#[derive(Clone, Debug)]
-pub struct DrainReport {
-    /// Publications that ended well meanwhile.
-    pub published: u64,
-    /// What stays in the spool.
-    pub left: Vec<EntryStatus>,
 }
 
 /// The write-back layer of one mount. Cheap to clone.
@@ -532,6 +470,21 @@ impl Writeback {
     /// Files of this mount that were published beside somebody else's change, the newest last.
     pub fn conflicts(&self) -> Vec<ConflictCopy> {
         self.shared.conflicts.lock().iter().cloned().collect()
+    }
+
+    /// What to do with somebody else's change.
+    pub fn on_conflict(&self) -> OnConflict {
+        self.shared.config.on_conflict
+    }
+
+    /// The key of ours where somebody else's change keeps `key`: `name (conflict of HOST DATE).ext`.
+    pub fn key_beside(key: &str) -> String {
+        commit::key_beside(key)
+    }
+
+    /// Ours was kept beside `key`: status says so.
+    pub fn kept_beside(&self, bucket: &str, key: &str, kept_as: &str) {
+        self.shared.kept_beside(bucket, key, kept_as);
     }
 
     /// Somebody else than a staged file has put an object under the key: what was parked for it is wanted no more (promise 24).

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::s3::slow::Life;
+
 /// The rate is that of so much active time.
 const WINDOW: Duration = Duration::from_secs(2);
 /// Samples closer than this are folded.
@@ -13,31 +15,6 @@ const GRAIN: Duration = Duration::from_millis(20);
 /// The rate counts from the first 50 ms on: a new upload then reaches many connections within two round trips,
 /// and a burst into empty socket buffers is not taken for a rate of gigabytes a second.
 const SHORTEST: Duration = Duration::from_millis(50);
-
-/// A store that throttles and takes nothing is waited for so many times as long as one that is silent: an hour, where `close_timeout`
-/// is 5 minutes.
-const SLOWED_MOST: u32 = 12;
-
-/// When an upload was last seen alive.
-#[derive(Clone, Copy)]
-pub(crate) struct Life {
-    /// A byte moved, or an answer came, that had not before.
-    pub progress: Instant,
-    /// Until when the store asked for patience.
-    pub slowed: Instant,
-}
-
-impl Life {
-    pub fn new() -> Self {
-        let now = Instant::now();
-        Self { progress: now, slowed: now }
-    }
-
-    /// From when on `limit` (`close_timeout`) counts: the last progress, or the end of the pause that the store asked for since.
-    pub fn seen(&self, limit: Duration) -> Instant {
-        self.progress.max(self.slowed.min(self.progress + limit * SLOWED_MOST))
-    }
-}
 
 /// Measures bytes handed to sockets while transfers run; idle time does not count.
 pub(crate) struct Meter {
@@ -66,7 +43,7 @@ impl Meter {
                 active: Duration::ZERO,
                 bytes: 0,
                 samples: VecDeque::new(),
-                life: Life::new(),
+                life: Life::default(),
             }),
             moved: Notify::new(),
         }
@@ -167,18 +144,6 @@ mod tests {
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(meter.rate(), rate);
         assert!(rate > 10 << 20 && rate <= 42 << 20, "{rate}");
-    }
-
-    #[test]
-    fn throttling_is_life_but_not_for_ever() {
-        let (limit, mut life) = (Duration::from_secs(300), Life::new());
-        let begun = life.progress;
-        life.slowed = begun + Duration::from_secs(1000);
-        assert_eq!(life.seen(limit), life.slowed);
-        life.slowed = begun + Duration::from_secs(100_000);
-        assert_eq!(life.seen(limit), begun + Duration::from_secs(3600));
-        life.progress = begun + Duration::from_secs(200_000);
-        assert_eq!(life.seen(limit), life.progress);
     }
 
     #[test]

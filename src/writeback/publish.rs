@@ -1,6 +1,7 @@
 //! The steps of a publication as tasks, and how entries leave the spool.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use tokio::sync::oneshot;
 
-use super::commit;
 use super::content::Content;
 use super::entry::{Entry, Shared};
 use super::intent::Intent;
@@ -22,9 +22,10 @@ use super::spool::blocking;
 use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
 use super::uploader::Message;
-use super::{Attributes, Base, BaseError, BaseReader, ConflictCopy, DrainReport, Error, Expect, Published, Target};
+use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
+use super::{behind, commit};
 use crate::failpoint;
-use crate::s3::{Condition, ETag, ErrorKind, GetRequest, ObjectHeaders, PutOptions, Store};
+use crate::s3::{Condition, ETag, ErrorKind, GetObject, GetRequest, ObjectHeaders, PutOptions, S3Error, Store};
 
 /// What one publication is about, as it stood when it was sealed.
 pub(crate) struct Snapshot {
@@ -34,6 +35,8 @@ pub(crate) struct Snapshot {
     pub size: u64,
     /// No byte comes from the base.
     pub whole: bool,
+    /// The base is what somebody else wrote since the last publication.
+    pub rebased: bool,
     /// When it was sealed.
     pub began: SystemTime,
 }
@@ -64,6 +67,8 @@ pub(crate) enum Verdict {
     Restart,
     /// Under another key, beside theirs.
     Elsewhere(String),
+    /// What it is made of has changed: every part again under a new upload, the old one is aborted.
+    Anew,
     /// What it is conditional on has changed: the same again.
     Retry,
     /// See [`Outcome::Overtaken`].
@@ -107,10 +112,14 @@ pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Actio
         (Action::Send { piece, .. }, snapshot) => {
             let (Some(id), Some(target)) = (context.id, context.upload) else { return Outcome::Judged(Verdict::Restart) };
             let base = snapshot.as_ref().and_then(|snapshot| snapshot.base.as_ref());
-            transfer::part(entry, &target, &id, base, piece).await.map(Outcome::Sent)
+            let sent = transfer::part(entry, &target, &id, base, piece).await.map(Outcome::Sent);
+            or_without_base(entry, snapshot.as_deref(), sent).await
         }
         (Action::Check { .. }, Some(snapshot)) => Ok(Outcome::Checked(check(entry, &snapshot).await)),
-        (Action::Put { .. }, Some(snapshot)) => commit::put(entry, &snapshot, doubt, awaited).await.map(Outcome::Judged),
+        (Action::Put { .. }, Some(snapshot)) => {
+            let put = commit::put(entry, &snapshot, doubt, awaited).await.map(Outcome::Judged);
+            or_without_base(entry, Some(&snapshot), put).await
+        }
         (Action::Complete { .. }, Some(snapshot)) => match (context.id, context.upload) {
             (Some(id), Some(target)) => commit::complete(entry, &snapshot, &target, &id, &context.slots, doubt).await.map(Outcome::Judged),
             _ => Ok(Outcome::Judged(Verdict::Restart)),
@@ -132,9 +141,18 @@ pub(crate) fn plan_of(entry: &Entry, intent: &Intent, content: &Content, multipa
     plan::plan(&input, &entry.grid)
 }
 
+/// What becomes of a transfer that lacks bytes of the base.
+async fn or_without_base(entry: &Arc<Entry>, snapshot: Option<&Snapshot>, result: Result<Outcome, Trouble>) -> Result<Outcome, Trouble> {
+    match (result, snapshot) {
+        (Err(Trouble::Stale), Some(snapshot)) => commit::without_base(entry, snapshot).await.map(Outcome::Judged),
+        (other, _) => other,
+    }
+}
+
 /// Seals the content and plans what is sent.
 async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> Result<Outcome, Trouble> {
     let target = entry.intent.lock().target.clone();
+    behind::go_on(entry).await?;
     // A metadata copy in between would change the ETag that the publication is conditional on.
     entry.shared.copies.settle(target.store.bucket(), &target.key).await;
     // A delete that came after it would hit the new object where the store knows no conditions.
@@ -176,6 +194,7 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
             base,
             size: content.size,
             whole: content.is_whole(),
+            rebased: intent.rebased,
             began: SystemTime::now(),
         };
         (snapshot, plan, clean)
@@ -281,7 +300,12 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             etag: published.etag.clone(),
             size: published.size,
             version_id: published.version_id.clone(),
-            reader: Arc::new(StoreReader { store: intent.target.store.clone(), key: published.key.clone(), etag: published.etag.clone() }),
+            reader: StoreReader::of(
+                intent.target.store.clone(),
+                published.key.clone(),
+                published.etag.clone(),
+                published.version_id.clone(),
+            ),
         });
         intent.expect = Expect::Version(published.etag.clone());
         intent.target.key.clone_from(&published.key);
@@ -296,11 +320,13 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             (intent.sealed, intent.durable) = (false, None);
         }
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
+        intent.rebased = false;
+        // What was appended meanwhile goes behind this.
+        intent.appended = intent.appended.filter(|_| content.is_dirty()).map(|_| published.size);
+        entry.refusals.store(0, Relaxed);
         intent.published = Some(published.clone());
         if let Some(key) = intent.beside.take() {
-            let (bucket, kept_as) = (published.bucket.clone(), published.key.clone());
-            let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            entry.shared.kept_beside(ConflictCopy { bucket, key, kept_as, at });
+            entry.shared.kept_beside(&published.bucket, &key, &published.key);
         }
         queued
     };
@@ -474,24 +500,47 @@ fn withdraw(shared: &Arc<Shared>, which: impl Fn(Phase, bool) -> bool) {
 
 /// Reads a published object as a base: needed only where the spool does not hold all of it.
 pub(crate) struct StoreReader {
-    pub store: Arc<dyn Store>,
-    pub key: String,
-    pub etag: ETag,
+    store: Arc<dyn Store>,
+    key: String,
+    etag: ETag,
+    version_id: Option<String>,
+}
+
+impl StoreReader {
+    /// Of this version.
+    pub fn of(store: Arc<dyn Store>, key: String, etag: ETag, version_id: Option<String>) -> Arc<Self> {
+        Arc::new(Self { store, key, etag, version_id })
+    }
+
+    async fn get(&self, range: Range<u64>, version_id: Option<String>) -> Result<GetObject, BaseError> {
+        let request = GetRequest { range: Some(range), if_match: Some(self.etag.clone()), version_id };
+        self.store.get(&self.key, request).await.map_err(stale_or)
+    }
+}
+
+fn stale_or(error: S3Error) -> BaseError {
+    match error.kind {
+        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => BaseError::Stale,
+        _ => BaseError::S3(error),
+    }
 }
 
 #[async_trait]
 impl BaseReader for StoreReader {
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError> {
-        let request = GetRequest { range: Some(offset..offset + len as u64), if_match: Some(self.etag.clone()), version_id: None };
-        let stale = |error: crate::s3::S3Error| match error.kind {
-            ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => BaseError::Stale,
-            _ => BaseError::S3(error),
-        };
-        let object = self.store.get(&self.key, request).await.map_err(stale)?;
+        let range = offset..offset + len as u64;
+        let object = match self.get(range.clone(), None).await {
+            // Replaced, but a versioned bucket still has it. Asked for only now: reading by version needs a right of its own.
+            Err(BaseError::Stale) if self.version_id.is_some() => match self.get(range, self.version_id.clone()).await {
+                Err(BaseError::S3(error)) if error.kind == ErrorKind::AccessDenied => Err(BaseError::Stale),
+                other => other,
+            },
+            other => other,
+        }?;
         let bytes = object.body.try_fold(BytesMut::with_capacity(len), |mut all, chunk| async move {
             all.extend_from_slice(&chunk);
             Ok(all)
         });
-        bytes.await.map(BytesMut::freeze).map_err(stale)
+        bytes.await.map(BytesMut::freeze).map_err(stale_or)
     }
 }

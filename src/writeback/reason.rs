@@ -12,6 +12,7 @@ pub(crate) fn of(error: &Error) -> String {
         Error::Stale => {
             "take the bytes out with recover and join them with theirs; where ours is a whole file, retry stores it once theirs is out of the way"
         }
+        Error::BaseGone => "recover gives what was changed and says what is missing",
         Error::Poisoned => "copy the file again; recover gives what had been written",
         Error::TooLarge => "recover gives the bytes",
         Error::TimedOut => "retry when the store can be reached",

@@ -275,9 +275,10 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
         etag: base.etag.clone(),
         size: base.size,
         version_id: base.version_id.clone(),
-        reader: Arc::new(StoreReader { store, key: base.key.clone(), etag: base.etag.clone() }),
+        reader: StoreReader::of(store, base.key.clone(), base.etag.clone(), base.version_id.clone()),
     });
     let mut intent = Intent::new(Target { store, key: record.key.clone() }, record.expect.clone(), base, record.attributes.clone());
+    intent.appended = record.appended;
     intent.held = record.held;
     intent.guess.clone_from(&record.guess);
     intent.upload.clone_from(&record.upload);
@@ -379,6 +380,8 @@ async fn completed(store: &dyn Store, record: &Record) -> Option<super::Publishe
         size: head.size,
         last_modified: head.last_modified,
         attributes: record.attributes.clone(),
+        // Nobody has read it since the program ended.
+        rebased: false,
         replaced: !matches!(record.expect, Expect::Absent | Expect::NewFile),
     })
 }

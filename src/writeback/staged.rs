@@ -114,7 +114,16 @@ impl Staged {
                 Ok(())
             })
             .await?;
-            entry.content.lock().wrote(range.clone());
+            let mut intent = entry.intent.lock();
+            let mut content = entry.content.lock();
+            // A new file is begun as an append to nothing: somebody else may make it meanwhile.
+            let new = content.size == 0 && content.base_size.is_none() && intent.expect == Expect::NewFile;
+            intent.appended = match place {
+                Place::End if new || !content.is_dirty() => Some(range.start),
+                Place::End => intent.appended,
+                Place::At(_) => None,
+            };
+            content.wrote(range.clone());
             range
         };
         entry.charge();
@@ -241,6 +250,7 @@ impl Staged {
             let file = self.entry.file.clone();
             blocking(move || file.set_len(size)).await?;
             self.entry.rolling.lock().forget(size.min(self.size())..u64::MAX);
+            self.entry.intent.lock().appended = None;
             self.entry.content.lock().truncated(size);
         }
         self.entry.charge();
@@ -278,6 +288,7 @@ impl Staged {
             let file = self.entry.file.clone();
             blocking(move || file.punch(offset, end - offset)).await?;
             self.entry.rolling.lock().forget(offset..end);
+            self.entry.intent.lock().appended = None;
             self.entry.content.lock().punched(offset..end);
         }
         self.entry.charge();
@@ -319,7 +330,7 @@ impl Staged {
     }
 
     /// As [`Staged::retarget`], and from then on as after [`Staged::set_held`]: in one step, because which key the parts go to
-    /// follows from both.
+    /// follows from both. Under another name it is a whole new content, however it was written.
     pub async fn retarget_held(&self, target: Target, expect: Expect, held: bool, guess: Option<Guess>) -> Result<(), Error> {
         self.go_to(target, expect, Some((held, guess))).await
     }
@@ -542,12 +553,6 @@ impl Staged {
     /// removes it. A file that is not published stays in the spool and gives `None`.
     pub async fn retire(&self) -> Option<PathBuf> {
         publish::retire(&self.entry).await
-    }
-
-    /// All that was written since the last publication went to the end: somebody else's change of the object is then
-    /// [`Error::Stale`] even where no byte of it was kept, so that the same can be appended to theirs.
-    pub fn set_appended(&self, appended: bool) {
-        self.entry.intent.lock().appended = appended;
     }
 }
 

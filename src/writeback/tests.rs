@@ -74,8 +74,8 @@ impl World {
     /// Opens an object that is there, without O_TRUNC.
     pub async fn existing(&self, writeback: &Writeback, key: &str) -> Arc<Staged> {
         let etag = self.store.object(key).unwrap().etag;
-        let reader = StoreReader { store: self.store.clone(), key: key.into(), etag: etag.clone() };
-        let base = self.base(key, Arc::new(reader));
+        let reader = StoreReader::of(self.store.clone(), key.into(), etag.clone(), None);
+        let base = self.base(key, reader);
         writeback.stage(self.target(key), Expect::Version(etag), Some(base), Attributes::default()).await.unwrap()
     }
 

@@ -448,7 +448,7 @@ async fn what_a_deleted_object_was_changed_into_is_created() {
         match cached {
             true => assert!(result.unwrap().is_some() && world.bytes("o") == expected),
             // Bytes that nobody has any more are not made up.
-            false => assert!(matches!(result, Err(Error::Stale)) && world.store.object("o").is_none()),
+            false => assert!(matches!(result, Err(Error::BaseGone)) && world.store.object("o").is_none()),
         }
         until(|| world.nothing_pending()).await;
     }

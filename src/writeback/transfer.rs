@@ -30,8 +30,6 @@ pub(crate) enum Trouble {
     S3(S3Error),
     /// The base is another version now, or its bytes cannot be had any more.
     Stale,
-    /// The base was deleted, and cannot be copied from inside the store.
-    Gone,
     /// The spool failed.
     Local(Error),
 }
@@ -51,7 +49,7 @@ impl From<Trouble> for Error {
         match trouble {
             Trouble::S3(error) if error.kind == ErrorKind::TooLarge => Error::TooLarge,
             Trouble::S3(error) => Error::S3(error),
-            Trouble::Stale | Trouble::Gone => Error::Stale,
+            Trouble::Stale => Error::Stale,
             Trouble::Local(error) => error,
         }
     }
@@ -333,8 +331,7 @@ pub(crate) async fn part(
         let part = match store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await {
             Ok(part) => part,
             Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => {
-                let gone = store.head(&base.key).await.is_err_and(|error| error.kind == ErrorKind::NoSuchKey);
-                return Err(if gone { Trouble::Gone } else { Trouble::Stale });
+                return Err(Trouble::Stale);
             }
             Err(error) => return Err(Trouble::S3(error)),
         };

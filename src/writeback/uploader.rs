@@ -229,6 +229,7 @@ impl Uploader {
                     intent.order = order;
                     if let Some((held, guess)) = held {
                         intent.hold(held, guess);
+                        intent.appended = None;
                     }
                     // Under a temporary name nothing is published by itself.
                     let unqueued = intent.held && job.waiters.is_empty();
@@ -470,6 +471,10 @@ impl Uploader {
                     intent.beside.get_or_insert(theirs);
                     intent.expect = Expect::NewFile;
                 }
+                self.stop_transfers(id);
+                self.apply(id, Event::Again { keep: false });
+            }
+            Verdict::Anew => {
                 self.stop_transfers(id);
                 self.apply(id, Event::Again { keep: false });
             }

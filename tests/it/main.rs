@@ -8,9 +8,11 @@ mod attr;
 mod client;
 mod client_faults;
 mod closing;
+mod conflicts;
 mod cost;
 mod crash;
 mod deadlines;
+mod deletes;
 mod desktop;
 mod failing;
 mod faults;
@@ -45,6 +47,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("attr", attr::COMMON),
     ("client", client::COMMON),
     ("closing", closing::COMMON),
+    ("conflicts", conflicts::COMMON),
     ("desktop", desktop::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),

@@ -17,11 +17,6 @@ impl Uploader {
     pub(super) fn trouble(&mut self, id: u64, action: Action, trouble: Trouble) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let doomed = job.after.iter().any(|message| matches!(message, Message::Discard { .. }));
-        // The bytes may be in the cache still.
-        if matches!(trouble, Trouble::Gone) && !std::mem::replace(&mut job.entry.intent.lock().fetches, true) {
-            self.stop_transfers(id);
-            return self.apply(id, Event::Again { keep: false });
-        }
         let Trouble::S3(error) = trouble else { return self.fail(id, trouble.into()) };
         tracing::debug!("{error}");
         // Written to while it was read: that says nothing about this machine, and it is sent again anyway.
