@@ -17,7 +17,7 @@ use crate::control::server::Server;
 use crate::control::{DELETES_NAMED, Upload};
 use crate::fuse::session::{Options, Session};
 use crate::s3::client::Client;
-use crate::s3::{Account, ErrorKind, explain};
+use crate::s3::{Account, explain};
 use crate::vfs::{self, Root, Vfs, VfsConfig};
 use crate::writeback::{self, SpoolConfig, Writeback};
 
@@ -91,13 +91,6 @@ impl Mount {
         let hooks = hooks::Publication::new(config)?;
         let client = Client::new(config.client.clone()).map_err(explained)?;
         let root = open_root(config, &client).await?;
-        let mut config = config.clone();
-        if !config.write_back.is_zero() && !config.mount.ro && !may_write(&root).await {
-            tracing::warn!("the credentials may not write to {}: close() waits for S3's answer, write_back is off", config.fsname);
-            config.write_back = Duration::ZERO;
-        }
-        let config = &config;
-
         let cache = Cache::open(cache_config(config, &client))
             .await
             .with_context(|| format!("cache_dir: {} cannot be used", config.cache_dir.display()))?;
@@ -105,6 +98,12 @@ impl Mount {
         let writeback = Writeback::open(spool_config(config, &client), client.clone(), hooks)
             .await
             .with_context(|| format!("spool_dir: {} cannot be used", config.spool_dir.display()))?;
+        if let Root::Bucket { store, prefix } = &root
+            && !config.mount.ro
+        {
+            // Now, so that no close waits for it.
+            writeback.queues(store.as_ref(), &format!("{prefix}packmule")).await;
+        }
         let vfs = Vfs::new(vfs_config(config), root, cache.clone(), writeback.clone())
             .await
             .with_context(|| format!("{}: cannot be used for the state", config.state_dir.display()))?;
@@ -246,15 +245,6 @@ async fn open_root(config: &Config, client: &Arc<Client>) -> anyhow::Result<Root
             Ok(Root::Account(client.clone()))
         }
     }
-}
-
-/// False where the store says that we may not write: who closes a file must hear of it, and with `write_back` would not. Asked by a
-/// part of an upload that does not exist, which takes the right to write (s3:PutObject) and can never store a thing.
-async fn may_write(root: &Root) -> bool {
-    let Root::Bucket { store, prefix } = root else { return true };
-    let (key, nothing) = (format!("{prefix}packmule"), Arc::new(bytes::Bytes::new()));
-    let asked = tokio::time::timeout(REFUSED, store.upload_part(&key, "none", 1, nothing, None)).await;
-    !matches!(asked, Ok(Err(error)) if matches!(error.kind, ErrorKind::AccessDenied | ErrorKind::Credentials))
 }
 
 /// Names what the cache holds across restarts: endpoint and bucket, or the account.

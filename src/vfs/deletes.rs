@@ -30,7 +30,8 @@ impl Vfs {
 
     /// Deletes an object: this version of it where it is queued (`write_back`, or held for a moment), whatever is there else.
     pub(super) async fn delete(&self, place: &Place, etag: Option<ETag>, held: bool) -> Result<()> {
-        let delay = if held { self.config.write_back.max(HOLD) } else { self.config.write_back };
+        let queued = if self.writeback.queues(place.store.as_ref(), &place.key).await { self.config.write_back } else { Duration::ZERO };
+        let delay = if held { queued.max(HOLD) } else { queued };
         if delay.is_zero() {
             return Ok(place.store.delete(&place.key, None).await?);
         }

@@ -152,7 +152,7 @@ impl Vfs {
             // Its name is gone, though what was below it is in S3 still: the marker's delete hides it until that has gone too.
             let below = self.writeback.deletes_below(place.store.bucket(), &place.key);
             let marked = marked || place.store.capabilities().real_directories;
-            if !self.config.write_back.is_zero() && (marked || below) {
+            if (marked || below) && self.writeback.queues(place.store.as_ref(), &place.key).await {
                 self.delete(&place, None, false).await?;
             } else {
                 if below {

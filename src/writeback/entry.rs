@@ -20,13 +20,14 @@ use super::metacopy::Copies;
 use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::recover::Stranded;
+use super::rights::Rights;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, reason, transfer};
-use crate::s3::S3Error;
 use crate::s3::multipart::PartPlan;
 use crate::s3::slow::{self, Life};
+use crate::s3::{S3Error, Store};
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     credit: AtomicI64,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
+    /// Which buckets may be written to.
+    pub rights: Rights,
     /// Drains that wait: what is queued meanwhile is due at once.
     pub drains: AtomicUsize,
     /// Uploads being aborted and publications being told of: drain() waits for them.
@@ -99,6 +102,7 @@ impl Shared {
             leaving: AtomicUsize::new(0),
             credit: AtomicI64::new(0),
             unconditional: AtomicBool::new(false),
+            rights: Rights::default(),
             drains: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),
             recovered: Mutex::default(),
@@ -109,6 +113,11 @@ impl Shared {
             conflicts: Mutex::default(),
         };
         (Arc::new(shared), receiver)
+    }
+
+    /// A publication or a delete is queued: `write_back`, and the credentials may do it.
+    pub async fn queues(&self, store: &dyn Store, key: &str) -> bool {
+        !self.config.write_back.is_zero() && self.rights.may_write(store, key).await
     }
 
     /// Writes down what is put off.

@@ -14,6 +14,7 @@ use futures::StreamExt;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
 
+use super::rights::NO_UPLOAD;
 use crate::s3::*;
 
 /// Decides whether an operation fails, before it does anything; `"X!"` asks after it was done (a lost answer).
@@ -303,6 +304,10 @@ impl Store for Fake {
         body: Arc<dyn Source>,
         checksum: Option<Checksum>,
     ) -> Result<Part> {
+        if upload_id == NO_UPLOAD {
+            // Asks whether it may write, which the tests do not count.
+            return Err(error(ErrorKind::NoSuchUpload, key));
+        }
         self.call("Part", key).await?;
         let bytes = self.body(&body, checksum, key).await?;
         let part = self.part(upload_id, number, bytes)?;

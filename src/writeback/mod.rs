@@ -39,6 +39,7 @@ mod plan;
 mod publish;
 mod reason;
 mod recover;
+mod rights;
 mod rolling;
 mod spool;
 mod staged;
@@ -326,6 +327,12 @@ impl Writeback {
     pub fn recovered(&self) -> Vec<Arc<Staged>> {
         let entries = std::mem::take(&mut *self.shared.recovered.lock());
         entries.into_iter().map(|entry| Arc::new(Staged::new(entry))).collect()
+    }
+
+    /// True where publications and deletes are queued: with `write_back`, in a bucket that the credentials may write to. Asks that once
+    /// a bucket, of `key`.
+    pub async fn queues(&self, store: &dyn Store, key: &str) -> bool {
+        self.shared.queues(store, key).await
     }
 
     /// Deletes in the background, in batches, after about `delay`; durable when this returns. Until then [`Writeback::hide_deleted`]

@@ -441,7 +441,8 @@ impl Staged {
             return Ok(self.published());
         }
         entry.begun.store(true, Relaxed);
-        if !entry.shared.config.write_back.is_zero() {
+        let target = self.target();
+        if entry.shared.queues(target.store.as_ref(), &target.key).await {
             self.queue(entry.shared.config.write_back, held).await?;
             return Ok(None);
         }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, errno, noise, output, sh};
-use crate::support::mount::{Setup, can_mount, is_mounted, packmule, wait};
+use crate::support::mount::{Mount, Setup, can_mount, is_mounted, packmule, wait};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
@@ -282,23 +282,28 @@ fn a_rename_over_a_file_just_read() {
 /// The bucket can be listed and read, not written: whoever copies hears of it from close(), with `write_back` too.
 #[test]
 fn read_only_credentials_are_told_at_close() {
-    for options in [&[][..], &["write_back=1h"]] {
+    let sources = [("s3://releases", ""), ("s3://", "releases/")];
+    for (options, (source, below)) in [&[][..], &["write_back=1h"]].into_iter().flat_map(|options| sources.map(|source| (options, source)))
+    {
         if !can_mount() {
             return;
         }
         let store = Store::double();
         store.put("f", "before");
-        for operation in ["PutObject", "UploadPart", "CreateMultipartUpload"] {
+        for operation in ["PutObject", "UploadPart", "CreateMultipartUpload", "DeleteObject", "DeleteObjects"] {
             store.as_double().unwrap().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
         }
-        let stage = Stage::with(store, options);
-        assert_eq!(fs::read(stage.path("f")).unwrap(), b"before");
+        let setup = options.iter().fold(Setup::of(&store).source(source), |setup, word| setup.option(word));
+        let stage = Stage { mount: Mount::start(setup), store };
+        let path = |name: &str| stage.path(&format!("{below}{name}"));
+        assert_eq!(fs::read(path("f")).unwrap(), b"before");
         for name in ["f", "new"] {
-            let file = File::create(stage.path(name)).unwrap();
+            let file = File::create(path(name)).unwrap();
             file.write_all_at(b"content", 0).unwrap();
-            assert_eq!(close(file), Err(Errno::EACCES), "{name} {options:?}");
+            assert_eq!(close(file), Err(Errno::EACCES), "{name} {options:?} {source}");
         }
-        assert_eq!(fs::read(stage.path("f")).unwrap(), b"before");
+        assert_eq!(errno(fs::remove_file(path("f"))), Errno::EACCES, "{options:?} {source}");
+        assert_eq!(fs::read(path("f")).unwrap(), b"before");
     }
 }
 
