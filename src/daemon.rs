@@ -24,6 +24,11 @@ pub mod log;
 /// Set for the process that the background start makes: its standard output is the readiness pipe.
 const READY_PIPE: &str = "PACKMULE_READY_PIPE";
 
+/// glibc's malloc(3) gives memory back from a size on that it raises as buffers are freed, up to 32 MiB, and then keeps what threads free:
+/// some 30 MiB with 16 readers. Named, the size stays what it begins with (mallopt(3), M_MMAP_THRESHOLD), which keeps a mount
+/// within `memory_limit`. It is read when a program starts.
+const KEPT_BELOW: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
+
 /// mount(8): the mount failed.
 const MOUNT_FAILED: u8 = 32;
 
@@ -37,7 +42,15 @@ pub fn run(config: &Config) -> ExitCode {
     let result = match (config.mount.remount, child, config.mount.foreground) {
         (true, ..) => mount::remount(config).map(|()| ExitCode::SUCCESS),
         (_, true, _) => return run_child(config),
-        (_, _, true) => run_here(config, false, || Ok(())),
+        (_, _, true) => {
+            if std::env::var_os(KEPT_BELOW.0).is_none()
+                && let Ok(mut again) = myself()
+            {
+                // Where it fails the mount needs more memory, and that is all.
+                let _ = again.exec();
+            }
+            run_here(config, false, || Ok(()))
+        }
         (_, _, false) => start_background(),
     };
     result.unwrap_or_else(|error| {
@@ -51,8 +64,8 @@ pub fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").trim().replace('\n', "; ")
 }
 
-/// Starts this program again and waits for its one line.
-fn start_background() -> anyhow::Result<ExitCode> {
+/// This program with the same arguments.
+fn myself() -> anyhow::Result<Command> {
     let program = std::env::current_exe().context("cannot find my own program file")?;
     let mut arguments = std::env::args_os();
     let mut command = Command::new(program);
@@ -60,8 +73,16 @@ fn start_background() -> anyhow::Result<ExitCode> {
         // mount.packmule and packmule are one file that looks at its name.
         command.arg0(name);
     }
-    let mut child = command
-        .args(arguments)
+    command.args(arguments);
+    if std::env::var_os(KEPT_BELOW.0).is_none() {
+        command.env(KEPT_BELOW.0, KEPT_BELOW.1);
+    }
+    Ok(command)
+}
+
+/// Starts this program again and waits for its one line.
+fn start_background() -> anyhow::Result<ExitCode> {
+    let mut child = myself()?
         .env(READY_PIPE, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -29,7 +29,7 @@ const RECENT: u64 = 48 << 20;
 /// Most idle bytes of read buffers that are kept.
 const POOL: u64 = 8 << 20;
 /// What a mount takes of `memory_limit` before it reads anything: code, threads, tables, the buffers of the session.
-const PROCESS: u64 = 32 << 20;
+const PROCESS: u64 = 40 << 20;
 /// What a GET holds: the segment that it gathers, and what the HTTP client has read of the next one.
 const CONNECTION: u64 = SEGMENT as u64 + (512 << 10);
 /// KiB for the answers of reads that there are at any `memory_limit`: the largest read of the kernel.

@@ -233,8 +233,8 @@ fn check(t: &Typed) -> Result<(), ConfigError> {
         "transfer_acceleration needs the bucket in the host name; leave out it or path_style"
     } else if t.part_size.flatten().is_some_and(|size| !(5 * MIB..=5 * GIB).contains(&size)) {
         "part_size: S3 takes parts from 5M to 5G"
-    } else if t.memory_limit.is_some_and(|limit| limit < 32 * MIB) {
-        "memory_limit: expected at least 32M"
+    } else if t.memory_limit.is_some_and(|limit| limit < 64 * MIB) {
+        "memory_limit: expected at least 64M"
     } else if t.close_timeout.is_some_and(|timeout| timeout.is_zero()) {
         "close_timeout: expected a time above 0, uploads need some"
     } else if t.request_timeout.is_some_and(|timeout| timeout.is_zero()) {

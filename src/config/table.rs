@@ -235,7 +235,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(G::Reading, "metadata_ttl", &[same("stat_cache_expire"), same("dir_cache_time")], text_of("a time such as 5s or 1m, minimal or indefinite", |t, v| ttl(v).map(|v| t.metadata_ttl = Some(v))), "5s", "How long listings and attributes are believed"),
     opt(G::Reading, "negative_metadata_ttl", &[], text_of("a time such as 5s or 1m, minimal or indefinite", |t, v| ttl(v).map(|v| t.negative_metadata_ttl = Some(v))), "metadata_ttl", "How long a name that was not there is believed absent"),
     opt(G::Reading, "read_ahead", &[], SizeOr("auto", |t, v| t.read_ahead = Some(v)), "auto", "Largest read-ahead of one reader"),
-    opt(G::Reading, "memory_limit", &[unit("memory_target", MIB)], Size(|t, v| t.memory_limit = Some(v)), "256M", "Memory for buffers"),
+    opt(G::Reading, "memory_limit", &[unit("memory_target", MIB)], Size(|t, v| t.memory_limit = Some(v)), "256M", "Memory of a mount, at least 64M"),
 
     opt(G::Writing, "write_back", &[same("vfs_write_back")], Time(|t, v| t.write_back = Some(v)), "0", "0: close() and unlink() wait for S3; else the delay of uploads and deletes"),
     opt(G::Writing, "spool_dir", &[], Path(|t, v| t.spool_dir = Some(v)), "the state directory", "Parent of the spool of unpublished bytes"),
