@@ -194,8 +194,8 @@ impl Trouble {
             Trouble::Restart => true,
             Trouble::Wire(fault) => match fault {
                 Fault::Latency(_) | Fault::ResetUp | Fault::FlipUp | Fault::ResetDown | Fault::Truncated | Fault::LostAnswer => true,
-                // The answer to Complete may take as long as `close_timeout`: then it is too late to ask again.
-                Fault::StallUp | Fault::StallDown => request != "CompleteMultipartUpload",
+                // The answer to Complete or a copy may take as long as `close_timeout`: then it is too late to ask again.
+                Fault::StallUp | Fault::StallDown => !matches!(request, "CompleteMultipartUpload" | "CopyObject"),
                 Fault::Refusal(status, _) => status == 429 || status >= 500,
                 Fault::ErrorIn200(_) => request != "GetObject",
                 Fault::Shortened => upload || request == "GetObject",

@@ -254,10 +254,10 @@ fn a_failed_first_write_fails_the_close() {
     let stage = Stage::with(Store::double(), &["spool_size=16M"]);
     stage.store.put("old", BASE);
     let hog = File::create(stage.path("hog")).unwrap();
-    hog.write_all_at(&vec![7; 16 << 20], 0).unwrap();
+    hog.write_all_at(&vec![7; 15 << 20], 0).unwrap();
     for name in ["new", "old"] {
         let file = File::create(stage.path(name)).unwrap();
-        assert_eq!(errno(file.write_all_at(b"does not fit", 0)), Errno::ENOSPC, "{name}");
+        assert_eq!(errno(file.write_all_at(&vec![7; 1 << 20], 0)), Errno::ENOSPC, "{name}");
         assert_eq!(close(file), Err(Errno::EIO), "{name}");
     }
     assert_eq!(errno(fs::metadata(stage.path("new"))), Errno::ENOENT);

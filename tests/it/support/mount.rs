@@ -191,8 +191,10 @@ impl Mount {
             if let Some(status) = child.try_wait().unwrap() {
                 return Err(Failure { status, stderr: self.log(), took: began.elapsed() });
             }
-            // statfs is never answered from the kernel's caches, as attributes of a killed mount are for a moment.
-            if is_mounted(&self.dir) && nix::sys::statvfs::statvfs(&self.dir).is_ok() {
+            // statfs is never answered from the kernel's caches, as attributes of a killed mount are for a moment. While a killed one is
+            // taken away it is the folder below that answers, and that has no 1 PiB.
+            let room = nix::sys::statvfs::statvfs(&self.dir).map_or(0, |stat| stat.blocks() * stat.fragment_size());
+            if is_mounted(&self.dir) && room == 1 << 50 {
                 self.running = Some((child, guards));
                 return Ok(());
             }
