@@ -178,13 +178,19 @@ impl Vfs {
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
         staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
+        let mut leaves = leaves.cloned();
         if let Some(published) = staged.published() {
-            // It was too late for another name: it has an object under the old one.
-            staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
+            if !staged.is_dirty() {
+                // It was too late for another name: it has an object under the old one.
+                staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
+                self.catch_up(ino);
+                let etag = unlinked.as_ref().and_then(Taken::etag);
+                let moved = self.move_object(ino, step, etag).await;
+                return self.replaced(unlinked, moved).await;
+            }
+            // That of an earlier content has the old name, and stays behind.
             self.catch_up(ino);
-            let etag = unlinked.as_ref().and_then(Taken::etag);
-            let moved = self.move_object(ino, step, etag).await;
-            return self.replaced(unlinked, moved).await;
+            leaves = self.table.lock().get(ino).and_then(|node| node.object.clone());
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
         staged.record_again().await?;

@@ -42,7 +42,8 @@ impl Staged {
 
     /// True when it is a whole new content: no object's bytes are part of it.
     pub fn is_whole(&self) -> bool {
-        self.entry.content.lock().base_size.is_none()
+        let content = self.entry.content.lock();
+        content.base_size.is_none() || content.is_whole()
     }
 
     /// True when no object holds its content. Attributes that were set after its upload began do not count: see

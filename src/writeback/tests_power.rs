@@ -342,7 +342,8 @@ fn cut_at(seed: u64, at: usize) -> bool {
         live(&world, &writeback, &watcher, &mut rng).await;
     });
     runtime.shutdown_timeout(Duration::from_secs(10));
-    let Some(Cut { model, store, told }) = watcher.inner.lock().cut.take() else { return false };
+    let Watched { cut, .. } = std::mem::take(&mut *watcher.inner.lock());
+    let Some(Cut { model, store, told }) = cut else { return false };
     let after = World { dir: tempfile::tempdir().unwrap(), store: Arc::new(store) };
     model.after_the_cut(world.dir.path(), after.dir.path(), &mut rng);
     let owed = owed(&told);

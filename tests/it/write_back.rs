@@ -332,3 +332,20 @@ fn a_directory_s_rename_that_dies_forgets_no_queued_file() {
     assert_eq!(stage.store.bytes("d/queued"), "queued");
     assert_eq!(fs::read(stage.path("d/queued")).unwrap(), b"queued");
 }
+
+/// A file that is written again while its upload runs, and renamed when that has ended: only what it holds by then gets the new name.
+#[test]
+fn a_rename_between_two_contents_moves_the_newer_one() {
+    let Some(stage) = counted(&["write_back=2s"], [("to", "old")]) else { return };
+    stage.double().fault(When::operation("PutObject").key("from").times(1), Fault::Delay(Duration::from_secs(4)));
+    files::write(&stage.path("from"), b"earlier").unwrap();
+    stage.store.eventually("its upload is under way", |_| stage.double().open() > 0);
+    std::thread::sleep(Duration::from_secs(3));
+    files::write(&stage.path("from"), b"later content").unwrap();
+    stage.store.eventually("the earlier content is stored", |store| store.keys().contains(&"from".to_owned()));
+    fs::rename(stage.path("from"), stage.path("to")).unwrap();
+    assert!(["old", "later content"].iter().any(|content| stage.store.bytes("to") == *content), "{:?}", stage.store.bytes("to"));
+    flush(&stage);
+    assert_eq!(stage.store.keys(), ["to"]);
+    assert_eq!(stage.store.bytes("to"), "later content");
+}
