@@ -50,12 +50,15 @@ impl InVain {
 impl Vfs {
     /// Ends `work` with an error at the deadline of promise 22.
     pub(super) async fn within<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        let asker = ASKER.try_with(|asker| *asker).ok();
+        // 0 is everybody in another pid namespace.
+        let asker = ASKER.try_with(|asker| *asker).ok().filter(|asker| *asker != 0);
         let earlier = asker.and_then(|asker| self.in_vain.lately(asker));
         let (began, limit) = (Instant::now(), if earlier.is_some() { REPEATED } else { DEADLINE });
         let result = tokio::time::timeout(limit, work).await.unwrap_or(Err(earlier.unwrap_or(Error::TimedOut)));
         if let (Some(asker), Err(error @ (Error::TimedOut | Error::HostUnreachable))) = (asker, &result)
-            && (earlier.is_some() || began.elapsed() >= REPEATED)
+            // Not by a call that was cut short: a store that needs longer than that is one that answers.
+            && earlier.is_none()
+            && began.elapsed() >= REPEATED
         {
             self.in_vain.note(asker, *error);
         }

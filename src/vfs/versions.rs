@@ -71,7 +71,7 @@ impl Table {
         let node = self.get(ino).filter(|node| !node.linked && !node.removed)?;
         let (parent, name) = (node.parent, node.name.clone());
         let other = self.child(parent, &name).and_then(|other| self.get(other));
-        if other.is_some_and(Node::is_local) {
+        if other.is_some_and(|other| other.is_local() || other.kind != Kind::File) {
             return None;
         }
         self.unlink(parent, &name);

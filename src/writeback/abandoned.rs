@@ -142,6 +142,10 @@ async fn carry_out(
         if is_answer(&error) {
             break;
         }
+        if matches!(error.kind, ErrorKind::AccessDenied | ErrorKind::Credentials) {
+            // Stays on record for a mount that may.
+            return tracing::warn!("an unfinished upload stays in the bucket: {error}");
+        }
         attempts += 1;
         match attempts {
             1 => tracing::warn!("an unfinished upload is not aborted yet: {error}"),

@@ -151,7 +151,7 @@ impl Shared {
     /// Forgets an entry and gives its space back.
     pub fn remove(&self, entry: &Entry) {
         self.leaving.fetch_add(1, Relaxed);
-        self.used.fetch_sub(entry.charged.swap(0, Relaxed), Relaxed);
+        self.used.fetch_sub(entry.charged.lock().take().unwrap_or_default(), Relaxed);
         self.credit.store(0, Relaxed);
         self.entries.lock().remove(&entry.id);
         self.changed.notify_waiters();
@@ -284,7 +284,7 @@ pub(crate) struct Entry {
     /// Bytes of the disk that its record takes.
     record_taken: AtomicU64,
     /// Bytes of this entry counted in [`Shared::used`].
-    charged: AtomicU64,
+    charged: Mutex<Option<u64>>,
     /// Bytes given to part transfers and not handed to a socket yet.
     pub in_flight: AtomicU64,
     /// Bytes handed to sockets since the publication or upload began.
@@ -351,7 +351,7 @@ impl Entry {
             // What an earlier run wrote may be durable.
             recorded: tokio::sync::Mutex::new(if recovered { Recorded::Durably } else { Recorded::Not }),
             record_taken: AtomicU64::new(if recovered { BLOCK } else { 0 }),
-            charged: AtomicU64::new(0),
+            charged: Mutex::new(Some(0)),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             life: Mutex::new(Life::default()),
@@ -377,8 +377,11 @@ impl Entry {
 
     /// Brings the spool's accounting up to what the entry takes.
     pub fn charge(&self) {
+        let mut charged = self.charged.lock();
+        // What has left the spool takes nothing of it, whoever still writes.
+        let Some(before) = *charged else { return };
         let now = self.file.taken() + self.record_taken.load(Relaxed);
-        let before = self.charged.swap(now, Relaxed);
+        *charged = Some(now);
         if now >= before {
             self.shared.used.fetch_add(now - before, Relaxed);
         } else {

@@ -131,7 +131,12 @@ fn strand(shared: &Arc<Shared>, id: u64, stranded: Stranded) {
 async fn seek(shared: Arc<Shared>, bucket: String, account: Arc<dyn Account>) {
     let mut pause = PAUSE.0;
     loop {
-        let _ = tokio::time::timeout(pause, shared.hurried.notified()).await;
+        if shared.drains.load(Relaxed) == 0 {
+            let _ = tokio::time::timeout(pause, shared.hurried.notified()).await;
+        } else {
+            // Somebody waits for it.
+            tokio::time::sleep(PAUSE.0).await;
+        }
         pause = (pause * 2).min(PAUSE.1);
         let is_there = |stranded: &Stranded| stranded.sought && stranded.found.record.bucket == bucket;
         if !shared.stranded.lock().values().any(is_there) {
@@ -158,19 +163,25 @@ async fn seek(shared: Arc<Shared>, bucket: String, account: Arc<dyn Account>) {
 
 /// Tries to reach the bucket of a stranded entry again. `None` where there is no such entry.
 pub(crate) async fn reach(shared: &Arc<Shared>, id: u64) -> Option<Result<(), Error>> {
-    let Stranded { found, account, sought, .. } = shared.stranded.lock().remove(&id)?;
-    Some(match account.bucket(&found.record.bucket).await {
-        Ok(store) => take_in(shared, id, found, store, &account).await.map(|promise| {
-            if let Some(promise) = promise {
-                shared.recovered.lock().push(promise.0.clone());
-                tokio::spawn(go_on_in_turn(shared.clone(), vec![promise]));
-            }
-        }),
+    // It stays on the list while its bucket is asked for: who seeks that goes on only while something is there.
+    let (bucket, account) =
+        shared.stranded.lock().get(&id).map(|stranded| (stranded.found.record.bucket.clone(), stranded.account.clone()))?;
+    let store = match account.bucket(&bucket).await {
+        Ok(store) => store,
         Err(error) => {
-            strand(shared, id, Stranded { found, account, sought, why: reason::of_store(&error) });
-            Err(Error::S3(error))
+            if let Some(stranded) = shared.stranded.lock().get_mut(&id) {
+                stranded.why = reason::of_store(&error);
+            }
+            return Some(Err(Error::S3(error)));
         }
-    })
+    };
+    let Stranded { found, .. } = shared.stranded.lock().remove(&id)?;
+    Some(take_in(shared, id, found, store, &account).await.map(|promise| {
+        if let Some(promise) = promise {
+            shared.recovered.lock().push(promise.0.clone());
+            tokio::spawn(go_on_in_turn(shared.clone(), vec![promise]));
+        }
+    }))
 }
 
 /// Makes an entry of what was found. What was promised is the caller's to go on with; the rest is tidied up in the background.
