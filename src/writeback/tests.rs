@@ -31,15 +31,6 @@ pub(super) struct World {
     pub store: Arc<Fake>,
 }
 
-/// Entries and the mount that they are of hold each other, and the store: what it holds would last as long as the tests.
-impl Drop for World {
-    fn drop(&mut self) {
-        let mut inner = self.store.inner.lock();
-        inner.objects.clear();
-        inner.uploads.clear();
-    }
-}
-
 impl World {
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), store: Arc::default() }
