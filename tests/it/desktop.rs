@@ -241,7 +241,8 @@ on_every_store! {
         files::close(file).unwrap();
         stage.mount.remount();
         assert_eq!(stage.store.keys(), ["dir/"]);
-        assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+        // One that was being made when the mount ended is aborted by the next one.
+        stage.store.eventually("its upload is aborted", |store| store.unfinished_uploads().is_empty());
         assert_eq!(files::names(&stage.path("dir")), ["setup.exe.crdownload"]);
         assert!(fs::read(stage.path("dir/setup.exe.crdownload")).unwrap() == bytes);
         assert!(stage.mount.status().contains("not uploaded"), "{}", stage.mount.status());
