@@ -15,7 +15,7 @@ use super::versions::Start;
 use super::{Ino, MtimeSource, Vfs};
 use crate::cache::{CacheError, ObjectVersion, Reader};
 use crate::failpoint;
-use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, Published, Staged, Target};
+use crate::writeback::{self, Attributes, Base, BaseError, BaseReader, Expect, OnConflict, Published, Staged, Target};
 
 /// A new file closed empty becomes an object after it, if it is empty still (promise 4).
 const EMPTY_DELAY: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ impl Vfs {
         let _turn = order.lock().await;
         // Who only appends, and is alone with the file, relies on no version: it goes behind what is there now (promise 14).
         let appends = handle.append && !handle.readable && self.handles.count(ino) == 1;
-        if appends && !self.writeback.fails_on_conflict() {
+        if appends && self.writeback.on_conflict() != OnConflict::Fail {
             match self.staged_in_turn(ino).await {
                 Err(Error::Stale) => {}
                 other => return other,

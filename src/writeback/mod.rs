@@ -469,11 +469,6 @@ impl Writeback {
         Some(run)
     }
 
-    /// Somebody else's change is never gone on from, not even by what is appended (`on_conflict=fail`).
-    pub fn fails_on_conflict(&self) -> bool {
-        self.shared.config.on_conflict == OnConflict::Fail
-    }
-
     /// Files of this mount that were published beside somebody else's change, the newest last.
     pub fn conflicts(&self) -> Vec<ConflictCopy> {
         self.shared.conflicts.lock().iter().cloned().collect()
