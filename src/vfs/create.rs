@@ -5,9 +5,10 @@ use std::time::{Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
 use super::deletes::unlinked_object;
+use super::dir_state::DirState;
 use super::error::{Error, Result};
 use super::file::target;
-use super::inode::{DirState, Node, Place};
+use super::inode::{Node, Place};
 use super::path::{KEY_MAX, Meaning, meaning_of};
 use super::temporary::{Temporary, TemporaryNames, is_junk};
 use super::{Caller, Entry, Ino, Opened, Root, Vfs, process};

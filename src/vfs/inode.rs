@@ -3,12 +3,13 @@
 //! A node lives while the kernel counts lookups of it, a handle is open on it, or something of it waits to be sent.
 //! Its key is never stored: it is the segments from the root down, so renaming a directory moves all below it at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
+use super::dir_state::DirState;
 use super::error::Error;
 use super::listing::Listing;
 use super::{Ino, ROOT};
@@ -132,88 +133,6 @@ impl FileState {
     }
 }
 
-/// A directory's knowledge of its names.
-pub struct DirState {
-    /// The bucket, for the directory that is a bucket's root; its segment is then not part of keys.
-    pub store: Option<Arc<dyn Store>>,
-    /// Nodes by name.
-    pub children: HashMap<OsString, Ino>,
-    /// The newest listing, whole or a first page.
-    pub listing: Option<Arc<Listing>>,
-    /// Listings that somebody reads, by their beginning; see [`DirState::begin_listing`].
-    reading: Vec<(Instant, Weak<ListingGuard>)>,
-    /// Names that this mount removed, and when: listings begun before still hold them.
-    pub removed: HashMap<OsString, Instant>,
-    /// Names that the store did not know, and when it was asked.
-    pub absent: HashMap<OsString, Instant>,
-    /// Lets one task list while others wait for its result; holds when and how the last listing failed.
-    pub listing_order: Arc<tokio::sync::Mutex<Option<(Instant, Error)>>>,
-    /// A marker object exists; `None`: not known.
-    pub marker: Option<bool>,
-    /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
-    pub keeping: bool,
-    /// Marker attributes are to be written.
-    pub marker_dirty: bool,
-}
-
-impl DirState {
-    /// Nothing known.
-    pub fn unknown() -> Self {
-        Self {
-            store: None,
-            children: HashMap::new(),
-            listing: None,
-            reading: Vec::new(),
-            removed: HashMap::new(),
-            absent: HashMap::new(),
-            listing_order: Arc::default(),
-            marker: None,
-            keeping: false,
-            marker_dirty: false,
-        }
-    }
-
-    /// Just made by us: known to be empty.
-    pub fn made() -> Self {
-        Self { listing: Some(Arc::new(Listing::empty(Instant::now()))), marker: Some(true), ..Self::unknown() }
-    }
-
-    /// When the listing that is in use was begun.
-    pub fn listed_at(&self) -> Option<Instant> {
-        self.listing.as_ref().map(|listing| listing.started)
-    }
-
-    /// A listing begins: until what is given is dropped, nodes that this mount names meanwhile are kept, for it may lack them.
-    pub fn begin_listing(&mut self, started: Instant) -> Arc<ListingGuard> {
-        let guard = Arc::new(ListingGuard);
-        self.reading.retain(|(_, guard)| guard.strong_count() > 0);
-        self.reading.push((started, Arc::downgrade(&guard)));
-        guard
-    }
-
-    /// When the oldest listing was begun that is in use or being read.
-    fn oldest_listing(&self) -> Option<Instant> {
-        let read = self.reading.iter().filter(|(_, guard)| guard.strong_count() > 0).map(|(started, _)| *started);
-        read.chain(self.listed_at()).min()
-    }
-
-    /// Takes a newer listing into use and lets go of what it has overtaken.
-    fn install(&mut self, listing: Arc<Listing>) {
-        if self.listed_at().is_some_and(|at| at > listing.started) {
-            return;
-        }
-        self.removed.retain(|_, at| *at >= listing.started);
-        self.absent.clear();
-        if listing.complete {
-            self.marker = Some(listing.marker);
-        }
-        self.listing = Some(listing);
-    }
-}
-
-/// Held by whoever reads a listing.
-pub struct ListingGuard;
-
 /// Where a node lies in the store.
 #[derive(Clone)]
 pub struct Place {
@@ -223,9 +142,20 @@ pub struct Place {
     pub key: String,
 }
 
+/// What a node's new name means for others ([`Table::relink`]).
+#[derive(Default)]
+pub struct Relinked {
+    /// What had the new name.
+    pub replaced: Vec<Ino>,
+    /// What had the old name once, and was moved along.
+    pub forgotten: Vec<Ino>,
+}
+
 /// All inodes.
 pub struct Table {
     nodes: HashMap<Ino, Node>,
+    /// Nodes in use whose name means another node by now, though nobody here took it from them.
+    forgotten: HashSet<Ino>,
     next: Ino,
 }
 
@@ -234,7 +164,7 @@ impl Table {
     pub fn new(now: SystemTime) -> Self {
         let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
         root.nlookup = 1;
-        Self { nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1 }
+        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), next: ROOT + 1 }
     }
 
     /// The node, if it is still known.
@@ -277,12 +207,24 @@ impl Table {
         ino
     }
 
-    /// A user takes the name away from its node.
-    pub fn remove(&mut self, parent: Ino, name: &OsStr) -> Option<Ino> {
-        if let Some(node) = self.child(parent, name).and_then(|child| self.get_mut(child)) {
-            node.removed = true;
+    /// A user takes the name away from its node, and from those that had it before. Gives them.
+    pub fn remove(&mut self, parent: Ino, name: &OsStr) -> Vec<Ino> {
+        let mut removed = self.forgotten_as(parent, name);
+        removed.extend(self.child(parent, name));
+        for ino in &removed {
+            self.forgotten.remove(ino);
+            if let Some(node) = self.get_mut(*ino) {
+                node.removed = true;
+            }
         }
-        self.unlink(parent, name)
+        self.unlink(parent, name);
+        removed
+    }
+
+    /// Nodes in use that had this name, and lost it to another node or to nothing.
+    fn forgotten_as(&self, parent: Ino, name: &OsStr) -> Vec<Ino> {
+        let had = |ino: &&Ino| self.get(**ino).is_some_and(|node| node.parent == parent && node.name == name);
+        self.forgotten.iter().filter(had).copied().collect()
     }
 
     /// Takes the name out of its directory, because it means another node or nothing; the node stays while it is referenced.
@@ -290,25 +232,35 @@ impl Table {
         let child = self.dir_mut(parent)?.children.remove(name)?;
         if let Some(node) = self.nodes.get_mut(&child) {
             node.linked = false;
+            if !node.removed && node.is_in_use() {
+                self.forgotten.insert(child);
+            }
         }
         self.reap(child);
         Some(child)
     }
 
-    /// Moves a node to another name, in place of whatever had it. Gives the node that was replaced.
-    pub fn relink(&mut self, ino: Ino, parent: Ino, name: &OsStr, segment: String) -> Option<Ino> {
-        let (old_parent, old_name) = self.get(ino).map(|node| (node.parent, node.name.clone()))?;
+    /// Moves a node to another name, in place of whatever had it. What was forgotten of its old name goes with it.
+    pub fn relink(&mut self, ino: Ino, parent: Ino, name: &OsStr, segment: String) -> Relinked {
+        let Some((old_parent, old_name)) = self.get(ino).map(|node| (node.parent, node.name.clone())) else { return Relinked::default() };
+        let replaced = self.remove(parent, name);
+        let forgotten = self.forgotten_as(old_parent, &old_name);
+        for ino in &forgotten {
+            if let Some(node) = self.nodes.get_mut(ino) {
+                (node.parent, node.name, node.segment) = (parent, name.to_owned(), segment.clone());
+            }
+        }
         if let Some(dir) = self.dir_mut(old_parent) {
             dir.children.remove(&old_name);
             dir.removed.insert(old_name, Instant::now());
         }
-        let replaced = self.remove(parent, name);
         self.link(ino, parent, name, segment);
-        replaced
+        Relinked { replaced, forgotten }
     }
 
     /// Gives a node a name that nothing has. False where node or directory are no more.
     pub fn link(&mut self, ino: Ino, parent: Ino, name: &OsStr, segment: String) -> bool {
+        self.forgotten.remove(&ino);
         let Some(node) = self.nodes.get_mut(&ino) else { return false };
         (node.parent, node.name, node.segment) = (parent, name.to_owned(), segment);
         node.since = Some(Instant::now());
@@ -356,6 +308,9 @@ impl Table {
     pub fn pin(&mut self, ino: Ino) {
         if let Some(node) = self.get_mut(ino) {
             node.pins += 1;
+            if !node.linked && !node.removed {
+                self.forgotten.insert(ino);
+            }
         }
     }
 
@@ -372,13 +327,14 @@ impl Table {
         let mut ino = ino;
         while ino != ROOT {
             let Some(node) = self.get(ino) else { return };
-            let held = node.nlookup > 0 || node.pins > 0 || node.file.staged.is_some() || node.file.retiring;
+            let held = node.nlookup > 0 || node.is_in_use() || node.file.retiring;
             let busy = node.dir.as_deref().is_some_and(|dir| !dir.children.is_empty() || dir.keeping || dir.marker_dirty);
             if held || busy || self.is_newer_than_listing(node) {
                 return;
             }
             let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
             self.nodes.remove(&ino);
+            self.forgotten.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
             }
@@ -442,13 +398,15 @@ impl Table {
         Some(Place { store, key })
     }
 
-    /// All nodes at or below a directory.
+    /// All nodes at or below a directory, and those in use whose name there was forgotten.
     pub fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut found = vec![ino];
         let mut next = 0;
         while next < found.len() {
-            if let Some(dir) = self.dir(found[next]) {
+            let at = found[next];
+            if let Some(dir) = self.dir(at) {
                 found.extend(dir.children.values().copied());
+                found.extend(self.forgotten.iter().filter(|ino| self.get(**ino).is_some_and(|node| node.parent == at)));
             }
             next += 1;
         }
@@ -540,6 +498,11 @@ impl Node {
     /// The store confirmed it less than `ttl` ago, or it exists only here.
     pub fn is_fresh(&self, ttl: Duration) -> bool {
         self.is_local() || self.checked.is_some_and(|at| at.elapsed() < ttl)
+    }
+
+    /// Somebody has it open, or it has content of its own.
+    pub fn is_in_use(&self) -> bool {
+        self.pins > 0 || self.file.staged.is_some()
     }
 
     /// It holds content or attributes that no listing can know better.

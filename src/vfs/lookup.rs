@@ -129,7 +129,7 @@ impl Vfs {
     }
 
     fn listed_lately(&self, dir: Ino) -> bool {
-        self.table.lock().dir(dir).and_then(super::inode::DirState::listed_at).is_some_and(|at| at.elapsed() < self.config.metadata_ttl)
+        self.table.lock().dir(dir).and_then(super::dir_state::DirState::listed_at).is_some_and(|at| at.elapsed() < self.config.metadata_ttl)
     }
 
     /// This mount removed the name after that listing was begun.

@@ -20,6 +20,7 @@ mod attr;
 mod create;
 mod deadline;
 mod deletes;
+mod dir_state;
 mod directory;
 mod error;
 mod file;

@@ -13,8 +13,9 @@ use futures::StreamExt;
 use tokio::sync::Mutex;
 
 use super::attr::Kind;
+use super::dir_state::ListingGuard;
 use super::error::{Error, Result};
-use super::inode::{ListingGuard, Place};
+use super::inode::Place;
 use super::listing::{KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{DirEntry, DirSink, Fh, Ino, Vfs};

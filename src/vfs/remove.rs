@@ -19,17 +19,19 @@ impl Vfs {
     /// unlink(2): sends its DELETE and returns its result; with `write_back` the DELETE is queued.
     pub async fn unlink(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
         self.check_removable()?;
-        self.within(async {
-            let ino = self.resolve(parent, name).await?;
-            if self.kind(ino)? == Kind::Directory {
-                return Err(Error::IsDirectory);
-            }
-            let order = self.order(ino)?;
-            let _turn = order.lock().await;
-            self.unlink_in_turn(parent, ino).await
-        })
-        .await
-        .map(|()| self.gone(parent, name))?;
+        let removed = self
+            .within(async {
+                let ino = self.resolve(parent, name).await?;
+                if self.kind(ino)? == Kind::Directory {
+                    return Err(Error::IsDirectory);
+                }
+                let order = self.order(ino)?;
+                let _turn = order.lock().await;
+                self.unlink_in_turn(parent, ino).await
+            })
+            .await
+            .map(|()| self.gone(parent, name))?;
+        self.let_go(removed).await;
         self.keep_directory(parent);
         Ok(())
     }
@@ -104,9 +106,20 @@ impl Vfs {
         }
     }
 
-    /// The name is gone from its directory.
-    pub(super) fn gone(&self, parent: Ino, name: &OsStr) {
-        {
+    /// A user of this mount took these files' names: they can be read until they are closed.
+    pub(super) async fn let_go(&self, files: Vec<Ino>) {
+        for ino in files {
+            if !self.handles.is_open(ino) {
+                self.discard_staged(ino).await;
+            } else if let Ok(Some(staged)) = self.staged_now(ino) {
+                staged.withhold().await;
+            }
+        }
+    }
+
+    /// The name is gone from its directory. Gives the files that it meant.
+    fn gone(&self, parent: Ino, name: &OsStr) -> Vec<Ino> {
+        let removed = {
             let mut table = self.table.lock();
             if let Some(dir) = table.dir_mut(parent) {
                 dir.removed.insert(name.to_owned(), Instant::now());
@@ -116,9 +129,10 @@ impl Vfs {
             {
                 node.ctime = SystemTime::now();
             }
-            table.remove(parent, name);
-        }
+            table.remove(parent, name)
+        };
         self.touch_parent(parent);
+        removed
     }
 
     /// rmdir(2): judged by a listing at most `metadata_ttl` old; only the marker goes.
@@ -166,7 +180,8 @@ impl Vfs {
             Ok(())
         })
         .await?;
-        self.gone(parent, name);
+        let removed = self.gone(parent, name);
+        self.let_go(removed).await;
         self.keep_directory(parent);
         Ok(())
     }

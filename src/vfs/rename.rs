@@ -8,7 +8,7 @@ use super::attr::Kind;
 use super::deletes::Taken;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
-use super::inode::{Object, Place};
+use super::inode::{Object, Place, Relinked};
 use super::path::name_of;
 use super::queued::split;
 use super::temporary::is_junk;
@@ -242,19 +242,19 @@ impl Vfs {
 
     /// Moves the node to its new name; what had the name is nobody's any more.
     async fn relink(&self, ino: Ino, step: &Move) {
-        let replaced = {
+        let Relinked { replaced, forgotten } = {
             let mut table = self.table.lock();
             if let Some(node) = table.get_mut(ino) {
                 node.ctime = std::time::SystemTime::now();
             }
             table.relink(ino, step.to.0, &step.to.1, step.segment.clone())
         };
-        let Some(replaced) = replaced else { return };
-        if !self.handles.is_open(replaced) {
-            self.discard_staged(replaced).await;
-        } else if let Ok(Some(staged)) = self.staged_now(replaced) {
-            // It can be read until it is closed.
-            staged.withhold().await;
+        self.let_go(replaced).await;
+        for ino in forgotten {
+            let Ok(Some(staged)) = self.staged_now(ino) else { continue };
+            if let Err(error) = staged.retarget(target(&step.target), staged.expect()).await {
+                tracing::error!("{}: what others have replaced stays under the old name: {error}", step.source.key);
+            }
         }
     }
 

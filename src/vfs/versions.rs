@@ -3,8 +3,8 @@
 //! copies give such an inode another version.
 //!
 //! A name that was forgotten is not a name that was removed: what is written to the forgotten inode still goes to its key, on the
-//! condition that the key holds the version that was opened, and promise 12 decides. Only what a user of this mount removed or
-//! replaced ([`Node::removed`]) is nobody's.
+//! condition that the key holds the version that was opened, and promise 12 decides. A user of this mount who renames or removes
+//! the name means the forgotten file too: it goes along ([`Table::relink`]), or is nobody's any more ([`Node::removed`]).
 
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
@@ -34,8 +34,7 @@ pub(super) enum Start {
 impl Node {
     /// What the store says of this version is said of this inode.
     pub fn accepts(&self, etag: &ETag) -> bool {
-        let bound = self.pins > 0 || self.file.staged.is_some();
-        !bound || self.object.as_ref().is_some_and(|known| known.etag == *etag)
+        !self.is_in_use() || self.object.as_ref().is_some_and(|known| known.etag == *etag)
     }
 
     /// A HEAD (or a GET's head) tells what the object is now. [`Error::Stale`] where it is another inode's.
@@ -69,18 +68,13 @@ impl Table {
     /// inode has content for it. Gives the name.
     pub fn reclaim(&mut self, ino: Ino) -> Option<(Ino, OsString)> {
         let node = self.get(ino).filter(|node| !node.linked && !node.removed)?;
-        let (parent, name) = (node.parent, node.name.clone());
+        let (parent, name, segment) = (node.parent, node.name.clone(), node.segment.clone());
         let other = self.child(parent, &name).and_then(|other| self.get(other));
         if other.is_some_and(|other| other.is_local() || other.kind != Kind::File) {
             return None;
         }
         self.unlink(parent, &name);
-        let dir = self.dir_mut(parent)?;
-        dir.removed.remove(&name);
-        dir.absent.remove(&name);
-        dir.children.insert(name.clone(), ino);
-        self.get_mut(ino)?.linked = true;
-        Some((parent, name))
+        self.link(ino, parent, &name, segment).then_some((parent, name))
     }
 }
 

@@ -343,6 +343,7 @@ fn cut_at(seed: u64, at: usize) -> bool {
     });
     runtime.shutdown_timeout(Duration::from_secs(10));
     empty(&world.store);
+    watcher.told.lock().clear();
     let Watched { cut, .. } = std::mem::take(&mut *watcher.inner.lock());
     let Some(Cut { model, store, told }) = cut else { return false };
     let after = World { dir: tempfile::tempdir().unwrap(), store: Arc::new(store) };
@@ -391,7 +392,8 @@ fn cut_at(seed: u64, at: usize) -> bool {
     true
 }
 
-/// Entries and the mount that they are of hold each other, and the store: what it holds would last as long as all of the tests.
+/// Entries and the mount that they are of hold each other, the disk and the store: what these hold would last as long as all of the
+/// tests.
 fn empty(store: &Fake) {
     let mut inner = store.inner.lock();
     inner.objects.clear();

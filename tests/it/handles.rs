@@ -97,7 +97,40 @@ fn written_after_others_changed_it(store: Store, options: &[&str]) {
     }
 }
 
+/// The keys of the store, without conflict copies, and what of them is theirs.
+fn theirs(store: &Store) -> Vec<String> {
+    let keys = store.keys().into_iter().filter(|key| !key.ends_with('/') && !key.contains(" (conflict of "));
+    keys.inspect(|key| assert_eq!(store.bytes(key), THEIRS, "{key}")).collect()
+}
+
 on_every_store! {
+    /// Promises 9 and 12 together: a name that others gave another content while somebody has the file open is renamed or removed
+    /// here, and means the open file too.
+    fn an_open_file_that_others_replaced_goes_with_its_name(store) {
+        let names = ["moved/f", "folder/f", "renamed over/f", "removed/f"];
+        names.iter().for_each(|name| store.put(name, BASE));
+        store.put("renamed over/other", THEIRS);
+        let stage = Stage::with(store, &[FORGETFUL]);
+        let open = names.map(|name| to_write(&stage.path(name)));
+        names.iter().for_each(|name| stage.store.put(name, THEIRS));
+        std::thread::sleep(OUTLAST_WHAT_IS_KNOWN);
+        names.iter().for_each(|name| assert_eq!(fs::read_to_string(stage.path(name)).unwrap(), THEIRS));
+        open[0].write_all_at(b"begun", 0).unwrap();
+        fs::rename(stage.path("moved/f"), stage.path("moved/g")).unwrap();
+        fs::rename(stage.path("folder"), stage.path("directory")).unwrap();
+        fs::rename(stage.path("renamed over/other"), stage.path("renamed over/f")).unwrap();
+        fs::remove_file(stage.path("removed/f")).unwrap();
+        for file in open {
+            file.write_all_at(&[b'o'; 40], 0).unwrap();
+            close(file).unwrap();
+        }
+        assert_eq!(theirs(&stage.store), ["directory/f", "moved/g", "renamed over/f"]);
+        for moved in ["moved/g", "directory/f"] {
+            assert_eq!(stage.store.bytes(&beside(&stage, moved)), "o".repeat(40), "{moved}");
+        }
+        assert_eq!(stage.store.keys().iter().filter(|key| key.contains(" (conflict of ")).count(), 2, "{:?}", stage.store.keys());
+    }
+
     /// Promise 12: "Somebody else's change since we opened the file … is not overwritten silently"
     fn what_is_written_after_others_changed_it_is_not_lost(store) {
         written_after_others_changed_it(store, &[FORGETFUL]);

@@ -1,0 +1,93 @@
+//! What a directory knows of its names.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use super::Ino;
+use super::error::Error;
+use super::listing::Listing;
+use crate::s3::Store;
+
+/// A directory's knowledge of its names.
+pub struct DirState {
+    /// The bucket, for the directory that is a bucket's root; its segment is then not part of keys.
+    pub store: Option<Arc<dyn Store>>,
+    /// Nodes by name.
+    pub children: HashMap<OsString, Ino>,
+    /// The newest listing, whole or a first page.
+    pub listing: Option<Arc<Listing>>,
+    /// Listings that somebody reads, by their beginning; see [`DirState::begin_listing`].
+    reading: Vec<(Instant, Weak<ListingGuard>)>,
+    /// Names that this mount removed, and when: listings begun before still hold them.
+    pub removed: HashMap<OsString, Instant>,
+    /// Names that the store did not know, and when it was asked.
+    pub absent: HashMap<OsString, Instant>,
+    /// Lets one task list while others wait for its result; holds when and how the last listing failed.
+    pub listing_order: Arc<tokio::sync::Mutex<Option<(Instant, Error)>>>,
+    /// A marker object exists; `None`: not known.
+    pub marker: Option<bool>,
+    /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
+    pub keeping: bool,
+    /// Marker attributes are to be written.
+    pub marker_dirty: bool,
+}
+
+impl DirState {
+    /// Nothing known.
+    pub fn unknown() -> Self {
+        Self {
+            store: None,
+            children: HashMap::new(),
+            listing: None,
+            reading: Vec::new(),
+            removed: HashMap::new(),
+            absent: HashMap::new(),
+            listing_order: Arc::default(),
+            marker: None,
+            keeping: false,
+            marker_dirty: false,
+        }
+    }
+
+    /// Just made by us: known to be empty.
+    pub fn made() -> Self {
+        Self { listing: Some(Arc::new(Listing::empty(Instant::now()))), marker: Some(true), ..Self::unknown() }
+    }
+
+    /// When the listing that is in use was begun.
+    pub fn listed_at(&self) -> Option<Instant> {
+        self.listing.as_ref().map(|listing| listing.started)
+    }
+
+    /// A listing begins: until what is given is dropped, nodes that this mount names meanwhile are kept, for it may lack them.
+    pub fn begin_listing(&mut self, started: Instant) -> Arc<ListingGuard> {
+        let guard = Arc::new(ListingGuard);
+        self.reading.retain(|(_, guard)| guard.strong_count() > 0);
+        self.reading.push((started, Arc::downgrade(&guard)));
+        guard
+    }
+
+    /// When the oldest listing was begun that is in use or being read.
+    pub(super) fn oldest_listing(&self) -> Option<Instant> {
+        let read = self.reading.iter().filter(|(_, guard)| guard.strong_count() > 0).map(|(started, _)| *started);
+        read.chain(self.listed_at()).min()
+    }
+
+    /// Takes a newer listing into use and lets go of what it has overtaken.
+    pub(super) fn install(&mut self, listing: Arc<Listing>) {
+        if self.listed_at().is_some_and(|at| at > listing.started) {
+            return;
+        }
+        self.removed.retain(|_, at| *at >= listing.started);
+        self.absent.clear();
+        if listing.complete {
+            self.marker = Some(listing.marker);
+        }
+        self.listing = Some(listing);
+    }
+}
+
+/// Held by whoever reads a listing.
+pub struct ListingGuard;
