@@ -62,7 +62,7 @@ impl Vfs {
                 other => return other,
             }
         }
-        self.staged_from(ino, Start::Opened).await
+        self.staged_from(ino, Start::Opened(handle.opened)).await
     }
 
     /// Content on the newest version that the store has. Call with the file's order held.

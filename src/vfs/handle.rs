@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -16,6 +17,8 @@ use crate::cache::Reader;
 pub struct FileHandle {
     /// Its inode.
     pub ino: Ino,
+    /// When it was opened.
+    pub opened: Instant,
     /// Thread group that opened it for writing: only its FLUSH is a close (promise 4). 0 where it only reads.
     pub opener: u32,
     /// Open for reading.

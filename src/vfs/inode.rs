@@ -121,6 +121,8 @@ pub struct FileState {
     pub followed: bool,
     /// An earlier run left it: an object that this node does not know may lie under its key.
     pub recovered: bool,
+    /// When a HEAD or a GET last told all that the object carries.
+    pub described: Option<Instant>,
     /// Not opened since the store was last asked.
     pub unopened: bool,
 }

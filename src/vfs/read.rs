@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -54,6 +55,7 @@ impl Vfs {
         }
         self.handles.add_file(FileHandle {
             ino,
+            opened: Instant::now(),
             opener: if writable { process::thread_group(caller.pid) } else { 0 },
             readable: access != libc::O_WRONLY,
             writable,

@@ -23,8 +23,8 @@ pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
 /// Which version content begins from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// The one that the file was opened with, whatever the store has by now.
-    Opened,
+    /// The one that the file was opened with then, whatever the store has by now.
+    Opened(Instant),
     /// The same, but ESTALE where the store has another one: a path is looked up again then.
     Named,
     /// What the store has now.
@@ -57,8 +57,10 @@ impl Node {
         if !decoded_before {
             self.apply(decoded);
         }
+        let now = Instant::now();
+        self.file.described = object.attributes.as_ref().map(|_| now);
         self.object = Some(object);
-        self.checked = Some(Instant::now());
+        self.checked = Some(now);
         Ok(())
     }
 }
@@ -149,8 +151,11 @@ impl Vfs {
 
     /// The object that content of the file begins from.
     pub(super) async fn start_from(&self, ino: Ino, place: &Place, start: Start) -> Result<Object> {
-        let (removed, parked, opened) =
-            self.table.lock().get(ino).map(|node| (node.removed, node.file.parked, node.object.clone())).ok_or(Error::Stale)?;
+        let (removed, parked, opened, described) = {
+            let table = self.table.lock();
+            let node = table.get(ino).ok_or(Error::Stale)?;
+            (node.removed, node.file.parked, node.object.clone(), node.file.described)
+        };
         if let Some(error) = parked {
             return Err(error);
         }
@@ -161,9 +166,16 @@ impl Vfs {
         if let Some(object) = self.heard_just_now(ino)? {
             return Ok(object);
         }
+        // What the open asked is not asked again (promise 14).
+        if let Start::Opened(at) = start
+            && described.is_some_and(|described| described + JUST_NOW > at)
+            && let Some(object) = opened.as_ref().filter(|object| object.attributes.is_some())
+        {
+            return Ok(object.clone());
+        }
         match start {
             Start::Named => self.object_now(ino, place).await,
-            Start::Opened => match self.head_of_its_version(ino, place).await? {
+            Start::Opened(_) => match self.head_of_its_version(ino, place).await? {
                 Some(head) => self.learn(ino, place, head, Node::observe).await,
                 None => opened.ok_or(Error::Stale),
             },

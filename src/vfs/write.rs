@@ -58,7 +58,7 @@ impl Vfs {
         let handle = self.handles.file(fh)?;
         let order = self.order(handle.ino)?;
         let _turn = order.lock().await;
-        let staged = self.stage_anew(handle.ino, Start::Opened).await?;
+        let staged = self.stage_anew(handle.ino, Start::Opened(handle.opened)).await?;
         handle.wrote.store(true, Ordering::Relaxed);
         self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())
@@ -73,7 +73,10 @@ impl Vfs {
             // In turn, so that a file that was just closed is not handed to the cache meanwhile.
             let order = self.order(ino)?;
             let _turn = order.lock().await;
-            let start = if fh.is_some() { Start::Opened } else { Start::Named };
+            let start = match fh {
+                Some(fh) => Start::Opened(self.handles.file(fh)?.opened),
+                None => Start::Named,
+            };
             let staged = if size == 0 {
                 self.stage_anew(ino, start).await?
             } else {

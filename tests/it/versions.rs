@@ -205,8 +205,11 @@ fn changing_a_file_asks_one_head() {
     stage.double().put_object(BUCKET, "f", Object::new("0123456789").meta("origin", "elsewhere"));
     assert_eq!(files::names(stage.dir()), ["f"]);
     stage.double().reset_requests();
-    let file = files::open_existing(&stage.path("f"));
+    // Older than a listing is believed, so that the open asks.
+    std::thread::sleep(Duration::from_millis(1100));
+    let file = OpenOptions::new().write(true).open(stage.path("f")).unwrap();
     for at in 0..5 {
+        std::thread::sleep(Duration::from_millis(if at == 0 { 1100 } else { 0 }));
         file.write_all_at(b"x", at * 2).unwrap();
     }
     close(file).unwrap();
