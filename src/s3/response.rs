@@ -122,9 +122,20 @@ fn kind_of_status(status: StatusCode) -> ErrorKind {
     }
 }
 
-/// How far this machine's clock is off the store's, by its `Date`; `None` within the 15 minutes that S3 allows.
+/// The store's clock, by its `Date`.
+fn their_clock(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get("date")?.to_str().ok()?).ok()
+}
+
+/// What the store's clock told at a moment of the past by ours, judged by an answer that has just come.
+pub fn by_their_clock(headers: &HeaderMap, moment: SystemTime) -> SystemTime {
+    let ago = moment.elapsed().unwrap_or_default();
+    their_clock(headers).map_or(moment, |now| now - ago)
+}
+
+/// How far this machine's clock is off the store's; `None` within the 15 minutes that S3 allows.
 fn skew(headers: &HeaderMap) -> Option<String> {
-    let theirs = httpdate::parse_http_date(headers.get("date")?.to_str().ok()?).ok()?;
+    let theirs = their_clock(headers)?;
     let ours = SystemTime::now();
     let (difference, word) = match ours.duration_since(theirs) {
         Ok(ahead) => (ahead, "ahead of"),

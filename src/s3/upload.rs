@@ -343,7 +343,7 @@ impl Bucket {
                         .to_owned();
                     self.unknown_uploads.lock().remove(key);
                     if answer.repeated || before.is_some() {
-                        self.drop_lost_uploads(key, &id, begun).await;
+                        self.drop_lost_uploads(key, &id, response::by_their_clock(&answer.headers, begun)).await;
                     }
                     return Ok(id);
                 }
@@ -359,9 +359,10 @@ impl Bucket {
         }
     }
 
-    /// A Create whose answer was lost left an upload that nobody knows: of this key, begun since, without parts.
+    /// A Create whose answer was lost left an upload that nobody knows: of this key, begun since by the store's clock, without parts.
     async fn drop_lost_uploads(&self, key: &str, ours: &str, begun: SystemTime) {
         let Ok(uploads) = self.pages_of_uploads(key).await else { return };
+        // Both tell whole seconds.
         let since = begun - std::time::Duration::from_secs(2);
         for lost in uploads.iter().filter(|upload| upload.key == key && upload.upload_id != ours && upload.initiated >= since) {
             if self.pages_of_parts(key, &lost.upload_id).await.is_ok_and(|parts| parts.is_empty()) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags};
 
-use crate::support::double::{Fault, Object, When};
+use crate::support::double::{Fault, Object, Options, When};
 use crate::support::files::{self, close, errno, noise, sh};
 use crate::support::mount::can_mount;
 use crate::support::stage::Stage;
@@ -58,14 +58,16 @@ fn lost_answer_of_create() {
     if !can_mount() {
         return;
     }
-    let mut stage = Stage::new(Store::double());
-    stage.double().fault(When::operation("CreateMultipartUpload").times(1), Fault::LostAnswer);
-    let bytes = noise(1, 20 * MIB);
-    files::write(&stage.path("f"), &bytes).unwrap();
-    assert!(stage.store.bytes("f") == bytes);
-    // "one without parts, begun after the intent, is the unrecorded one"
-    stage.mount.umount();
-    assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+    for clock_behind in [0, 600].map(Duration::from_secs) {
+        let mut stage = Stage::new(Store::double_with(Options { clock_behind, ..Options::default() }));
+        stage.double().fault(When::operation("CreateMultipartUpload").times(1), Fault::LostAnswer);
+        let bytes = noise(1, 20 * MIB);
+        files::write(&stage.path("f"), &bytes).unwrap();
+        assert!(stage.store.bytes("f") == bytes);
+        // "one without parts, begun after the intent, is the unrecorded one"
+        stage.mount.umount();
+        assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use s3s::auth::{S3Auth, SecretKey, SimpleAuth};
@@ -55,6 +56,8 @@ pub struct Options {
     pub compares_on_delete: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
+    /// How far its clock is behind ours.
+    pub clock_behind: Duration,
 }
 
 impl Default for Options {
@@ -68,6 +71,7 @@ impl Default for Options {
             opaque_parts: false,
             compares_on_delete: true,
             domain: None,
+            clock_behind: Duration::ZERO,
         }
     }
 }

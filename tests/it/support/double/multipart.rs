@@ -43,9 +43,17 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
     let mut state = memory.state.lock();
     let id = state.new_upload_id();
     let bucket = bucket(&mut state, &input.bucket)?;
-    bucket
-        .uploads
-        .insert(id.clone(), Upload { key: input.key.clone(), initiated: now(), template, algorithm, full, parts: BTreeMap::new() });
+    bucket.uploads.insert(
+        id.clone(),
+        Upload {
+            key: input.key.clone(),
+            initiated: now() - memory.options.clock_behind,
+            template,
+            algorithm,
+            full,
+            parts: BTreeMap::new(),
+        },
+    );
     Ok(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),

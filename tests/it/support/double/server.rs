@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -134,6 +134,8 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
         return Err(Dropped);
     }
     let (mut parts, body) = response.into_parts();
+    let date = httpdate::fmt_http_date(SystemTime::now() - shared.options.clock_behind);
+    parts.headers.insert("date", date.parse().unwrap());
     let body = match shape {
         Some(Fault::Shorter(len)) => {
             let whole = http_body_util::BodyExt::collect(body).await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
