@@ -13,11 +13,12 @@ use super::body::{self, Body};
 use super::entry::Entry;
 use super::manifest::Phase;
 use super::publish::{self, Snapshot, Verdict};
+use super::sent::Sent;
 use super::state::{Slot, Status};
 use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
 use super::{Error, Expect, OnConflict, Published, Target};
 use crate::failpoint;
-use crate::s3::{Checksum, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
+use crate::s3::{Checksum, ChecksumKind, ETag, ErrorKind, ObjectHead, Part, PutOptions, PutOutcome, S3Error, Source};
 
 /// Up to here a body is read into memory, so that writers need not wait for the PUT; 32 of them are 32 MiB.
 const IN_MEMORY: u64 = 1 << 20;
@@ -26,9 +27,7 @@ const KEY_BYTES: usize = 1024;
 
 /// What our object would look like in S3.
 struct Ours<'a> {
-    size: u64,
-    etag: Option<String>,
-    checksum: Option<Checksum>,
+    sent: Sent,
     options: &'a PutOptions,
 }
 
@@ -56,6 +55,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     let kind = store.capabilities().upload_checksum;
     let body: Arc<dyn Source>;
     let checksum;
+    let mut md5;
     if size <= IN_MEMORY {
         let bytes = bytes.read_all(0..size).await?;
         if entry.rolling.lock().of(&(0..size)).is_some_and(|sum| sum != crc_fast::crc64_nvme(&bytes)) {
@@ -64,11 +64,20 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         let mut hasher = Hasher::new(kind);
         hasher.update(&bytes);
         checksum = hasher.finish();
+        md5 = Some(Md5::digest(&bytes).into());
         body = Arc::new(MemorySource::new(entry, bytes));
-        writer = None;
     } else {
         checksum = transfer::written(entry, &bytes, 0..size, kind, writer.as_ref()).await?;
+        // A queued file may be written again before this is answered.
+        let too = if entry.shared.config.write_back.is_zero() { ChecksumKind::Off } else { ChecksumKind::Md5 };
+        md5 = transfer::checksums(&bytes, 0..size, [too]).await?[0].and_then(md5_of);
         body = Arc::new(SpoolSource::new(entry, bytes, 0..size));
+    }
+    md5 = checksum.and_then(md5_of).or(md5);
+    let mut sent = Sent { size, etag: md5.map(etag_of), checksum };
+    entry.sends(&sent);
+    if size <= IN_MEMORY {
+        writer = None;
     }
     let mut options = publish::options(&entry.shared, &snapshot.target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
@@ -88,19 +97,16 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     if !refused {
         return otherwise(entry, &options, error);
     }
-    let md5 = match checksum {
-        Some(Checksum::Md5(md5)) => md5,
-        _ => {
-            let mut hasher = Md5::new();
-            let mut stream = body.open();
-            while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
-                hasher.update(chunk.map_err(Error::from)?);
-            }
-            hasher.finalize().into()
+    if sent.etag.is_none() {
+        let mut hasher = Md5::new();
+        let mut stream = body.open();
+        while let Some(chunk) = futures::StreamExt::next(&mut stream).await {
+            hasher.update(chunk.map_err(Error::from)?);
         }
-    };
+        sent.etag = Some(etag_of(hasher.finalize().into()));
+    }
     drop(writer);
-    let ours = Ours { size, etag: Some(hex(&md5)), checksum, options: &options };
+    let ours = Ours { sent, options: &options };
     match judge(entry, snapshot, &ours, doubt, &error).await? {
         Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, size, attributes, *head))),
         Judged::Theirs(verdict) => Ok(verdict),
@@ -128,13 +134,16 @@ pub(crate) async fn complete(
     let attributes = {
         let mut intent = entry.intent.lock();
         intent.phase = Phase::Completing;
-        intent.completing = Some(parts.clone());
+        intent.completing = Some((parts.clone(), snapshot.generation));
         intent.travelled.clone().unwrap_or_default()
     };
+    let checksum = combine(parts.iter().map(|part| (part.checksum, part.size)));
+    let sent = Sent { size: snapshot.size, etag: multipart_etag(&parts), checksum };
+    entry.sends(&sent);
     entry.persist(!entry.shared.config.write_back.is_zero()).await?;
     let mut options = publish::options(&entry.shared, target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
-    options.checksum = combine(parts.iter().map(|part| (part.checksum, part.size)));
+    options.checksum = checksum;
     failpoint::pass("complete-begins");
     let error = match target.store.complete_multipart(&target.key, upload, &parts, snapshot.size, options.clone()).await {
         Ok(outcome) => {
@@ -143,7 +152,7 @@ pub(crate) async fn complete(
         }
         Err(error) => error,
     };
-    let ours = Ours { size: snapshot.size, etag: multipart_etag(&parts), checksum: options.checksum, options: &options };
+    let ours = Ours { sent, options: &options };
     match error.kind {
         // Completed by an earlier attempt whose answer was lost, or aborted by somebody.
         ErrorKind::NoSuchUpload => match target.store.head(&target.key).await {
@@ -200,9 +209,10 @@ async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: 
     let theirs = match store.head(key).await {
         Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
         // The same bytes by chance (two empty files): nothing to keep beside anything. O_EXCL alone tells who was first.
-        Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && ours.same_bytes(&head) => {
+        Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && ours.sent.is(&head) => {
             return Ok(Judged::Ours(Box::new(head)));
         }
+        Ok(head) if entry.is_over_our_own(&snapshot.target, &head) => return Ok(Judged::Theirs(Verdict::Anew)),
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
@@ -240,6 +250,7 @@ async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: 
 pub(crate) async fn without_base(entry: &Arc<Entry>, snapshot: &Snapshot) -> Result<Verdict, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
+        Ok(head) if entry.is_over_our_own(&snapshot.target, &head) => return Ok(Verdict::Anew),
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
@@ -264,13 +275,7 @@ impl Ours<'_> {
     fn is(&self, head: &ObjectHead, snapshot: &Snapshot, doubt: bool) -> bool {
         let young = head.last_modified + Duration::from_secs(60) >= snapshot.began;
         let marked = !self.options.metadata.is_empty() && self.options.metadata == head.metadata && young;
-        self.same_bytes(head) && (doubt || marked)
-    }
-
-    fn same_bytes(&self, head: &ObjectHead) -> bool {
-        let etag = self.etag.as_deref() == Some(head.etag.as_str());
-        let checksum = self.checksum.is_some() && self.checksum == head.checksum;
-        head.size == self.size && (etag || checksum)
+        self.sent.is(head) && (doubt || marked)
     }
 }
 
@@ -317,12 +322,21 @@ pub(crate) fn combine(mut parts: impl Iterator<Item = (Option<Checksum>, u64)>) 
 }
 
 /// The ETag of a multipart object: MD5 of the parts' MD5s and their number; `None` where a part's ETag is not an MD5.
-pub(crate) fn multipart_etag(parts: &[Part]) -> Option<String> {
+pub(crate) fn multipart_etag(parts: &[Part]) -> Option<ETag> {
     let mut all = Md5::new();
     for part in parts {
         all.update(part.etag.md5()?);
     }
-    Some(format!("{}-{}", hex(&all.finalize()), parts.len()))
+    Some(ETag::new(format!("{}-{}", hex(&all.finalize()), parts.len())))
+}
+
+fn md5_of(checksum: Checksum) -> Option<[u8; 16]> {
+    if let Checksum::Md5(md5) = checksum { Some(md5) } else { None }
+}
+
+/// The ETag of an object that was PUT in one piece, where ETags are MD5s.
+fn etag_of(md5: [u8; 16]) -> ETag {
+    ETag::new(hex(&md5))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -207,6 +207,15 @@ impl Content {
         self.waiting.clear();
     }
 
+    /// An earlier state of the content, `size` bytes, is the base from now on. `appended`: it differs by its end alone.
+    pub fn follows(&mut self, size: u64, appended: bool) {
+        self.base_size = Some(size);
+        if appended {
+            self.base_len = size;
+            self.dirty.remove(0..size);
+        }
+    }
+
     /// True when all that was sent of the first `size` bytes is what they are now. They are published then: later
     /// changes alone are the next publication's. Call it while no write is under way.
     pub fn verify(&mut self, size: u64) -> bool {

@@ -2,6 +2,7 @@
 
 use super::abandoned::Abort;
 use super::manifest::{Phase, UploadRecord};
+use super::sent::Sent;
 use super::{Attributes, Base, Error, Expect, Guess, Published, Target};
 use crate::s3::Part;
 
@@ -63,8 +64,10 @@ pub(crate) struct Intent {
     pub retired: bool,
     /// The base cannot be copied from inside the store: its bytes are fetched.
     pub fetches: bool,
-    /// The parts that Complete was sent with.
-    pub completing: Option<Vec<Part>>,
+    /// The parts that Complete was sent with, and the generation of the content that they are.
+    pub completing: Option<(Vec<Part>, u64)>,
+    /// What the store may have taken without our having heard of it.
+    pub sent: Vec<Sent>,
     /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
     pub sealed: bool,
     /// The generation whose bytes were fsynced.
@@ -126,6 +129,7 @@ impl Intent {
             retired: false,
             fetches: false,
             completing: None,
+            sent: Vec::new(),
             sealed: false,
             durable: None,
             beside: None,

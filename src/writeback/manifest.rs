@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::sent::Sent;
 use super::{Attributes, Expect};
 use crate::ranges::RangeSet;
 use crate::s3::{ETag, Part};
@@ -75,6 +76,12 @@ pub(crate) struct Record {
     pub upload: Option<UploadRecord>,
     /// The parts that Complete was sent with: its outcome is told by the object's ETag.
     pub completing: Option<Vec<Part>>,
+    /// They are the content as it is.
+    #[serde(default)]
+    pub completes: bool,
+    /// What the store may have taken: see [`Sent`].
+    #[serde(default)]
+    pub sent: Vec<Sent>,
     /// The base cannot be copied from inside the store: all of it is sent.
     #[serde(default)]
     pub fetches: bool,
@@ -149,6 +156,8 @@ pub(crate) mod tests {
             guess: None,
             upload: None,
             completing: None,
+            completes: false,
+            sent: Vec::new(),
             fetches: false,
             poisoned: false,
             reason: None,

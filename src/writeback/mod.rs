@@ -41,6 +41,7 @@ mod reason;
 mod recover;
 mod rights;
 mod rolling;
+mod sent;
 mod spool;
 mod staged;
 mod state;

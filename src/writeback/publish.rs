@@ -33,6 +33,8 @@ pub(crate) struct Snapshot {
     pub expect: Expect,
     pub base: Option<Base>,
     pub size: u64,
+    /// Counts its changes.
+    pub generation: u64,
     /// No byte comes from the base.
     pub whole: bool,
     /// The base is what somebody else wrote since the last publication.
@@ -193,6 +195,7 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
             expect: intent.expect.clone(),
             base,
             size: content.size,
+            generation: content.generation,
             whole: content.is_whole(),
             rebased: intent.rebased,
             began: SystemTime::now(),
@@ -321,6 +324,7 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
         }
         (intent.upload, intent.completing, intent.reason, intent.fetches) = (None, None, None, false);
         intent.rebased = false;
+        intent.sent.clear();
         // What was appended meanwhile goes behind this.
         intent.appended = intent.appended.filter(|_| content.is_dirty()).map(|_| published.size);
         entry.refusals.store(0, Relaxed);

@@ -293,7 +293,8 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.held = record.held;
     intent.guess.clone_from(&record.guess);
     intent.upload.clone_from(&record.upload);
-    intent.completing.clone_from(&record.completing);
+    intent.completing = record.completing.clone().map(|parts| (parts, if record.completes { 0 } else { u64::MAX }));
+    intent.sent.clone_from(&record.sent);
     intent.fetches = record.fetches;
     intent.travelled = Some(record.attributes.clone());
     intent.poisoned = record.poisoned;
@@ -378,9 +379,9 @@ async fn patiently<T, F: Future<Output = Result<T, S3Error>>>(mut call: impl FnM
 
 /// The upload is gone after Complete was sent: it was completed if the object's ETag or checksum is that of its parts.
 async fn completed(store: &dyn Store, record: &Record) -> Option<super::Published> {
-    let parts = record.completing.as_deref()?;
+    let parts = record.completing.as_deref().filter(|_| record.completes)?;
     let head = patiently(|| store.head(&record.key)).await.ok()?;
-    let same_etag = commit::multipart_etag(parts).is_some_and(|etag| etag == head.etag.as_str());
+    let same_etag = commit::multipart_etag(parts).is_some_and(|etag| etag == head.etag);
     let sum = commit::combine(parts.iter().map(|part| (part.checksum, part.size)));
     let same = same_etag || sum.is_some() && sum == head.checksum;
     (same && head.size == record.size).then(|| super::Published {

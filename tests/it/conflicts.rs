@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, noise};
+use crate::support::mount::can_mount;
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -317,5 +319,84 @@ on_every_store! {
         stage.store.put("log", THEIRS);
         stage.mount.again();
         stage.store.eventually("ours is behind theirs", |store| store.bytes("log") == format!("{THEIRS}ours\n"));
+    }
+}
+
+/// Promise 12 speaks of "somebody else's change": an earlier content of ours, which the store took and whose answer was lost, is
+/// none, whether the mount lives on or is killed (promise 26).
+fn an_answer_is_lost_before_the_next_close(killed: bool) {
+    const MIB: usize = 1 << 20;
+    let big = noise(3, 20 * MIB);
+    let store = Store::double();
+    store.put("changed", "base base base");
+    store.put("log", "base");
+    store.put("big", big.clone());
+    store.put("big log", big.clone());
+    let mut stage = Stage::with(store, &["write_back=50ms"]);
+    let names = ["new", "excl", "changed", "log", "big", "big log"];
+    let write = |stage: &Stage, round: u8| {
+        let file = |name: &str, options: &mut OpenOptions| options.open(stage.path(name)).unwrap();
+        let text = [b'0' + round; 20];
+        let new = file("new", OpenOptions::new().write(true).create(true));
+        new.write_all_at(&text, 0).unwrap();
+        let exclusive = file("excl", OpenOptions::new().write(true).create_new(round == 1));
+        exclusive.write_all_at(&text, 0).unwrap();
+        let part = file("changed", OpenOptions::new().write(true));
+        part.write_all_at(&text[..2], usize::from(round) as u64 * 4).unwrap();
+        let big = file("big", OpenOptions::new().write(true));
+        big.write_all_at(&text, u64::from(round) * 7 * MIB as u64).unwrap();
+        let mut log = file("log", OpenOptions::new().append(true));
+        log.write_all(&text).unwrap();
+        let mut big_log = file("big log", OpenOptions::new().append(true));
+        big_log.write_all(&text).unwrap();
+        [new, exclusive, part, log, big, big_log]
+    };
+    let close_all = |files: [File; 6]| files.into_iter().for_each(|file| close(file).unwrap());
+    let first = write(&stage, 1);
+    for operation in ["PutObject", "CompleteMultipartUpload"] {
+        stage.double().fault(When::operation(operation), Fault::LostAnswer);
+    }
+    stage.double().fault(When::operation("HeadObject"), Fault::Error(503, "SlowDown"));
+    close_all(first);
+    let shows = |store: &Store, round: u8| {
+        let text = [b'0' + round; 20];
+        let of = |name: &str| store.get(name).map(|object| object.bytes.to_vec()).unwrap_or_default();
+        let holds = |name: &str, at: usize, text: &[u8]| of(name).get(at..at + text.len()) == Some(text);
+        let at = usize::from(round);
+        ["new", "excl"].into_iter().all(|name| of(name) == text)
+            && holds("changed", at * 4, &text[..2])
+            && holds("big", at * 7 * MIB, &text)
+            && of("log").ends_with(&text)
+            && of("big log").ends_with(&text)
+    };
+    stage.store.eventually("the store has taken the first", |store| shows(store, 1));
+    close_all(write(&stage, 2));
+    if killed {
+        stage.mount.crash();
+    }
+    stage.double().clear_faults();
+    if killed {
+        stage.mount.again();
+    }
+    stage.store.eventually("the second is stored", |store| shows(store, 2));
+    assert_eq!(stage.store.keys().len(), names.len(), "{:?}", stage.store.keys());
+    assert_eq!(stage.store.bytes("log"), format!("base{}{}", "1".repeat(20), "2".repeat(20)));
+    assert_eq!(stage.store.bytes("changed"), "base11as22base");
+    let big_log = stage.store.bytes("big log");
+    assert!(big_log[..20 * MIB] == big && big_log[20 * MIB..] == *["1".repeat(20), "2".repeat(20)].concat().as_bytes());
+    stage.mount.umount();
+}
+
+#[test]
+fn what_the_store_took_unheard_is_nobody_else_s_change() {
+    if can_mount() {
+        an_answer_is_lost_before_the_next_close(false);
+    }
+}
+
+#[test]
+fn what_the_store_took_unheard_before_a_crash_is_nobody_else_s_change() {
+    if can_mount() {
+        an_answer_is_lost_before_the_next_close(true);
     }
 }
