@@ -54,6 +54,14 @@ struct Known {
     synced: Option<Content>,
 }
 
+fn add(known: &mut Vec<Option<Content>>, more: Vec<Option<Content>>) {
+    for content in more {
+        if !known.contains(&content) {
+            known.push(content);
+        }
+    }
+}
+
 /// What the application was told until the program was killed.
 struct Life {
     dir: PathBuf,
@@ -89,7 +97,7 @@ impl Life {
     fn now(&mut self, name: &'static str, content: Option<Content>) {
         let known = self.about(name);
         let before = std::mem::replace(&mut known.may, vec![content]);
-        known.before.extend(before);
+        add(&mut known.before, before);
         known.synced = None;
     }
 
@@ -101,7 +109,7 @@ impl Life {
     fn overwrites_a_queued(&mut self, name: &'static str) {
         if self.queues {
             let known = self.about(name);
-            known.may.extend(known.before.clone());
+            add(&mut known.may, known.before.clone());
         }
     }
 
@@ -159,7 +167,7 @@ impl Life {
         fs::rename(self.dir.join(from), self.dir.join(to))?;
         // With a queue an older version moves at once, and the newest follows.
         let moved = self.known[from].before.clone();
-        self.about(to).before.extend(moved);
+        add(&mut self.about(to).before, moved);
         self.now(from, None);
         self.now(to, Some(content));
         Ok(())
