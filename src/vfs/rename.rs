@@ -5,13 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::attr::Kind;
-use super::deletes::Taken;
 use super::error::{Error, Result};
 use super::file::{row_of, target};
 use super::inode::{Object, Place, Relinked};
 use super::path::name_of;
 use super::queued::split;
-use super::temporary::is_junk;
+
 use super::{Caller, Ino, Vfs};
 use crate::failpoint;
 use crate::s3::multipart::copy_object;
@@ -19,6 +18,7 @@ use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOption
 use crate::writeback::{Attributes, Expect, OnConflict, Staged, Writeback};
 
 mod refused;
+mod staged;
 mod tree;
 
 use refused::Asked;
@@ -34,6 +34,22 @@ struct Move {
     target: Place,
     replaced: Option<Ino>,
     exclusive: bool,
+}
+
+/// What a rename of a file finds.
+struct Found {
+    staged: Option<Arc<Staged>>,
+    object: Option<Object>,
+    /// It waits for its publication, and takes nothing from its object.
+    is_queued_whole: bool,
+    /// Its name is a temporary one.
+    held: bool,
+    /// The object that has the new name.
+    over: Option<Object>,
+    /// What was to replace that version in S3 is replaced itself: the version is still what ours finds there.
+    queued: Option<Arc<Staged>>,
+    /// An object that nobody here knows may lie under the new name.
+    stands: bool,
 }
 
 impl Vfs {
@@ -123,121 +139,55 @@ impl Vfs {
     }
 
     async fn rename_in_turn(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
-        let (staged, object, held, over, queued, stands) = {
-            let table = self.table.lock();
-            let node = table.get(ino).ok_or(Error::Stale)?;
-            let other = step.replaced.and_then(|other| table.get(other));
-            let over = other.and_then(|other| other.object.clone());
-            // What was to replace the version in S3 is replaced itself: that version is still what ours finds there.
-            let queued = other.and_then(|other| other.file.staged.clone()).filter(|queued| queued.is_dirty());
-            let stands = other.is_some_and(|other| other.file.recovered);
-            (node.file.staged.clone(), node.object.clone(), node.file.temporary, over, queued, stands)
-        };
+        let found = self.find(ino, step)?;
         let in_use = step.replaced.is_some_and(|other| self.handles.is_open(other));
-        if let Some(over) = over.as_ref().filter(|_| in_use) {
+        if let Some(over) = found.over.as_ref().filter(|_| in_use) {
             let _ = tokio::time::timeout(super::deadline::DEADLINE, self.keep_readable(&step.target, over)).await;
         }
         // A temporary name that is a key already is a file like any other.
-        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| over.is_none());
-        let unsent = staged.as_ref().is_some_and(|staged| staged.is_dirty());
-        // Queued whole contents take nothing of the object along: that is removed under the old name, and they go to the new one.
-        let leaves = object.as_ref().filter(|_| {
-            let whole = staged.as_ref().is_some_and(|staged| staged.is_dirty() && staged.is_whole());
-            whole && !self.config.write_back.is_zero() && temporary.is_none()
-        });
-        if object.is_some() && leaves.is_none() {
-            let unlinked = self.take_delete(&step.target).await?;
-            let moved = async {
-                if unsent {
-                    self.publish_in_turn(ino).await?;
-                }
-                let below = match queued.map(|queued| queued.expect()) {
-                    Some(Expect::Version(etag)) => Some(etag),
-                    _ => unlinked.as_ref().and_then(|unlinked| unlinked.etag().cloned()),
-                };
-                self.move_object(ino, step, below.as_ref()).await
+        let temporary = self.temporary.classify(&step.to.1, caller.pid).filter(|_| found.over.is_none());
+        match found.staged.clone() {
+            // Queued whole contents take nothing of the object along: that is removed under the old name, and they go to the new one.
+            Some(staged) if found.object.is_none() || found.is_queued_whole && temporary.is_none() => {
+                self.rename_staged(ino, step, found, staged, temporary).await
+            }
+            None if found.object.is_none() => Err(Error::Stale),
+            staged => self.rename_object(ino, step, staged.is_some_and(|staged| staged.is_dirty()), found.queued).await,
+        }
+    }
+
+    fn find(&self, ino: Ino, step: &Move) -> Result<Found> {
+        let table = self.table.lock();
+        let node = table.get(ino).ok_or(Error::Stale)?;
+        let other = step.replaced.and_then(|other| table.get(other));
+        let whole = node.file.staged.as_ref().is_some_and(|staged| staged.is_dirty() && staged.is_whole());
+        Ok(Found {
+            staged: node.file.staged.clone(),
+            object: node.object.clone(),
+            is_queued_whole: whole && !self.config.write_back.is_zero(),
+            held: node.file.temporary,
+            over: other.and_then(|other| other.object.clone()),
+            queued: other.and_then(|other| other.file.staged.clone()).filter(|queued| queued.is_dirty()),
+            stands: other.is_some_and(|other| other.file.recovered),
+        })
+    }
+
+    /// A file that has an object moves with it. `unsent`: it has changes, which are published first. `queued`: what was to replace the
+    /// version in S3 under the new name, and is replaced itself.
+    async fn rename_object(&self, ino: Ino, step: &Move, unsent: bool, queued: Option<Arc<Staged>>) -> Result<()> {
+        let unlinked = self.take_delete(&step.target).await?;
+        let moved = async {
+            if unsent {
+                self.publish_in_turn(ino).await?;
+            }
+            let below = match queued.map(|queued| queued.expect()) {
+                Some(Expect::Version(etag)) => Some(etag),
+                _ => unlinked.as_ref().and_then(|unlinked| unlinked.etag().cloned()),
             };
-            let moved = moved.await;
-            return self.replaced(unlinked, moved).await;
-        }
-        let Some(staged) = staged else { return Err(Error::Stale) };
-        let unlinked = match temporary {
-            None => self.take_delete(&step.target).await?,
-            // The name is to be free, and nothing is published under it soon.
-            Some(_) => self.patiently(self.settle_delete(&step.target)).await.map(|()| None)?,
+            self.move_object(ino, step, below.as_ref()).await
         };
-        let expect = match (&over, &unlinked) {
-            _ if queued.is_some() => match queued.as_ref().map(|queued| queued.expect()) {
-                Some(Expect::Absent) | None => Expect::NewFile,
-                Some(expect) => expect,
-            },
-            (Some(over), _) => Expect::Version(over.etag.clone()),
-            (None, Some(unlinked)) => unlinked.replaced_by(),
-            (None, None) if step.exclusive => Expect::Absent,
-            (None, None) => Expect::NewFile,
-        };
-        let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
-        staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
-        let mut leaves = leaves.cloned();
-        if let Some(published) = staged.published() {
-            if !staged.is_dirty() {
-                // It was too late for another name: it has an object under the old one.
-                staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
-                self.catch_up(ino);
-                let etag = unlinked.as_ref().and_then(Taken::etag);
-                let moved = self.move_object(ino, step, etag).await;
-                return self.replaced(unlinked, moved).await;
-            }
-            // That of an earlier content has the old name, and stays behind.
-            self.catch_up(ino);
-            leaves = self.table.lock().get(ino).and_then(|node| node.object.clone());
-        }
-        staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
-        staged.record_again().await?;
-        failpoint::pass("rename-recorded");
-        let replaces_unlinked = unlinked.is_some() || stands;
-        if let Some(queued) = &queued {
-            staged.inherit(queued);
-        }
-        match unlinked.and_then(Taken::confirm) {
-            Some(unlinked) if self.config.write_back.is_zero() => unlinked.forget().await,
-            Some(unlinked) => staged.replaces(unlinked),
-            None => {}
-        }
-        let (closed, left) = {
-            let mut table = self.table.lock();
-            let node = table.get_mut(ino).ok_or(Error::Stale)?;
-            node.file.temporary = temporary.is_some();
-            // Until ours is published the store holds what was unlinked under this name.
-            let left = std::mem::replace(&mut node.file.recovered, replaces_unlinked);
-            (node.file.writers == 0, left && !held)
-        };
-        if left {
-            // What an earlier run queued may be a new version of an object that lies under the old name.
-            self.within(self.delete(&step.source, None, false)).await?;
-        } else if let Some(leaves) = leaves {
-            self.within(self.delete(&step.source, Some(leaves.etag.clone()), false)).await?;
-            self.memory.remove(step.source.store.bucket(), &step.source.key);
-            if let Some(node) = self.table.lock().get_mut(ino) {
-                node.object = None;
-            }
-        }
-        self.relink(ino, step).await;
-        // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
-        if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
-            node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
-        }
-        // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
-        if held && temporary.is_none() && closed && staged.is_dirty() {
-            if staged.size() == 0 {
-                return self.publish_empty_later(ino, &staged).await;
-            }
-            return match self.publish_patiently(ino).await {
-                Err(Error::Stale) => Err(self.refuse(step, Some((ino, staged)))),
-                other => other,
-            };
-        }
-        Ok(())
+        let moved = moved.await;
+        self.replaced(unlinked, moved).await
     }
 
     /// Moves the node to its new name; what had the name is nobody's any more.
