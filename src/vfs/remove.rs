@@ -75,7 +75,9 @@ impl Vfs {
             self.discard_staged(ino).await
         };
         // A queued file may have become an object at this very moment, and one that was left may stand over an older one.
-        let newer = published.map(|published| published.etag).filter(|etag| object.is_none_or(|object| object.etag != *etag));
+        // Or it has become one under an earlier name.
+        let here = published.filter(|published| published.key == place.key && published.bucket == place.store.bucket());
+        let newer = here.map(|published| published.etag).filter(|etag| object.is_none_or(|object| object.etag != *etag));
         if newer.is_some() || recovered {
             self.delete(&place, newer.filter(|_| !recovered), false).await?;
         }

@@ -212,7 +212,7 @@ async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: 
         Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && ours.sent.is(&head) => {
             return Ok(Judged::Ours(Box::new(head)));
         }
-        Ok(head) if entry.is_over_our_own(&snapshot.target, &head) => return Ok(Judged::Theirs(Verdict::Anew)),
+        Ok(head) if entry.is_over_our_own(&snapshot.target, &head, Some(&ours.sent)) => return Ok(Judged::Theirs(Verdict::Anew)),
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
@@ -250,7 +250,7 @@ async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: 
 pub(crate) async fn without_base(entry: &Arc<Entry>, snapshot: &Snapshot) -> Result<Verdict, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
-        Ok(head) if entry.is_over_our_own(&snapshot.target, &head) => return Ok(Verdict::Anew),
+        Ok(head) if entry.is_over_our_own(&snapshot.target, &head, None) => return Ok(Verdict::Anew),
         Ok(head) => Some(head),
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),

@@ -40,11 +40,12 @@ impl Entry {
         }
     }
 
-    /// The store has an object under the key that is none of what is being sent. Where it is an earlier content of ours, whose
-    /// answer was lost, the content goes over it as it would have after that answer: true then.
-    pub fn is_over_our_own(&self, target: &Target, head: &ObjectHead) -> bool {
+    /// The store has an object under the key that is not what is being sent. Where it is an earlier content of ours, whose answer
+    /// was lost, the content goes over it as it would have after that answer: true then. `now`: what is being sent; the same bytes
+    /// may be somebody else's (two machines make the same empty file), which is for the caller to tell.
+    pub fn is_over_our_own(&self, target: &Target, head: &ObjectHead, now: Option<&Sent>) -> bool {
         let mut intent = self.intent.lock();
-        if !intent.sent.iter().any(|sent| sent.is(head)) {
+        if now.is_some_and(|now| now.is(head)) || !intent.sent.iter().any(|sent| sent.is(head)) {
             return false;
         }
         let mut content = self.content.lock();

@@ -459,7 +459,23 @@ impl Staged {
 
     async fn queue(&self, delay: Duration, held: bool) -> Result<(), Error> {
         let entry = &self.entry;
+        if held {
+            entry.persist_durably().await?;
+        } else {
+            self.promise().await?;
+        }
+        failpoint::pass("queued");
         if !held {
+            entry.forget_replaced().await;
+            entry.publish_after(delay);
+        }
+        Ok(())
+    }
+
+    /// What was closed is to be published, whatever becomes of the program: the caller is about to see to it.
+    pub async fn promise(&self) -> Result<(), Error> {
+        let entry = &self.entry;
+        {
             let _writer = entry.writer.lock().await;
             let mut intent = entry.intent.lock();
             intent.sealed = true;
@@ -468,13 +484,7 @@ impl Staged {
             }
             intent.reason = None;
         }
-        entry.persist_durably().await?;
-        failpoint::pass("queued");
-        if !held {
-            entry.forget_replaced().await;
-            entry.publish_after(delay);
-        }
-        Ok(())
+        entry.persist_durably().await
     }
 
     /// Recorded now, published after `delay` unless it changes before; [`super::Writeback::drain`] does it at once.

@@ -438,6 +438,33 @@ fn killed_at_every_failpoint() {
     eprintln!("killed at {} failpoints, promises kept: {kills}", points.len());
 }
 
+/// What is queued under a name is given up for what is renamed over it only when that is promised too (promise 26).
+#[test]
+fn a_rename_over_a_queued_file_that_dies_loses_not_both() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let mut kills = 0;
+    for point in ["rename-recorded:1", "spool-remove:1", "spool-remove:2", "spool-remove:3", "queued:2", "queued:3"] {
+        let mut mount = Mount::start(Setup::of(&store).option("write_back=1h").env(failpoint::VARIABLE, point));
+        files::write(&mount.path("a"), b"first").unwrap();
+        let temporary = mount.path(".goutputstream-AB12CD");
+        let replaced = files::write(&temporary, b"second").and_then(|()| fs::rename(&temporary, mount.path("a")));
+        if !mount.was_killed(if replaced.is_err() { Duration::from_secs(5) } else { Duration::ZERO }) {
+            continue;
+        }
+        kills += 1;
+        mount.again();
+        files::output(mount.command().args(["flush"]).arg(mount.dir()));
+        let expected: &[&str] = if replaced.is_ok() { &["second"] } else { &["first", "second"] };
+        let stored = store.get("a").map(|seen| String::from_utf8_lossy(&seen.bytes).into_owned());
+        assert!(stored.as_deref().is_some_and(|stored| expected.contains(&stored)), "{point}: {stored:?} after {replaced:?}");
+        store.delete("a");
+    }
+    assert!(kills >= 3, "{kills}");
+}
+
 /// A new file of 5 parts, killed when 3 of them were answered; an object that is changed in two places, when both were. What the
 /// store has is found over several pages, by its MD5 or, where ETags are none, by its checksum (promise 26).
 #[test]

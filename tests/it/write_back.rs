@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -348,4 +349,26 @@ fn a_rename_between_two_contents_moves_the_newer_one() {
     flush(&stage);
     assert_eq!(stage.store.keys(), ["to"]);
     assert_eq!(stage.store.bytes("to"), "later content");
+}
+
+/// Promise 11: "the name is gone at once and stays gone", of a file too that was an object under an earlier name.
+#[test]
+fn what_was_renamed_over_an_object_is_removed_with_it() {
+    let Some(stage) = counted(&[LATER], [("d", "old")]) else { return };
+    let file = OpenOptions::new().write(true).create_new(true).open(stage.path("a")).unwrap();
+    for content in ["once", "twice"] {
+        file.set_len(0).unwrap();
+        file.write_all_at(content.as_bytes(), 0).unwrap();
+        close(file.try_clone().unwrap()).unwrap();
+        if content == "once" {
+            flush(&stage);
+            assert_eq!(stage.store.bytes("a"), "once");
+        }
+    }
+    fs::rename(stage.path("a"), stage.path("d")).unwrap();
+    close(file).unwrap();
+    fs::remove_file(stage.path("d")).unwrap();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    assert!(files::names(stage.dir()).is_empty());
 }

@@ -55,7 +55,15 @@ impl Vfs {
             leaves = self.table.lock().get(ino).and_then(|node| node.object.clone());
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
-        staged.record_again().await?;
+        let closed = self.table.lock().get(ino).is_some_and(|node| node.file.writers == 0);
+        // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
+        let publishes = held && temporary.is_none() && closed && staged.is_dirty();
+        if publishes && queued.is_some() {
+            // What was promised under this name is given up below.
+            staged.promise().await?;
+        } else {
+            staged.record_again().await?;
+        }
         failpoint::pass("rename-recorded");
         let replaces_unlinked = unlinked.is_some() || stands;
         if let Some(queued) = &queued {
@@ -66,13 +74,13 @@ impl Vfs {
             Some(unlinked) => staged.replaces(unlinked),
             None => {}
         }
-        let (closed, left) = {
+        let left = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
             node.file.temporary = temporary.is_some();
             // Until ours is published the store holds what was unlinked under this name.
             let left = std::mem::replace(&mut node.file.recovered, replaces_unlinked);
-            (node.file.writers == 0, left && !held)
+            left && !held
         };
         self.leave_behind(ino, step, leaves, left).await?;
         self.relink(ino, step).await;
@@ -80,8 +88,7 @@ impl Vfs {
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
             node.object = over.map(|over| Object { attributes: None, decoded: true, ..over });
         }
-        // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
-        if held && temporary.is_none() && closed && staged.is_dirty() {
+        if publishes {
             return self.publish_renamed(ino, step, staged).await;
         }
         Ok(())
