@@ -38,6 +38,7 @@ pub(crate) async fn behind(entry: &Arc<Entry>, target: &Target, theirs: ObjectHe
             reader: StoreReader::of(store.clone(), key.clone(), theirs.etag.clone(), theirs.version_id),
         });
         intent.expect = Expect::Version(theirs.etag);
+        intent.sent.clear();
         (intent.fetches, intent.completing, intent.rebased) = (false, None, true);
         if intent.phase.frees() {
             intent.phase = Phase::Sealed;

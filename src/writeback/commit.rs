@@ -13,7 +13,7 @@ use super::body::{self, Body};
 use super::entry::Entry;
 use super::manifest::Phase;
 use super::publish::{self, Snapshot, Verdict};
-use super::sent::Sent;
+use super::sent::{Sent, Whose};
 use super::state::{Slot, Status};
 use super::transfer::{self, Hasher, MemorySource, SpoolSource, Trouble};
 use super::{Error, Expect, OnConflict, Published, Target};
@@ -25,18 +25,12 @@ const IN_MEMORY: u64 = 1 << 20;
 /// S3's longest key, in bytes of UTF-8.
 const KEY_BYTES: usize = 1024;
 
-/// What our object would look like in S3.
-struct Ours<'a> {
-    sent: Sent,
-    options: &'a PutOptions,
-}
-
 /// PutObject of the whole content.
 pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, awaited: bool) -> Result<Verdict, Trouble> {
     body::fill(entry, snapshot.base.as_ref(), 0..snapshot.size).await?;
     // Nobody writes until the bytes are read: what is sent is one moment's content.
     let mut writer = Some(entry.writer.clone().lock_owned().await);
-    let (size, attributes, bytes) = {
+    let (size, generation, attributes, bytes) = {
         let mut intent = entry.intent.lock();
         let mut content = entry.content.lock();
         if !awaited && !intent.sealed {
@@ -49,7 +43,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         intent.sealed = true;
         intent.travelled = Some(intent.attributes.clone());
         let bytes = Body::of(entry, &content, snapshot.base.as_ref(), 0..content.size);
-        (content.size, intent.attributes.clone(), bytes)
+        (content.size, content.generation, intent.attributes.clone(), bytes)
     };
     let Target { store, key } = &snapshot.target;
     let kind = store.capabilities().upload_checksum;
@@ -74,8 +68,12 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         body = Arc::new(SpoolSource::new(entry, bytes, 0..size));
     }
     md5 = checksum.and_then(md5_of).or(md5);
-    let mut sent = Sent { size, etag: md5.map(etag_of), checksum };
-    entry.sends(&sent);
+    let mut sent = Sent { size, etag: md5.map(etag_of), checksum, metadata: attributes.metadata.clone() };
+    entry.sends(&sent, generation);
+    if !snapshot.whole && !entry.shared.config.write_back.is_zero() {
+        // Else a crash that the answer does not outrun leaves a change whose base is gone, and nobody knows that it was made.
+        entry.persist(false).await.unwrap_or_else(|error| tracing::warn!("{}: {error}", entry.record.display()));
+    }
     if size <= IN_MEMORY {
         writer = None;
     }
@@ -106,8 +104,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         sent.etag = Some(etag_of(hasher.finalize().into()));
     }
     drop(writer);
-    let ours = Ours { sent, options: &options };
-    match judge(entry, snapshot, &ours, doubt, &error).await? {
+    match judge(entry, snapshot, &sent, doubt, &error).await? {
         Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, size, attributes, *head))),
         Judged::Theirs(verdict) => Ok(verdict),
     }
@@ -138,8 +135,8 @@ pub(crate) async fn complete(
         intent.travelled.clone().unwrap_or_default()
     };
     let checksum = combine(parts.iter().map(|part| (part.checksum, part.size)));
-    let sent = Sent { size: snapshot.size, etag: multipart_etag(&parts), checksum };
-    entry.sends(&sent);
+    let sent = Sent { size: snapshot.size, etag: multipart_etag(&parts), checksum, metadata: attributes.metadata.clone() };
+    entry.sends(&sent, snapshot.generation);
     entry.persist(!entry.shared.config.write_back.is_zero()).await?;
     let mut options = publish::options(&entry.shared, target, &attributes);
     options.condition = publish::condition(&entry.shared, snapshot);
@@ -152,11 +149,10 @@ pub(crate) async fn complete(
         }
         Err(error) => error,
     };
-    let ours = Ours { sent, options: &options };
     match error.kind {
         // Completed by an earlier attempt whose answer was lost, or aborted by somebody.
         ErrorKind::NoSuchUpload => match target.store.head(&target.key).await {
-            Ok(head) if ours.is(&head, snapshot, true) => {
+            Ok(head) if is_ours(&sent, &head, snapshot, true) => {
                 Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head))))
             }
             Ok(_) => Ok(Verdict::Restart),
@@ -168,7 +164,7 @@ pub(crate) async fn complete(
             once_more(entry, &error).await?;
             Ok(Verdict::Restart)
         }
-        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &ours, doubt, &error).await? {
+        ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &sent, doubt, &error).await? {
             Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, snapshot.size, attributes, *head))),
             Judged::Theirs(verdict) => Ok(verdict),
         },
@@ -204,16 +200,20 @@ enum Judged {
 }
 
 /// The condition did not hold: is it our own object, whose answer was lost, and if not, what is to be done (promise 12)?
-async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
+async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, sent: &Sent, doubt: bool, refusal: &S3Error) -> Result<Judged, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
-        Ok(head) if ours.is(&head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
-        // The same bytes by chance (two empty files): nothing to keep beside anything. O_EXCL alone tells who was first.
-        Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && ours.sent.is(&head) => {
+        Ok(head) if is_ours(sent, &head, snapshot, doubt) => return Ok(Judged::Ours(Box::new(head))),
+        // The same bytes by chance (two empty files): nothing to keep beside anything. O_EXCL tells who was first, and a line that
+        // both have appended is two.
+        Ok(head) if snapshot.whole && snapshot.expect != Expect::Absent && !behind::is_append(entry) && sent.has_bytes_of(&head) => {
             return Ok(Judged::Ours(Box::new(head)));
         }
-        Ok(head) if entry.is_over_our_own(&snapshot.target, &head, Some(&ours.sent)) => return Ok(Judged::Theirs(Verdict::Anew)),
-        Ok(head) => Some(head),
+        Ok(head) => match entry.whose(&snapshot.target, &head) {
+            Whose::Present => return Ok(Judged::Ours(Box::new(head))),
+            Whose::Earlier => return Ok(Judged::Theirs(Verdict::Anew)),
+            Whose::Theirs => Some(head),
+        },
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
     };
@@ -250,8 +250,14 @@ async fn judge(entry: &Arc<Entry>, snapshot: &Snapshot, ours: &Ours<'_>, doubt: 
 pub(crate) async fn without_base(entry: &Arc<Entry>, snapshot: &Snapshot) -> Result<Verdict, Trouble> {
     let Target { store, key } = &snapshot.target;
     let theirs = match store.head(key).await {
-        Ok(head) if entry.is_over_our_own(&snapshot.target, &head, None) => return Ok(Verdict::Anew),
-        Ok(head) => Some(head),
+        Ok(head) => match entry.whose(&snapshot.target, &head) {
+            Whose::Present => {
+                let sent = entry.intent.lock().attributes.clone();
+                return Ok(Verdict::Published(found(snapshot, snapshot.size, sent, head)));
+            }
+            Whose::Earlier => return Ok(Verdict::Anew),
+            Whose::Theirs => Some(head),
+        },
         Err(error) if error.kind == ErrorKind::NoSuchKey => None,
         Err(error) => return Err(Trouble::S3(error)),
     };
@@ -269,14 +275,11 @@ pub(crate) async fn without_base(entry: &Arc<Entry>, snapshot: &Snapshot) -> Res
     }
 }
 
-impl Ours<'_> {
-    /// Same bytes, and nobody else's: after a lost answer the bytes suffice; else the metadata must be ours too (two
-    /// machines may create the same empty lock file, and only one of them may have it).
-    fn is(&self, head: &ObjectHead, snapshot: &Snapshot, doubt: bool) -> bool {
-        let young = head.last_modified + Duration::from_secs(60) >= snapshot.began;
-        let marked = !self.options.metadata.is_empty() && self.options.metadata == head.metadata && young;
-        self.sent.is(head) && (doubt || marked)
-    }
+/// Same bytes, and nobody else's: after a lost answer the bytes suffice; else the metadata must be ours too (two machines may create
+/// the same empty lock file, and only one of them may have it).
+fn is_ours(sent: &Sent, head: &ObjectHead, snapshot: &Snapshot, doubt: bool) -> bool {
+    let young = head.last_modified + Duration::from_secs(60) >= snapshot.began;
+    sent.has_bytes_of(head) && (doubt || young && sent.is_marked(head))
 }
 
 fn as_outcome(head: ObjectHead) -> PutOutcome {

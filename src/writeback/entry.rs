@@ -469,7 +469,7 @@ impl Entry {
                 reason: intent.reason.clone(),
                 completing: intent.completing.as_ref().map(|(parts, _)| parts.clone()),
                 completes: intent.completing.as_ref().is_some_and(|(_, generation)| *generation == content.generation),
-                sent: intent.sent.clone(),
+                sent: intent.sent.iter().map(|(sent, generation)| (sent.clone(), *generation == content.generation)).collect(),
                 fetches: intent.fetches,
                 durable: intent.durable == Some(content.generation),
                 boot: self.shared.spool.disk.boot.to_string(),

@@ -66,8 +66,8 @@ pub(crate) struct Intent {
     pub fetches: bool,
     /// The parts that Complete was sent with, and the generation of the content that they are.
     pub completing: Option<(Vec<Part>, u64)>,
-    /// What the store may have taken without our having heard of it.
-    pub sent: Vec<Sent>,
+    /// What the store may have taken without our having heard of it, and the generation of the content that each was.
+    pub sent: Vec<(Sent, u64)>,
     /// The content is what was sealed: nothing was written since. While it is not, a crash leaves an unfinished file.
     pub sealed: bool,
     /// The generation whose bytes were fsynced.
@@ -88,6 +88,14 @@ impl Intent {
     pub fn revive(&mut self) {
         (self.failed, self.parked, self.poisoned, self.held, self.reason) = (None, None, false, false, None);
         (self.phase, self.sealed) = (Phase::Sealed, true);
+    }
+
+    /// It is to be published there.
+    pub fn go_to(&mut self, target: Target) {
+        if !target.is(&self.target) {
+            self.sent.clear();
+        }
+        self.target = target;
     }
 
     /// Where its parts go.

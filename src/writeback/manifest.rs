@@ -79,9 +79,9 @@ pub(crate) struct Record {
     /// They are the content as it is.
     #[serde(default)]
     pub completes: bool,
-    /// What the store may have taken: see [`Sent`].
+    /// What the store may have taken (see [`Sent`]), and whether it is the content as it is.
     #[serde(default)]
-    pub sent: Vec<Sent>,
+    pub sent: Vec<(Sent, bool)>,
     /// The base cannot be copied from inside the store: all of it is sent.
     #[serde(default)]
     pub fetches: bool,

@@ -451,7 +451,9 @@ impl Writeback {
             }
             // Nobody will rename it any more.
             if let Some(key) = intent.guess.take().filter(|_| intent.held) {
-                (intent.target.key, intent.expect) = (key, Expect::NewFile);
+                let target = Target { key, ..intent.target.clone() };
+                intent.go_to(target);
+                intent.expect = Expect::NewFile;
             }
         }
         let (reply, answer) = oneshot::channel();

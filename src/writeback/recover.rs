@@ -293,8 +293,10 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
     intent.held = record.held;
     intent.guess.clone_from(&record.guess);
     intent.upload.clone_from(&record.upload);
-    intent.completing = record.completing.clone().map(|parts| (parts, if record.completes { 0 } else { u64::MAX }));
-    intent.sent.clone_from(&record.sent);
+    // The content as it is found is its generation 0.
+    let generation = |present: bool| if present { 0 } else { u64::MAX };
+    intent.completing = record.completing.clone().map(|parts| (parts, generation(record.completes)));
+    intent.sent = record.sent.iter().map(|(sent, present)| (sent.clone(), generation(*present))).collect();
     intent.fetches = record.fetches;
     intent.travelled = Some(record.attributes.clone());
     intent.poisoned = record.poisoned;

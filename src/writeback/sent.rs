@@ -1,15 +1,18 @@
-//! What was sent to be the object and was not answered: found under the key, it is an earlier content of ours, not somebody else's
-//! change (promise 12). A close that comes before the answer is recorded with it, so that it is known after a crash too.
+//! What was sent to be the object and was not answered: found under the key, it is a content of ours, not somebody else's change
+//! (promise 12). A close that comes before the answer is recorded with it, so that it is known after a crash too.
+//!
+//! The same bytes are no proof: two machines append the same line, or make the same empty file. Ours carries the metadata that
+//! travelled with it, its times to the nanosecond among it; an object sent without any is not recognised.
 
 use super::entry::Entry;
 use super::publish::StoreReader;
 use super::{Base, Expect, Target};
-use crate::s3::{Checksum, ETag, ObjectHead};
+use crate::s3::{Checksum, ETag, Metadata, ObjectHead};
 
 /// So many are remembered; past that the oldest is taken for somebody else's.
 const MOST: usize = 8;
 
-/// What an object of these bytes looks like.
+/// What an object that was sent looks like.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Sent {
     /// Bytes.
@@ -18,37 +21,54 @@ pub(crate) struct Sent {
     pub etag: Option<ETag>,
     /// Of the full object.
     pub checksum: Option<Checksum>,
+    /// What travelled with it.
+    pub metadata: Metadata,
 }
 
 impl Sent {
     /// The object has the same bytes.
-    pub fn is(&self, head: &ObjectHead) -> bool {
+    pub fn has_bytes_of(&self, head: &ObjectHead) -> bool {
         let etag = self.etag.as_ref() == Some(&head.etag);
         let checksum = self.checksum.is_some() && self.checksum == head.checksum;
         head.size == self.size && (etag || checksum)
     }
+
+    /// The object carries what travelled with this.
+    pub fn is_marked(&self, head: &ObjectHead) -> bool {
+        !self.metadata.is_empty() && self.metadata == head.metadata
+    }
+}
+
+/// Whose an object is that was found under the key.
+pub(crate) enum Whose {
+    /// The content as it is.
+    Present,
+    /// An earlier content of ours: what is there now goes over it, as it would have after its answer.
+    Earlier,
+    /// Somebody else's, for all that is known.
+    Theirs,
 }
 
 impl Entry {
-    /// Is about to be sent.
-    pub fn sends(&self, sent: &Sent) {
+    /// Content of this generation is about to be sent.
+    pub fn sends(&self, sent: &Sent, generation: u64) {
         let mut intent = self.intent.lock();
-        intent.sent.retain(|other| other != sent);
-        intent.sent.push(sent.clone());
+        intent.sent.retain(|(other, _)| other != sent);
+        intent.sent.push((sent.clone(), generation));
         if intent.sent.len() > MOST {
             intent.sent.remove(0);
         }
     }
 
-    /// The store has an object under the key that is not what is being sent. Where it is an earlier content of ours, whose answer
-    /// was lost, the content goes over it as it would have after that answer: true then. `now`: what is being sent; the same bytes
-    /// may be somebody else's (two machines make the same empty file), which is for the caller to tell.
-    pub fn is_over_our_own(&self, target: &Target, head: &ObjectHead, now: Option<&Sent>) -> bool {
+    /// Whose the object is. Where it is an earlier content of ours, it is what the publication expects and is based on from here on.
+    pub fn whose(&self, target: &Target, head: &ObjectHead) -> Whose {
         let mut intent = self.intent.lock();
-        if now.is_some_and(|now| now.is(head)) || !intent.sent.iter().any(|sent| sent.is(head)) {
-            return false;
-        }
+        let known = intent.sent.iter().rev().find(|(sent, _)| sent.has_bytes_of(head) && sent.is_marked(head));
+        let Some(generation) = known.map(|(_, generation)| *generation) else { return Whose::Theirs };
         let mut content = self.content.lock();
+        if generation == content.generation {
+            return Whose::Present;
+        }
         intent.expect = Expect::Version(head.etag.clone());
         if intent.base.is_some() {
             // What was never written is in it as it was in the base.
@@ -64,6 +84,6 @@ impl Entry {
             content.follows(head.size, intent.appended.is_some());
         }
         intent.appended = intent.appended.map(|_| head.size);
-        true
+        Whose::Earlier
     }
 }

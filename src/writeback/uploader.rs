@@ -225,7 +225,8 @@ impl Uploader {
             Message::Retarget { target, expect, held, reply, .. } => {
                 let (parts, stops) = {
                     let mut intent = job.entry.intent.lock();
-                    (intent.target, intent.expect) = (target, expect);
+                    intent.go_to(target);
+                    intent.expect = expect;
                     intent.order = order;
                     if let Some((held, guess)) = held {
                         intent.hold(held, guess);
@@ -469,6 +470,7 @@ impl Uploader {
                     let mut intent = job.entry.intent.lock();
                     let theirs = std::mem::replace(&mut intent.target.key, key);
                     intent.beside.get_or_insert(theirs);
+                    intent.sent.clear();
                     intent.expect = Expect::NewFile;
                 }
                 self.stop_transfers(id);

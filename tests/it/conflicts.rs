@@ -241,6 +241,29 @@ fn every_row(store: Store, word: &str, queued: bool) {
 }
 
 on_every_store! {
+    /// Promise 12: "creating one that must not exist (`O_EXCL`)", and "appended lines go behind theirs", where both have written the
+    /// same bytes too.
+    fn equal_bytes_are_two_files(store) {
+        store.put("log", "base ");
+        let stage = Stage::new(store);
+        // Its bytes are here.
+        assert_eq!(fs::read_to_string(stage.path("log")).unwrap(), "base ");
+        let lock = OpenOptions::new().write(true).create_new(true).open(stage.path("lock")).unwrap();
+        let mut log = OpenOptions::new().append(true).open(stage.path("log")).unwrap();
+        let mut new = OpenOptions::new().append(true).create(true).open(stage.path("new")).unwrap();
+        lock.write_all_at(b"mine", 0).unwrap();
+        log.write_all(b"beat ").unwrap();
+        new.write_all(b"beat ").unwrap();
+        for (key, bytes) in [("lock", "mine"), ("log", "base beat "), ("new", "beat ")] {
+            stage.store.put(key, bytes);
+        }
+        assert_eq!(close(lock), Err(Errno::EEXIST));
+        close(log).unwrap();
+        close(new).unwrap();
+        assert_eq!(stage.store.bytes("log"), "base beat beat ");
+        assert_eq!(stage.store.bytes("new"), "beat beat ");
+    }
+
     /// Promise 12: "New content is stored beside theirs as `name (conflict of HOST DATE).ext`; appended lines go behind theirs"
     fn keep(store) {
         every_row(store, "keep", false);
@@ -323,8 +346,8 @@ on_every_store! {
 }
 
 /// Promise 12 speaks of "somebody else's change": an earlier content of ours, which the store took and whose answer was lost, is
-/// none, whether the mount lives on or is killed (promise 26).
-fn an_answer_is_lost_before_the_next_close(killed: bool) {
+/// none, whether the mount lives on or is killed (promise 26), before or after the next close.
+fn an_answer_is_lost(killed: bool, closed_again: bool) {
     const MIB: usize = 1 << 20;
     let big = noise(3, 20 * MIB);
     let store = Store::double();
@@ -370,7 +393,9 @@ fn an_answer_is_lost_before_the_next_close(killed: bool) {
             && of("big log").ends_with(&text)
     };
     stage.store.eventually("the store has taken the first", |store| shows(store, 1));
-    close_all(write(&stage, 2));
+    if closed_again {
+        close_all(write(&stage, 2));
+    }
     if killed {
         stage.mount.crash();
     }
@@ -378,25 +403,31 @@ fn an_answer_is_lost_before_the_next_close(killed: bool) {
     if killed {
         stage.mount.again();
     }
-    stage.store.eventually("the second is stored", |store| shows(store, 2));
+    if closed_again {
+        stage.store.eventually("the second is stored", |store| shows(store, 2));
+    }
+    let said = files::output(stage.mount.command().arg("flush").arg(stage.dir()));
+    assert!(said.status.success(), "{said:?}");
+    let lines = ["1".repeat(20), if closed_again { "2".repeat(20) } else { String::new() }].concat();
     assert_eq!(stage.store.keys().len(), names.len(), "{:?}", stage.store.keys());
-    assert_eq!(stage.store.bytes("log"), format!("base{}{}", "1".repeat(20), "2".repeat(20)));
-    assert_eq!(stage.store.bytes("changed"), "base11as22base");
+    assert_eq!(stage.store.bytes("log"), format!("base{lines}"));
+    assert_eq!(stage.store.bytes("changed"), if closed_again { "base11as22base" } else { "base11ase base" });
     let big_log = stage.store.bytes("big log");
-    assert!(big_log[..20 * MIB] == big && big_log[20 * MIB..] == *["1".repeat(20), "2".repeat(20)].concat().as_bytes());
+    assert!(big_log[..20 * MIB] == big && big_log[20 * MIB..] == *lines.as_bytes());
     stage.mount.umount();
 }
 
 #[test]
 fn what_the_store_took_unheard_is_nobody_else_s_change() {
     if can_mount() {
-        an_answer_is_lost_before_the_next_close(false);
+        an_answer_is_lost(false, true);
     }
 }
 
 #[test]
 fn what_the_store_took_unheard_before_a_crash_is_nobody_else_s_change() {
     if can_mount() {
-        an_answer_is_lost_before_the_next_close(true);
+        an_answer_is_lost(true, true);
+        an_answer_is_lost(true, false);
     }
 }

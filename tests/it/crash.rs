@@ -345,7 +345,7 @@ fn killed_at_random(store: &Store, seed: u64) {
         queues,
         &format!("seed {seed}, killed after {after:?}, write_back {queues}, after {}", story.join("; ")),
     );
-    NAMES.into_iter().for_each(|name| store.delete(name));
+    store.keys().iter().for_each(|key| store.delete(key));
 }
 
 /// Killed at a failpoint; false where it was not passed.
