@@ -63,7 +63,8 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         | "TokenRefreshRequired"
         | "InvalidSecurity"
         | "InvalidClientTokenId" => ErrorKind::Credentials,
-        "PreconditionFailed" => ErrorKind::PreconditionFailed,
+        // versitygw: a name is a directory by now, or one above it a file. Nothing that passes by itself.
+        "PreconditionFailed" | "ExistingObjectIsDirectory" | "ExistingObjectIsFile" | "ObjectParentIsFile" => ErrorKind::PreconditionFailed,
         "ConditionalRequestConflict" | "OperationAborted" => ErrorKind::Conflict,
         "BucketNotEmpty" => ErrorKind::NotEmpty,
         "BucketAlreadyExists" | "BucketAlreadyOwnedByYou" => ErrorKind::BucketExists,

@@ -86,6 +86,7 @@ impl Vfs {
         });
         let now = SystemTime::now();
         let (stored, attributes) = self.fresh_attributes(Kind::File, owner_of(caller, mode), now);
+        self.patiently(self.settle_other_kind(&place)).await?;
         // With `write_back` it replaces in one step what was removed under this name; else the gap is the caller's own.
         let unlinked = if temporary.is_none() && !self.config.write_back.is_zero() {
             self.take_delete(&place).await?
@@ -148,6 +149,7 @@ impl Vfs {
         } else {
             let (segment, place) = self.place_for_new(parent, name, true)?;
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+            self.settle_other_kind(&place).await?;
             let unlinked = self.take_delete(&place).await?;
             let put = self.put_marker(&place, stored, now).await;
             self.replaced(unlinked, put).await?;

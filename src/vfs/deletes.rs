@@ -44,6 +44,18 @@ impl Vfs {
         Ok(self.writeback.settle_delete(place.store.bucket(), &place.key).await?)
     }
 
+    /// Where directories are real ones, a name that was removed as one kind is free for the other only when the store has let go of it.
+    pub(super) async fn settle_other_kind(&self, place: &Place) -> Result<()> {
+        if !place.store.capabilities().real_directories {
+            return Ok(());
+        }
+        let other = |key: String| Place { store: place.store.clone(), key };
+        match place.key.strip_suffix('/') {
+            Some(file) => self.settle_delete(&other(file.to_owned())).await,
+            None => self.settle_deletes_below(&other(format!("{}/", place.key))).await,
+        }
+    }
+
     /// Sends the DELETEs that wait below a directory: what lists or copies all of it must not find them.
     pub(super) async fn settle_deletes_below(&self, place: &Place) -> Result<()> {
         match self.within(async { Ok(self.writeback.settle_deletes_below(place.store.bucket(), &place.key).await?) }).await {

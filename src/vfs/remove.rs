@@ -108,14 +108,21 @@ impl Vfs {
         }
     }
 
-    /// A user of this mount took these files' names: they can be read until they are closed.
+    /// A user of this mount took these files' names: they can be read until they are closed. What cannot be stopped in time ends by
+    /// itself.
     pub(super) async fn let_go(&self, files: Vec<Ino>) {
-        for ino in files {
-            if !self.handles.is_open(ino) {
-                self.discard_staged(ino).await;
-            } else if let Ok(Some(staged)) = self.staged_now(ino) {
-                staged.withhold().await;
+        let lets_go = async {
+            for ino in files {
+                if !self.handles.is_open(ino) {
+                    self.discard_staged(ino).await;
+                } else if let Ok(Some(staged)) = self.staged_now(ino) {
+                    staged.withhold().await;
+                }
             }
+            Ok(())
+        };
+        if self.within(lets_go).await.is_err() {
+            tracing::warn!("the upload of a file that was removed or replaced is not stopped yet");
         }
     }
 

@@ -92,6 +92,7 @@ impl Vfs {
             return Err(Error::Invalid);
         }
         let (segment, target) = self.place_for_new(new_parent, new_name, kind == Kind::Directory)?;
+        self.patiently(self.settle_other_kind(&target)).await?;
         let step = Move {
             asked,
             to: (new_parent, new_name.to_owned()),
@@ -116,7 +117,7 @@ impl Vfs {
         let order = self.order(ino)?;
         let turn = order.lock().await;
         // An upload that nobody waits for must not end under a name that is about to be another file's, or in the middle of a copy.
-        let paused = self.pause_queued([Some(ino), step.replaced].into_iter().flatten()).await;
+        let paused = self.pause_queued([Some(ino), step.replaced].into_iter().flatten()).await?;
         let renamed = self.rename_in_turn(caller, ino, step).await;
         paused.iter().for_each(|(_, staged)| staged.resume());
         drop(turn);
@@ -125,17 +126,24 @@ impl Vfs {
         renamed
     }
 
-    /// Pauses what is queued of these files; what had been on its way already is taken in.
-    async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Vec<(Ino, Arc<Staged>)> {
+    /// Pauses what is queued of these files; what had been on its way already is taken in. Nothing is paused where it fails.
+    async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Result<Vec<(Ino, Arc<Staged>)>> {
         let mut paused = Vec::new();
         for ino in files {
             if let Some(staged) = self.staged_now(ino).ok().flatten().filter(|staged| staged.is_queued()) {
-                staged.pause().await;
-                paused.push((ino, staged));
+                paused.push((ino, staged.clone()));
+                let pauses = async {
+                    staged.pause().await;
+                    Ok(())
+                };
+                if let Err(error) = self.patiently(pauses).await {
+                    paused.iter().for_each(|(_, staged)| staged.resume());
+                    return Err(error);
+                }
             }
             self.catch_up(ino);
         }
-        paused
+        Ok(paused)
     }
 
     async fn rename_in_turn(&self, caller: Caller, ino: Ino, step: &Move) -> Result<()> {
@@ -202,8 +210,9 @@ impl Vfs {
         self.let_go(replaced).await;
         for ino in forgotten {
             let Ok(Some(staged)) = self.staged_now(ino) else { continue };
-            if let Err(error) = staged.retarget(target(&step.target), staged.expect()).await {
-                tracing::error!("{}: what others have replaced stays under the old name: {error}", step.source.key);
+            let moved = async { Ok(staged.retarget(target(&step.target), staged.expect()).await?) };
+            if let Err(error) = self.within(moved).await {
+                tracing::error!("{}: what others have replaced stays under the old name: {error:?}", step.source.key);
             }
         }
     }

@@ -81,7 +81,9 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     options.condition = publish::condition(&entry.shared, snapshot);
     options.checksum = checksum;
     failpoint::pass("put-begins");
-    let error = match store.put(key, body.clone(), options.clone()).await {
+    let put = store.put(key, body.clone(), options.clone());
+    let answer = if awaited { put.await } else { entry.gives_way(put).await.unwrap_or_else(|| Err(put_off(snapshot))) };
+    let error = match answer {
         Ok(outcome) => {
             failpoint::pass("put-answered");
             return Ok(Verdict::Published(published(snapshot, size, &attributes, outcome)));
@@ -108,6 +110,11 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, size, attributes, *head))),
         Judged::Theirs(verdict) => Ok(verdict),
     }
+}
+
+fn put_off(snapshot: &Snapshot) -> S3Error {
+    let Target { store, key } = &snapshot.target;
+    S3Error::local(ErrorKind::TimedOut, "PutObject", format!("s3://{}/{key}", store.bucket()), "no answer, and the file is written again")
 }
 
 /// CompleteMultipartUpload of the parts that were sent.

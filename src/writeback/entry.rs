@@ -24,10 +24,10 @@ use super::rights::Rights;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
-use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, reason, transfer};
+use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, transfer};
+use crate::s3::Store;
 use crate::s3::multipart::PartPlan;
-use crate::s3::slow::{self, Life};
-use crate::s3::{S3Error, Store};
+use crate::s3::slow::Life;
 
 /// How long a published file may take to leave the spool before a writer who waits for its space is refused.
 const HANDING_OVER: Duration = Duration::from_secs(2);
@@ -289,8 +289,12 @@ pub(crate) struct Entry {
     pub in_flight: AtomicU64,
     /// Bytes handed to sockets since the publication or upload began.
     pub sent: AtomicU64,
+    /// The most bytes that a transfer handed over without success, by where they begin.
+    pub handed: Mutex<HashMap<u64, u64>>,
+    /// Who waits for a PutObject to let go of the file.
+    pub wanted: AtomicU32,
     /// When it was last seen alive.
-    life: Mutex<Life>,
+    pub life: Mutex<Life>,
     /// When its content changed last.
     pub changed: Mutex<Instant>,
     /// Deletes of the versions that it replaces: on record until its content is, so that a crash before undeletes nothing.
@@ -354,6 +358,8 @@ impl Entry {
             charged: Mutex::new(Some(0)),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            handed: Mutex::default(),
+            wanted: AtomicU32::new(0),
             life: Mutex::new(Life::default()),
             changed: Mutex::new(Instant::now()),
             replaces: Mutex::default(),
@@ -388,31 +394,6 @@ impl Entry {
             self.shared.used.fetch_sub(before - now, Relaxed);
             self.shared.changed.notify_waiters();
         }
-    }
-
-    /// A byte moved (or an answer came) that had not before.
-    pub fn progressed(&self) {
-        self.life.lock().progress = Instant::now();
-    }
-
-    /// A request of its upload is sent again after a pause: status says why, and a store that asks for patience is there.
-    pub fn sent_again(&self, error: &S3Error, pause: Duration) {
-        if slow::is_sign_of_life(error) {
-            let until = Instant::now() + pause;
-            self.life.lock().slowed = until;
-            self.shared.meter.slowed(until);
-        }
-        self.intent.lock().reason = Some(reason::of_store(error));
-    }
-
-    /// From when on `close_timeout` counts.
-    pub fn seen(&self) -> Instant {
-        self.life.lock().seen(self.shared.config.close_timeout)
-    }
-
-    /// How long nothing of it moved, without the time for which the store asked for patience.
-    pub fn stalled(&self) -> Duration {
-        self.seen().elapsed()
     }
 
     /// It is published after `delay`, unless its content changes before.
@@ -510,7 +491,7 @@ impl Entry {
     /// fsyncs the spool file, then the record.
     pub async fn persist_durably(&self) -> Result<(), Error> {
         {
-            let _writer = self.writer.lock().await;
+            let _writer = self.turn().await;
             let generation = self.content.lock().generation;
             let file = self.file.clone();
             blocking(move || file.sync()).await?;

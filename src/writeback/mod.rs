@@ -19,6 +19,7 @@ use crate::s3::{Account, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, Put
 
 mod abandoned;
 mod adopt;
+mod alive;
 mod behind;
 mod body;
 mod commit;
@@ -213,7 +214,7 @@ pub enum Error {
     #[error("larger than the store's largest object")]
     TooLarge,
     /// No byte moved for `close_timeout` (ETIMEDOUT).
-    #[error("no byte could be sent within close_timeout")]
+    #[error("nothing could be stored within close_timeout")]
     TimedOut,
     /// Unlinked or superseded.
     #[error("the file was removed or replaced")]

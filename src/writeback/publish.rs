@@ -219,6 +219,7 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun });
         intent.creations += 1;
+        entry.handed.lock().clear();
         intent.travelled = Some(intent.attributes.clone());
         (target, intent.attributes.clone(), intent.creations)
     };
@@ -328,6 +329,7 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
         // What was appended meanwhile goes behind this.
         intent.appended = intent.appended.filter(|_| content.is_dirty()).map(|_| published.size);
         entry.refusals.store(0, Relaxed);
+        entry.handed.lock().clear();
         intent.published = Some(published.clone());
         if let Some(key) = intent.beside.take() {
             entry.shared.kept_beside(&published.bucket, &key, &published.key);

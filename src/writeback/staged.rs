@@ -97,7 +97,7 @@ impl Staged {
         };
         entry.make_room(at..at.saturating_add(len)).await?;
         let range = {
-            let _writer = entry.writer.lock().await;
+            let _writer = entry.turn().await;
             let offset = match place {
                 Place::At(offset) => offset,
                 Place::End => self.size(),
@@ -243,7 +243,7 @@ impl Staged {
         self.usable()?;
         self.fits(size, 0)?;
         {
-            let _writer = self.entry.writer.lock().await;
+            let _writer = self.entry.turn().await;
             if self.size() == size {
                 return Ok(());
             }
@@ -280,7 +280,7 @@ impl Staged {
     pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.usable()?;
         {
-            let _writer = self.entry.writer.lock().await;
+            let _writer = self.entry.turn().await;
             let end = offset.saturating_add(len).min(self.size());
             if offset >= end {
                 return Ok(());
@@ -476,7 +476,7 @@ impl Staged {
     pub async fn promise(&self) -> Result<(), Error> {
         let entry = &self.entry;
         {
-            let _writer = entry.writer.lock().await;
+            let _writer = entry.turn().await;
             let mut intent = entry.intent.lock();
             intent.sealed = true;
             if !intent.phase.frees() {

@@ -81,19 +81,25 @@ pub(crate) struct SpoolSource {
     counts: Arc<Counts>,
 }
 
-/// Bytes of one transfer that were handed over: those of the attempt under way, and the most of any attempt. Only
-/// bytes beyond that are progress, so a black hole that swallows a socket buffer at each attempt does time out.
+/// Bytes of one transfer that were handed over: those of the attempt under way, and the most of any attempt, of this transfer or of
+/// earlier ones of the same bytes. Only bytes beyond that are progress, so that a black hole that swallows a socket buffer at each
+/// attempt, and a store that takes all of them and answers nonsense, do time out.
 struct Counts {
     entry: Arc<Entry>,
     handed: AtomicU64,
     most: AtomicU64,
-    len: u64,
+    range: Range<u64>,
 }
 
 impl Counts {
-    fn new(entry: &Arc<Entry>, len: u64) -> Arc<Self> {
-        entry.in_flight.fetch_add(len, Relaxed);
-        Arc::new(Self { entry: entry.clone(), handed: AtomicU64::new(0), most: AtomicU64::new(0), len })
+    fn new(entry: &Arc<Entry>, range: Range<u64>) -> Arc<Self> {
+        entry.in_flight.fetch_add(range.end - range.start, Relaxed);
+        let most = entry.handed.lock().get(&range.start).copied().unwrap_or(0);
+        Arc::new(Self { entry: entry.clone(), handed: AtomicU64::new(0), most: AtomicU64::new(most), range })
+    }
+
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
     }
 
     /// The attempt under way came to nothing: what was handed over of it was not taken.
@@ -106,8 +112,8 @@ impl Counts {
 
     fn hand(&self, bytes: u64) {
         // A client may read a body twice at once (to hash it): no more than its length is ever counted.
-        let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len))).unwrap_or(self.len);
-        let handed = (before + bytes).min(self.len);
+        let before = self.handed.fetch_update(Relaxed, Relaxed, |handed| Some((handed + bytes).min(self.len()))).unwrap_or(self.len());
+        let handed = (before + bytes).min(self.len());
         self.entry.in_flight.fetch_sub(handed - before, Relaxed);
         self.entry.sent.fetch_add(handed - before, Relaxed);
         let news = handed > self.most.fetch_max(handed, Relaxed);
@@ -120,7 +126,11 @@ impl Counts {
 
 impl Drop for Counts {
     fn drop(&mut self) {
-        let rest = self.len - self.handed.load(Relaxed).min(self.len);
+        let most = self.most.load(Relaxed);
+        if most > 0 {
+            self.entry.handed.lock().entry(self.range.start).and_modify(|known| *known = most.max(*known)).or_insert(most);
+        }
+        let rest = self.len() - self.handed.load(Relaxed).min(self.len());
         self.entry.in_flight.fetch_sub(rest, Relaxed);
         self.entry.shared.meter.moved.notify_waiters();
     }
@@ -128,7 +138,7 @@ impl Drop for Counts {
 
 impl SpoolSource {
     pub fn new(entry: &Arc<Entry>, body: Body, range: Range<u64>) -> Self {
-        let counts = Counts::new(entry, range.end - range.start);
+        let counts = Counts::new(entry, range.clone());
         Self { entry: entry.clone(), body, range, counts }
     }
 }
@@ -172,7 +182,7 @@ pub(crate) struct MemorySource {
 
 impl MemorySource {
     pub fn new(entry: &Arc<Entry>, bytes: Bytes) -> Self {
-        let counts = Counts::new(entry, bytes.len() as u64);
+        let counts = Counts::new(entry, 0..bytes.len() as u64);
         Self { bytes, counts }
     }
 }

@@ -221,6 +221,14 @@ impl Uploader {
             job.after.push(message);
             return;
         }
+        let given_up = match &message {
+            Message::Retarget { reply, .. } => reply.is_closed() && !job.entry.intent.lock().withheld,
+            Message::Pause { reply, .. } => reply.is_closed(),
+            _ => false,
+        };
+        if given_up {
+            return;
+        }
         match message {
             Message::Retarget { target, expect, held, reply, .. } => {
                 let (parts, stops) = {

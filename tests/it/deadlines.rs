@@ -178,3 +178,61 @@ fn a_stalled_connection_is_replaced() {
     assert_eq!(store.bytes("small"), "small");
     assert!(store.bytes("large") == noise(4, 20 * MIB));
 }
+
+/// Promise 22: "Writing, closing and renaming go on while bytes move, and end `close_timeout` (5 min) after the last progress", where the
+/// store takes all bytes, again and again, and answers nonsense or a conflict: that is none.
+#[test]
+fn bytes_that_are_taken_in_vain_are_no_progress() {
+    if !can_mount() {
+        return;
+    }
+    // The pause between attempts is at most 15 s.
+    let (mount, faulty, _store) = stage(&["close_timeout=18s", "part_size=5M"]);
+    faulty.fault(When::any_of(&["PutObject", "UploadPart"]).containing("/portal"), Fault::Portal);
+    faulty.fault(When::any_of(&["PutObject"]).containing("/conflict"), Fault::Refusal(409, "OperationAborted"));
+    std::thread::scope(|scope| {
+        for (name, size) in [("portal.small", 50), ("portal.middle", 3 * MIB), ("portal.large", 12 * MIB), ("conflict.small", 50)] {
+            let mount = &mount;
+            scope.spawn(move || {
+                let began = Instant::now();
+                let closed = files::write(&mount.path(name), &noise(1, size));
+                assert!(closed.is_err() && began.elapsed() < A_MINUTE, "{name}: {closed:?} after {:?}", began.elapsed());
+            });
+        }
+    });
+}
+
+/// Promise 2: "With `write_back` it succeeds when the file is safe in the spool", and promise 8: a store that is silent in the middle of
+/// an upload keeps nobody from the file.
+#[test]
+fn a_silent_store_keeps_nobody_from_a_queued_file() {
+    if !can_mount() {
+        return;
+    }
+    let (mount, faulty, store) = stage(&["write_back=100ms"]);
+    let names = ["written", "appended", "emptied", "synced"];
+    names.iter().for_each(|name| files::write(&mount.path(name), &noise(1, 2 * MIB)).unwrap());
+    names.iter().for_each(|name| store.eventually("it is stored", |store| store.get(name).is_some()));
+    faulty.fault(When::any_of(&["PutObject"]), Fault::StallDown);
+    names.iter().for_each(|name| files::write(&mount.path(name), &noise(2, 2 * MIB)).unwrap());
+    // They are on their way.
+    std::thread::sleep(Duration::from_secs(1));
+    let open = |name: &str| File::options().write(true).open(mount.path(name)).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| open("written").write_all_at(b"CON", 0).unwrap());
+        scope.spawn(|| std::io::Write::write_all(&mut File::options().append(true).open(mount.path("appended")).unwrap(), b"CON").unwrap());
+        scope.spawn(|| files::write(&mount.path("emptied"), b"CON").unwrap());
+        scope.spawn(|| open("synced").sync_all().unwrap());
+    });
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    faulty.heal();
+    store.eventually("all of it is stored", |store| {
+        let of = |name: &str| store.get(name).map(|seen| seen.bytes.to_vec()).unwrap_or_default();
+        of("written").starts_with(b"CON")
+            && of("appended").ends_with(b"CON")
+            && of("emptied") == b"CON"
+            && of("synced") == noise(2, 2 * MIB)
+    });
+    assert_eq!(store.keys(), ["appended", "emptied", "synced", "written"]);
+}

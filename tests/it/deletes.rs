@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use crate::support::double::{Fault, Options, When};
 use crate::support::files::{self, errno, output, sh};
 use crate::support::mount::{Mount, Setup, can_mount};
-use crate::support::stage::Stage;
+use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 use crate::write_back::{CHANGES, DELETES, LATER, assert_gone, changes, counted, flush, flush_fails, spooled};
 
@@ -278,4 +278,28 @@ fn a_delete_on_its_way_does_not_hit_the_new_object() {
     flush(&stage);
     assert_eq!(stage.store.keys(), ["f"]);
     assert_eq!(stage.store.bytes("f"), "after");
+}
+
+on_every_store! {
+    /// Promise 11: "the name is gone at once", and is free for a folder where a file was, and for a file where a folder was.
+    fn a_name_that_was_removed_is_free_for_the_other_kind(store) {
+        for name in ["file", "d/f", "from", "tree/f"] {
+            store.put(name, "x");
+        }
+        let stage = Stage::with(store, &[LATER]);
+        fs::remove_file(stage.path("file")).unwrap();
+        fs::create_dir(stage.path("file")).unwrap();
+        fs::write(stage.path("file/below"), "below").unwrap();
+        fs::remove_dir_all(stage.path("d")).unwrap();
+        fs::write(stage.path("d"), "a file").unwrap();
+        fs::remove_dir_all(stage.path("tree")).unwrap();
+        fs::rename(stage.path("from"), stage.path("tree")).unwrap();
+        flush(&stage);
+        for (name, bytes) in [("file/below", "below"), ("d", "a file"), ("tree", "x")] {
+            assert_eq!(stage.store.bytes(name), bytes, "{name}");
+            assert_eq!(fs::read_to_string(stage.path(name)).unwrap(), bytes, "{name}");
+        }
+        let keys: Vec<String> = stage.store.keys().into_iter().filter(|key| !key.ends_with('/')).collect();
+        assert_eq!(keys, ["d", "file/below", "tree"]);
+    }
 }

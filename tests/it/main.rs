@@ -48,6 +48,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("client", client::COMMON),
     ("closing", closing::COMMON),
     ("conflicts", conflicts::COMMON),
+    ("deletes", deletes::COMMON),
     ("desktop", desktop::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),

@@ -24,7 +24,7 @@ impl Vfs {
             table.below(dir).into_iter().filter(is_queued).collect()
         };
         // What is on its way already arrives first, where the listing finds it.
-        let queued = self.pause_queued(files.into_iter()).await;
+        let queued = self.pause_queued(files.into_iter()).await?;
         let result = self.move_tree(dir, step).await;
         for (ino, staged) in queued {
             staged.resume();
