@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(store.get("d/f", stale).await.err().unwrap().kind, ErrorKind::PreconditionFailed);
 
         for key in ["d/", "d/f"] {
-            let source = CopySource { bucket: "releases".into(), key: key.into(), if_match: None, version_id: None };
+            let source = CopySource { bucket: "releases".into(), key: key.into(), if_match: None, version_id: None, checksum: None };
             let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
             store.copy(&key.replace('d', "moved"), source, keep, None).await.unwrap();
         }

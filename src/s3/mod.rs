@@ -324,6 +324,8 @@ pub struct CopySource {
     pub if_match: Option<ETag>,
     /// Copy this version.
     pub version_id: Option<String>,
+    /// Checksum of the whole source, where it is known.
+    pub checksum: Option<Checksum>,
 }
 
 /// What happens to headers and metadata in a CopyObject.

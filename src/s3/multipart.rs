@@ -162,7 +162,8 @@ fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], me
     tags.clone_into(&mut options.tags);
     (options.checksum, options.condition) = (None, None);
     // Parts read at different times must be of one version.
-    let source = CopySource { if_match: source.if_match.or_else(|| Some(head.etag.clone())), ..source };
+    let source =
+        CopySource { if_match: source.if_match.or_else(|| Some(head.etag.clone())), checksum: source.checksum.or(head.checksum), ..source };
     (source, options)
 }
 

@@ -53,13 +53,20 @@ impl Bucket {
 
     /// A store that repeats no CRC does not know it, and lets damaged bytes pass: every store knows Content-MD5.
     fn knows_md5_alone(&self, checksum: Option<&Checksum>) {
-        let mut known = self.capabilities.lock();
-        if matches!(checksum, Some(Checksum::Crc64Nvme(_) | Checksum::Crc32c(_)))
-            && matches!(known.upload_checksum, ChecksumKind::Crc64Nvme | ChecksumKind::Crc32c)
-        {
-            known.upload_checksum = ChecksumKind::Md5;
-            tracing::info!(bucket = self.name(), "the store does not verify CRCs: uploads carry Content-MD5 from now on");
+        if matches!(checksum, Some(Checksum::Crc64Nvme(_) | Checksum::Crc32c(_))) {
+            self.gives_crcs_up();
         }
+    }
+
+    /// CRCs are not sent any more. False where they were not anyway.
+    pub(super) fn gives_crcs_up(&self) -> bool {
+        let mut known = self.capabilities.lock();
+        let sent = matches!(known.upload_checksum, ChecksumKind::Crc64Nvme | ChecksumKind::Crc32c);
+        if sent {
+            known.upload_checksum = ChecksumKind::Md5;
+            tracing::info!(bucket = self.name(), "the store does not do CRCs right: uploads carry Content-MD5 from now on");
+        }
+        sent
     }
 
     async fn md5_of(&self, call: &Call, body: &Arc<dyn Source>) -> Result<[u8; 16]> {

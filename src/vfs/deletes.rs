@@ -182,6 +182,7 @@ pub(super) fn unlinked_object(etag: &ETag) -> Object {
         version_id: None,
         last_modified: SystemTime::now(),
         archived: false,
+        checksum: None,
         attributes: None,
         decoded: true,
     }

@@ -101,6 +101,7 @@ impl Vfs {
             etag: version.etag.clone(),
             size: version.size,
             version_id: version.version_id.clone(),
+            checksum: object.checksum,
             reader: Arc::new(CachedBase(self.cache.reader(place.store.clone(), version).exact())),
         }
     }

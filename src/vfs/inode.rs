@@ -13,7 +13,7 @@ use super::dir_state::DirState;
 use super::error::Error;
 use super::listing::Listing;
 use super::{Ino, ROOT};
-use crate::s3::{ETag, Store};
+use crate::s3::{Checksum, ETag, Store};
 use crate::writeback::{Attributes, Published, Staged};
 
 /// Names up to which the subdirectories of a directory are counted at every stat.
@@ -76,6 +76,8 @@ pub struct Object {
     pub last_modified: SystemTime,
     /// It must be restored before it can be read.
     pub archived: bool,
+    /// Its whole checksum, once a HEAD or our own publication told it.
+    pub checksum: Option<Checksum>,
     /// Headers, metadata and tags, once a HEAD or our own publication told them.
     pub attributes: Option<Attributes>,
     /// A metadata answer (HEAD, GET or our own memory) was seen, so owner, mode and kind are known.
@@ -90,6 +92,7 @@ impl From<&Published> for Object {
             version_id: published.version_id.clone(),
             last_modified: published.last_modified,
             archived: false,
+            checksum: published.checksum,
             attributes: Some(published.attributes.clone()),
             decoded: true,
         }

@@ -218,6 +218,7 @@ impl Vfs {
             version_id: None,
             last_modified: listed.modified,
             archived: listed.archived,
+            checksum: None,
             attributes: None,
             decoded: row.is_some(),
         };
@@ -382,6 +383,7 @@ pub(super) fn object_of(head: ObjectHead) -> Object {
         version_id: head.version_id.clone(),
         last_modified: head.last_modified,
         archived: head.is_archived(),
+        checksum: head.checksum,
         decoded: true,
         etag: head.etag,
         // Without its tags they are not all: whoever needs them asks for both.

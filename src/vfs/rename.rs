@@ -367,6 +367,7 @@ impl Vfs {
             key: from.key.clone(),
             if_match: Some(object.etag.clone()),
             version_id: None,
+            checksum: object.checksum,
         };
         let changed = wanted.metadata != current.metadata || wanted.headers != current.headers;
         let metadata = if changed {
@@ -387,7 +388,7 @@ impl Vfs {
             headers: wanted.headers.clone(),
             storage_class: wanted.storage_class.clone(),
             version_id: None,
-            checksum: None,
+            checksum: object.checksum,
             restore: None,
             tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
         };

@@ -62,6 +62,7 @@ impl Vfs {
             version_id: outcome.version_id,
             last_modified,
             archived: false,
+            checksum: None,
             attributes: Some(attributes),
             decoded: true,
         });

@@ -35,6 +35,7 @@ pub(crate) async fn behind(entry: &Arc<Entry>, target: &Target, theirs: ObjectHe
             etag: theirs.etag.clone(),
             size,
             version_id: theirs.version_id.clone(),
+            checksum: theirs.checksum,
             reader: StoreReader::of(store.clone(), key.clone(), theirs.etag.clone(), theirs.version_id),
         });
         intent.expect = Expect::Version(theirs.etag);

@@ -86,7 +86,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     let error = match answer {
         Ok(outcome) => {
             failpoint::pass("put-answered");
-            return Ok(Verdict::Published(published(snapshot, size, &attributes, outcome)));
+            return Ok(Verdict::Published(published(snapshot, size, checksum, &attributes, outcome)));
         }
         Err(error) => error,
     };
@@ -152,7 +152,7 @@ pub(crate) async fn complete(
     let error = match target.store.complete_multipart(&target.key, upload, &parts, snapshot.size, options.clone()).await {
         Ok(outcome) => {
             failpoint::pass("complete-answered");
-            return Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, outcome)));
+            return Ok(Verdict::Published(published(snapshot, snapshot.size, checksum, &attributes, outcome)));
         }
         Err(error) => error,
     };
@@ -160,7 +160,7 @@ pub(crate) async fn complete(
         // Completed by an earlier attempt whose answer was lost, or aborted by somebody.
         ErrorKind::NoSuchUpload => match target.store.head(&target.key).await {
             Ok(head) if is_ours(&sent, &head, snapshot, true) => {
-                Ok(Verdict::Published(published(snapshot, snapshot.size, &attributes, as_outcome(head))))
+                Ok(Verdict::Published(published(snapshot, snapshot.size, checksum, &attributes, as_outcome(head))))
             }
             Ok(_) => Ok(Verdict::Restart),
             Err(error) if error.kind == ErrorKind::NoSuchKey => Ok(Verdict::Restart),
@@ -296,16 +296,24 @@ fn as_outcome(head: ObjectHead) -> PutOutcome {
 /// The object is there already, with what a HEAD tells of it: where others made it, what was to travel with ours follows.
 fn found(snapshot: &Snapshot, size: u64, sent: super::Attributes, head: ObjectHead) -> Box<Published> {
     let attributes = super::Attributes { metadata: head.metadata.clone(), headers: head.headers.clone(), ..sent };
-    published(snapshot, size, &attributes, as_outcome(head))
+    let checksum = head.checksum;
+    published(snapshot, size, checksum, &attributes, as_outcome(head))
 }
 
-fn published(snapshot: &Snapshot, size: u64, attributes: &super::Attributes, outcome: PutOutcome) -> Box<Published> {
+fn published(
+    snapshot: &Snapshot,
+    size: u64,
+    checksum: Option<Checksum>,
+    attributes: &super::Attributes,
+    outcome: PutOutcome,
+) -> Box<Published> {
     Box::new(Published {
         bucket: snapshot.target.store.bucket().to_owned(),
         key: snapshot.target.key.clone(),
         etag: outcome.etag,
         version_id: outcome.version_id,
         size,
+        checksum,
         last_modified: outcome.last_modified.unwrap_or_else(SystemTime::now),
         attributes: attributes.clone(),
         rebased: snapshot.rebased,

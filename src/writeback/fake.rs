@@ -245,7 +245,7 @@ impl Store for Fake {
 
     async fn get(&self, key: &str, request: GetRequest) -> Result<GetObject> {
         self.call("Get", key).await?;
-        let source = CopySource { bucket: "bucket".into(), key: key.into(), if_match: request.if_match, version_id: None };
+        let source = CopySource { bucket: "bucket".into(), key: key.into(), if_match: request.if_match, version_id: None, checksum: None };
         let object = self.source(&source)?;
         let range = request.range.unwrap_or(0..object.bytes.len() as u64);
         let bytes = object.bytes.slice(range.start as usize..range.end as usize);

@@ -299,7 +299,7 @@ async fn run(shared: &Arc<Shared>, name: &(String, String), mut whole: Job) {
 
 async fn copy(shared: &Arc<Shared>, job: &Request) -> Result<PutOutcome, S3Error> {
     let MetadataChange { bucket, key, etag, attributes, .. } = &job.change;
-    let source = CopySource { bucket: bucket.clone(), key: key.clone(), if_match: Some(etag.clone()), version_id: None };
+    let source = CopySource { bucket: bucket.clone(), key: key.clone(), if_match: Some(etag.clone()), version_id: None, checksum: None };
     let options = PutOptions {
         headers: publish::headers(shared, bucket, key, attributes),
         metadata: attributes.metadata.clone(),

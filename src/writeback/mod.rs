@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::s3::{Account, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
+use crate::s3::{Account, Checksum, ETag, ErrorKind, ListPage, Metadata, ObjectHeaders, PutOutcome, S3Error, Store};
 
 mod abandoned;
 mod adopt;
@@ -131,6 +131,8 @@ pub struct Base {
     pub size: u64,
     /// Its version, on versioned buckets.
     pub version_id: Option<String>,
+    /// Its whole checksum, where it is known.
+    pub checksum: Option<Checksum>,
     /// Gives its bytes.
     pub reader: Arc<dyn BaseReader>,
 }
@@ -180,6 +182,8 @@ pub struct Published {
     pub version_id: Option<String>,
     /// Its size in bytes.
     pub size: u64,
+    /// Its whole checksum, where it was sent with one.
+    pub checksum: Option<Checksum>,
     /// The store's `LastModified` or `Date`, else this machine's clock.
     pub last_modified: SystemTime,
     /// What travelled with it.

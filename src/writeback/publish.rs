@@ -146,6 +146,7 @@ pub(crate) fn plan_of(entry: &Entry, intent: &Intent, content: &Content, multipa
 /// What becomes of a transfer that lacks bytes of the base.
 async fn or_without_base(entry: &Arc<Entry>, snapshot: Option<&Snapshot>, result: Result<Outcome, Trouble>) -> Result<Outcome, Trouble> {
     match (result, snapshot) {
+        (Err(Trouble::Anew), _) => Ok(Outcome::Judged(Verdict::Anew)),
         (Err(Trouble::Stale), Some(snapshot)) => commit::without_base(entry, snapshot).await.map(Outcome::Judged),
         (other, _) => other,
     }
@@ -304,6 +305,7 @@ pub(crate) fn settle(entry: &Arc<Entry>, published: &Published) {
             etag: published.etag.clone(),
             size: published.size,
             version_id: published.version_id.clone(),
+            checksum: published.checksum,
             reader: StoreReader::of(
                 intent.target.store.clone(),
                 published.key.clone(),

@@ -286,6 +286,7 @@ fn intent(record: &Record, store: Arc<dyn Store>, base_store: Option<Arc<dyn Sto
         etag: base.etag.clone(),
         size: base.size,
         version_id: base.version_id.clone(),
+        checksum: None,
         reader: StoreReader::of(store, base.key.clone(), base.etag.clone(), base.version_id.clone()),
     });
     let mut intent = Intent::new(Target { store, key: record.key.clone() }, record.expect.clone(), base, record.attributes.clone());
@@ -392,6 +393,7 @@ async fn completed(store: &dyn Store, record: &Record) -> Option<super::Publishe
         etag: head.etag,
         version_id: head.version_id,
         size: head.size,
+        checksum: head.checksum,
         last_modified: head.last_modified,
         attributes: record.attributes.clone(),
         // Nobody has read it since the program ended.

@@ -78,6 +78,7 @@ impl Entry {
                 etag: head.etag.clone(),
                 size: head.size,
                 version_id: head.version_id.clone(),
+                checksum: head.checksum,
                 reader: StoreReader::of(target.store.clone(), target.key.clone(), head.etag.clone(), head.version_id.clone()),
             });
             intent.fetches = false;

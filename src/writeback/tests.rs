@@ -82,7 +82,15 @@ impl World {
     /// The object as a base whose bytes come from `reader`.
     pub fn base(&self, key: &str, reader: Arc<dyn BaseReader>) -> Base {
         let object = self.store.object(key).unwrap();
-        Base { bucket: "bucket".into(), key: key.into(), etag: object.etag, size: object.bytes.len() as u64, version_id: None, reader }
+        Base {
+            bucket: "bucket".into(),
+            key: key.into(),
+            etag: object.etag,
+            size: object.bytes.len() as u64,
+            version_id: None,
+            checksum: None,
+            reader,
+        }
     }
 
     pub fn bytes(&self, key: &str) -> Bytes {

@@ -30,6 +30,8 @@ pub(crate) enum Trouble {
     S3(S3Error),
     /// The base is another version now, or its bytes cannot be had any more.
     Stale,
+    /// Every part again under a new upload.
+    Anew,
     /// The spool failed.
     Local(Error),
 }
@@ -49,7 +51,7 @@ impl From<Trouble> for Error {
         match trouble {
             Trouble::S3(error) if error.kind == ErrorKind::TooLarge => Error::TooLarge,
             Trouble::S3(error) => Error::S3(error),
-            Trouble::Stale => Error::Stale,
+            Trouble::Stale | Trouble::Anew => Error::Stale,
             Trouble::Local(error) => error,
         }
     }
@@ -337,12 +339,15 @@ pub(crate) async fn part(
             key: base.key.clone(),
             if_match: Some(base.etag.clone()),
             version_id: base.version_id.clone(),
+            checksum: base.checksum,
         };
         let part = match store.upload_part_copy(&target.key, upload, number, source, piece.range.clone()).await {
             Ok(part) => part,
             Err(error) if matches!(error.kind, ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey) => {
                 return Err(Trouble::Stale);
             }
+            // The upload takes no other checksum than this one: another upload, without.
+            Err(error) if error.kind == ErrorKind::BadDigest => return Err(Trouble::Anew),
             Err(error) => return Err(Trouble::S3(error)),
         };
         entry.progressed();

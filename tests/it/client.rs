@@ -31,7 +31,7 @@ fn with_metadata() -> PutOptions {
 }
 
 fn from(store: &Store, key: &str) -> CopySource {
-    CopySource { bucket: store.bucket().to_owned(), key: key.to_owned(), if_match: None, version_id: None }
+    CopySource { bucket: store.bucket().to_owned(), key: key.to_owned(), if_match: None, version_id: None, checksum: None }
 }
 
 fn links(store: &Store, sigv2: bool) {

@@ -75,6 +75,26 @@ fn lost_answer_of_complete() {
     arrives_in_spite_of(20 * MIB, When::operation("CompleteMultipartUpload").times(1), Fault::LostAnswer);
 }
 
+/// Promise 7: "Parts that did not change are copied inside S3", and promise 16 on a store that tells a wrong checksum of them.
+#[test]
+fn copies_with_the_checksum_of_their_source() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double_with(Options { copies_tell_all: true, ..Options::default() }));
+    let mut bytes = noise(1, 20 * MIB);
+    files::write(&stage.path("f"), &bytes).unwrap();
+    for at in [1, 9] {
+        let file = OpenOptions::new().write(true).open(stage.path("f")).unwrap();
+        file.write_all_at(b"changed", at << 20).unwrap();
+        close(file).unwrap();
+        bytes[(at << 20) as usize..][..7].copy_from_slice(b"changed");
+        assert!(stage.store.bytes("f") == bytes);
+    }
+    assert!(stage.double().requests().of("UploadPartCopy") > 0, "{:?}", stage.double().requests().summary());
+    assert_eq!(stage.store.unfinished_uploads(), Vec::<String>::new());
+}
+
 #[test]
 fn error_in_the_200_of_complete() {
     arrives_in_spite_of(20 * MIB, When::operation("CompleteMultipartUpload").times(1), Fault::ErrorIn200("InternalError"));

@@ -76,7 +76,7 @@ async fn refused_credentials_are_read_again_once() {
 async fn a_captive_portal_is_never_s3() {
     let server = Server::start(|_, _| reply("200 OK", &[("content-type", "text/html")], "<html><body>Log in<br></body></html>")).await;
     let store = server.bucket(|_| {});
-    let source = CopySource { bucket: "b".into(), key: "k".into(), if_match: None, version_id: None };
+    let source = CopySource { bucket: "b".into(), key: "k".into(), if_match: None, version_id: None, checksum: None };
     let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
     let body = Bytes::from_static(b"x");
     let kinds = [

@@ -145,6 +145,7 @@ impl Vfs {
             version_id: None,
             last_modified: entry.last_modified,
             archived: false,
+            checksum: None,
             attributes: None,
             decoded: false,
         };

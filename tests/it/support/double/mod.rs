@@ -56,6 +56,8 @@ pub struct Options {
     pub compares_on_delete: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
+    /// A copied range is told the checksum of the whole source, as versitygw does it.
+    pub copies_tell_all: bool,
     /// How far its clock is behind ours.
     pub clock_behind: Duration,
 }
@@ -71,6 +73,7 @@ impl Default for Options {
             opaque_parts: false,
             compares_on_delete: true,
             domain: None,
+            copies_tell_all: false,
             clock_behind: Duration::ZERO,
         }
     }

@@ -123,11 +123,14 @@ pub fn upload_part_copy(memory: &Memory, input: UploadPartCopyInput) -> S3Result
     let upload = find(bucket(&mut state, &input.bucket)?, &input.upload_id, &input.key)?;
     let md5 = part_md5(memory, &bytes);
     let part = PartData { md5, checksum: upload.algorithm.of(&bytes), bytes, last_modified: now() };
-    let result = CopyPartResult {
+    let mut result = CopyPartResult {
         e_tag: Some(ETag::Strong(checksum::hex(&md5))),
         last_modified: Some(Timestamp::from(part.last_modified)),
         ..CopyPartResult::default()
     };
+    if memory.options.copies_tell_all {
+        objects::checksum_value!(result, upload.algorithm, upload.algorithm.of(&source.bytes));
+    }
     upload.parts.insert(number, part);
     Ok(UploadPartCopyOutput { copy_part_result: Some(result), ..UploadPartCopyOutput::default() })
 }
