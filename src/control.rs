@@ -1,7 +1,7 @@
 //! How commands talk to a running mount: one JSON object a line over a unix socket, an answer a line.
 //!
 //! The socket lies in a directory that only the mount's user may enter, under a name made from the mountpoint, so that a
-//! command finds it without a registry. A socket that nobody listens at is removed by whoever meets it.
+//! command finds it without a registry. A socket that nobody listens at is replaced by the next mount of the same place.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -333,6 +333,19 @@ fn make_socket_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Connects. A mount that has just begun listens a moment after the kernel shows it; until then the socket, if there is one, is what a
+/// killed mount has left.
+fn reach(socket: &Path) -> io::Result<UnixStream> {
+    const ATTEMPTS: u32 = 10;
+    for _ in 1..ATTEMPTS {
+        match UnixStream::connect(socket) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::thread::sleep(Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+    UnixStream::connect(socket)
+}
+
 /// A connection to a mount.
 #[derive(Debug)]
 pub struct Client {
@@ -375,18 +388,13 @@ impl Client {
         let name = socket_name(mountpoint);
         let mut last = None;
         for dir in candidate_dirs() {
-            let socket = dir.join(&name);
-            match UnixStream::connect(&socket) {
+            match reach(&dir.join(&name)) {
                 Ok(stream) => {
                     if listener(&stream).is_some_and(|pid| !runs(pid)) {
                         bail!("{0}: its packmule was killed: packmule umount {0} takes the mount away", mountpoint.display());
                     }
                     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
                     return Ok(Client { stream: BufReader::new(stream), mountpoint: mountpoint.to_owned() });
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    let _ = std::fs::remove_file(&socket);
-                    last = Some(error);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => last = Some(error),
