@@ -87,15 +87,25 @@ impl Reader {
     /// Proves that the object is still this version, at the price of at most one request, and keeps what it brought: the first
     /// blocks by a GET with If-Match when they are not cached, else one HEAD. [`CacheError::Stale`] when it is another version.
     pub async fn revalidate(&self) -> Result<ObjectHead, CacheError> {
-        match tokio::time::timeout(READ_DEADLINE, self.prove()).await {
+        match tokio::time::timeout(READ_DEADLINE, self.prove(FIRST)).await {
             Ok(result) => result,
             Err(_) => Err(self.timed_out("HeadObject")),
         }
     }
 
-    async fn prove(&self) -> Result<ObjectHead, CacheError> {
+    /// As [`Reader::revalidate`], of the whole object and before anybody asks for it. What is under way ends with the reader.
+    pub async fn fetch_ahead(&self) -> Result<ObjectHead, CacheError> {
+        let proved = async {
+            let _ahead = self.inner.ahead.acquire().await.ok();
+            self.prove(u64::MAX).await
+        };
+        tokio::time::timeout(READ_DEADLINE, proved).await.unwrap_or_else(|_| Err(self.timed_out("GetObject")))
+    }
+
+    /// Of its first `bytes`.
+    async fn prove(&self, bytes: u64) -> Result<ObjectHead, CacheError> {
         let entry = self.entry().await?;
-        let first = self.version.size.min(FIRST);
+        let first = self.version.size.min(bytes);
         if first > 0 {
             let hold = Arc::clone(&self.ahead.lock().hold);
             if let Some(head) = fetch::open(&self.inner, &entry, &self.store, first, &hold).await {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::Ino;
 use super::error::Error;
 use super::listing::Listing;
+use super::neighbours::Walk;
 use crate::s3::Store;
 
 /// A directory's knowledge of its names.
@@ -32,6 +33,8 @@ pub struct DirState {
     pub keeping: bool,
     /// Marker attributes are to be written.
     pub marker_dirty: bool,
+    /// How its files are read.
+    pub(super) walk: Walk,
 }
 
 impl DirState {
@@ -48,6 +51,7 @@ impl DirState {
             marker: None,
             keeping: false,
             marker_dirty: false,
+            walk: Walk::default(),
         }
     }
 

@@ -72,6 +72,11 @@ impl Listing {
         Self { started, entries: Vec::new(), complete: true, marker: true, covered: String::new() }
     }
 
+    /// Where an object, or a directory, of this segment stands.
+    pub fn position(&self, segment: &str) -> Option<usize> {
+        self.entries.binary_search_by(|entry| (&*entry.segment, entry.hidden).cmp(&(segment, false))).ok()
+    }
+
     /// What it says of a name's meaning.
     pub fn find(&self, meaning: &Meaning, name: &std::ffi::OsStr) -> Answer {
         let (segment, hidden) = match meaning {

@@ -30,6 +30,7 @@ mod inode;
 mod listing;
 mod lookup;
 mod metadata;
+mod neighbours;
 mod path;
 mod process;
 mod queued;
@@ -262,6 +263,8 @@ pub struct Vfs {
     handles: Handles,
     guards: KeyGuards,
     in_vain: InVain,
+    /// When somebody went through the files of a directory in order.
+    walked: Mutex<Option<std::time::Instant>>,
     memory: Memory,
     temporary: TemporaryNames,
     opens: Opens,
@@ -289,6 +292,7 @@ impl Vfs {
             handles: Handles::default(),
             guards: KeyGuards::default(),
             in_vain: InVain::default(),
+            walked: Mutex::default(),
             memory,
             temporary,
             opens: Opens::default(),

@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use super::error::{Error, Result};
 use super::file::row_of;
 use super::handle::FileHandle;
+use super::inode::Place;
 use super::lookup::object_of;
+use super::neighbours::Neighbour;
 use super::versions::JUST_NOW;
 use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
@@ -27,7 +29,7 @@ impl Vfs {
             self.check_writable()?;
         }
         let opened = self.open_object(ino, readable && !truncate, truncate);
-        let keep_cache = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
+        let (keep_cache, reader) = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
         if writable && !truncate {
             let named = self.table.lock().get(ino).map(|node| (node.parent, node.name.clone()));
             if let Some((parent, name)) = named {
@@ -35,6 +37,9 @@ impl Vfs {
             }
         }
         let fh = self.add_handle(caller, ino, flags);
+        if let Some(reader) = reader {
+            self.hand_over(fh, reader);
+        }
         if truncate && let Err(error) = self.truncate_open(caller, fh).await {
             self.release(fh).await;
             return Err(error);
@@ -67,8 +72,8 @@ impl Vfs {
     }
 
     /// Close-to-open: what another client published is seen now, and is what the handle is opened with. True when the kernel's
-    /// pages are still true. `empties`: O_TRUNC, which begins new content at once.
-    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<bool> {
+    /// pages are still true, and a reader that has its bytes already. `empties`: O_TRUNC, which begins new content at once.
+    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<(bool, Option<Arc<Reader>>)> {
         let (object, fresh, staged) = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
@@ -78,7 +83,7 @@ impl Vfs {
                 Kind::File => {}
             }
             if node.is_local() || node.removed && node.file.staged.is_some() {
-                return Ok(true);
+                return Ok((true, None));
             }
             // ESTALE makes the kernel look the name up again.
             let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
@@ -97,7 +102,7 @@ impl Vfs {
                 known.archived = false;
             }
             if restored {
-                return Ok(false);
+                return Ok((false, None));
             }
             tracing::error!(
                 "s3://{}/{} is archived: restore it first (aws s3api restore-object), then open it again",
@@ -106,9 +111,21 @@ impl Vfs {
             );
             return Err(Error::Access);
         }
+        let mut neighbour = self.take_neighbour(ino, &object.etag).filter(|_| reads && !staged);
+        if reads {
+            self.fetch_neighbours(ino);
+        }
+        // Waited for where nothing is to be proved too: dropped before its answer, it would ask in vain.
+        let told = match neighbour.as_mut() {
+            Some(neighbour) => neighbour.head().await,
+            None => None,
+        };
         match (fresh, reads) {
             (true, _) => {}
-            (false, true) if !staged => self.revalidate(ino).await?,
+            (false, true) if !staged => match told {
+                Some(head) => self.proved(ino, &self.place(ino)?, head)?,
+                None => self.revalidate(ino).await?,
+            },
             // Its bytes are here.
             (false, true) => drop(self.object_now(ino, &self.place(ino)?).await?),
             (false, false) => drop(self.current_object(ino, &self.place(ino)?).await?),
@@ -116,11 +133,19 @@ impl Vfs {
         let mut table = self.table.lock();
         let node = table.get_mut(ino).ok_or(Error::Stale)?;
         let etag = node.object.as_ref().map(|object| object.etag.clone());
+        let reader = neighbour.map(Neighbour::reader).filter(|reader| etag.as_ref() == Some(&reader.version().etag));
         let kept = node.file.kernel_pages.is_some() && node.file.kernel_pages == etag;
         if reads {
             node.file.kernel_pages = etag;
         }
-        Ok(kept)
+        Ok((kept, reader))
+    }
+
+    /// A handle reads what was fetched ahead.
+    fn hand_over(&self, fh: Fh, reader: Arc<Reader>) {
+        let Ok(handle) = self.handles.file(fh) else { return };
+        let Some(epoch) = self.table.lock().get(handle.ino).map(|node| node.file.epoch) else { return };
+        *handle.reader.lock() = Some((epoch, reader));
     }
 
     /// Asks the store whether the object is still the version that we know, at the price of the first block or a HEAD.
@@ -138,8 +163,13 @@ impl Vfs {
             None if self.handles.is_open(ino) => return Err(self.forget_name(ino)),
             None => self.head_of_its_version(ino, &place).await?.ok_or(Error::Stale)?,
         };
+        self.proved(ino, &place, head)
+    }
+
+    /// The store says that the object is the version that we know.
+    fn proved(&self, ino: Ino, place: &Place, head: ObjectHead) -> Result<()> {
         if self.is_link(&head) {
-            return Err(self.turn_into_link(ino, &place, head));
+            return Err(self.turn_into_link(ino, place, head));
         }
         let decoded = attr::decode(&head.metadata);
         let observed = self.table.lock().get_mut(ino).ok_or(Error::Stale)?.observe(object_of(head), &decoded);

@@ -316,3 +316,66 @@ fn distance_is_met_with_connections() {
     files::write(&mount.path("up"), &bytes).unwrap();
     assert!(store.bytes("up") == bytes);
 }
+
+const SMALL_FILES: usize = 200;
+
+fn small_file(n: usize) -> Vec<u8> {
+    noise(n as u64, 30 << 10)
+}
+
+/// A folder of small files, listed, at 20 ms.
+fn small_files() -> Option<Stage> {
+    let stage = counted(&[], (0..SMALL_FILES).map(|n| (format!("d/{n:03}"), small_file(n))))?;
+    assert_eq!(files::names(&stage.path("d")).len(), SMALL_FILES);
+    stage.double().reset_requests();
+    stage.double().fault(When::operation("GetObject"), Fault::Delay(Duration::from_millis(20)));
+    Some(stage)
+}
+
+fn read_small_file(stage: &Stage, n: usize) {
+    assert!(fs::read(stage.path(&format!("d/{n:03}"))).unwrap() == small_file(n), "{n}");
+}
+
+/// Promise 14: "A first open of a file listed or fetched within the last second asks nothing more." Who reads small files in the order of
+/// their names finds the next ones fetched, many at once, each by one GET.
+#[test]
+fn small_files_read_in_order_are_fetched_ahead() {
+    let Some(stage) = small_files() else { return };
+    (0..SMALL_FILES).for_each(|n| read_small_file(&stage, n));
+    let requests = stage.double().requests();
+    assert_eq!((requests.of("GetObject"), requests.of("HeadObject")), (SMALL_FILES, 0), "{:?}", requests.summary());
+    assert!(requests.of("ListObjectsV2") <= 2 && requests.peak >= 16, "{:?}, {} at once", requests.summary(), requests.peak);
+    // Once more: all of it is here, and that it is still true is asked for ahead.
+    std::thread::sleep(Duration::from_millis(1100));
+    stage.double().fault(When::operation("HeadObject"), Fault::Delay(Duration::from_millis(20)));
+    stage.double().reset_requests();
+    (0..SMALL_FILES).for_each(|n| read_small_file(&stage, n));
+    let requests = stage.double().requests();
+    assert_eq!((requests.of("GetObject"), requests.of("HeadObject")), (0, SMALL_FILES), "{:?}", requests.summary());
+    assert!(requests.peak >= 16, "{} at once", requests.peak);
+}
+
+/// Who reads here and there, or stops, has little fetched that nobody reads.
+#[test]
+fn small_files_read_in_no_order_are_fetched_alone() {
+    let Some(stage) = small_files() else { return };
+    let somewhere = (0..40).map(|n| n * 73 % SMALL_FILES);
+    somewhere.for_each(|n| read_small_file(&stage, n));
+    assert_eq!(stage.double().requests().of("GetObject"), 40, "{:?}", stage.double().requests().summary());
+    let Some(stage) = small_files() else { return };
+    (0..3).for_each(|n| read_small_file(&stage, n));
+    std::thread::sleep(Duration::from_millis(200));
+    let fetched = stage.double().requests().of("GetObject");
+    assert!((4..=3 + 8).contains(&fetched), "{fetched} for 3");
+}
+
+/// Promise 14: "Another client's change is seen within `metadata_ttl` (5 s), and at once by open()", of a file too that was fetched ahead.
+#[test]
+fn what_was_fetched_ahead_is_asked_for_again_later() {
+    let Some(stage) = small_files() else { return };
+    (0..3).for_each(|n| read_small_file(&stage, n));
+    std::thread::sleep(Duration::from_millis(1100));
+    stage.store.put("d/003", "theirs");
+    assert_eq!(fs::read_to_string(stage.path("d/003")).unwrap(), "theirs");
+    read_small_file(&stage, 4);
+}
