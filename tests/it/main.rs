@@ -25,6 +25,7 @@ mod names;
 mod namespace;
 mod options;
 mod outages;
+mod patterns;
 mod posix;
 mod programs;
 mod promises;
