@@ -25,6 +25,7 @@
 //! Complete) and returns the store's answer: no object exists before, none is ever partial. The spool file then becomes the
 //! cache's. Opening for reading sends the first ranged GET with the known ETag; every later GET carries it too, so old and
 //! new bytes never mix.
+//! Whoever reads the small files of a directory in order finds the next ones fetched.
 //!
 //! # What is known, and for how long
 //! A directory that was listed or made within `metadata_ttl` answers lookups without a request. Listings carry no metadata:
