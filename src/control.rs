@@ -16,6 +16,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::cache::{CacheReport, CacheWish};
 use crate::fuse::mountinfo::{self, FS_TYPE};
 use crate::writeback::{DeleteStatus, EntryStatus};
 
@@ -58,6 +59,11 @@ pub enum Request {
     },
     /// Drops listings, so that everything is asked anew.
     Refresh,
+    /// What the cache holds, that it is checked, or emptied.
+    Cache {
+        /// Which of these.
+        wish: CacheWish,
+    },
     /// Tries a parked upload again, waits for it, and tells the key that it has now.
     Retry {
         /// Its number in the spool.
@@ -116,6 +122,11 @@ pub enum Response {
     },
     /// The answer to [`Request::Status`].
     Status(Box<Status>),
+    /// The answer to [`Request::Cache`].
+    Cache {
+        /// What is there then.
+        report: Box<CacheReport>,
+    },
     /// The answer to [`Request::Link`].
     Link {
         /// The link.

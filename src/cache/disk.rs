@@ -41,6 +41,9 @@ impl FileName {
     }
 }
 
+/// What a directory holds, the least recently used first.
+pub type Found = Vec<(EntryId, Slot)>;
+
 /// The locked sub-directory.
 #[derive(Debug)]
 pub struct Disk {
@@ -52,7 +55,7 @@ pub struct Disk {
 impl Disk {
     /// Locks a sub-directory of `parent` for `identity` and lists what it holds, least recently used first. What a crash left
     /// without a sidecar is removed.
-    pub fn open(parent: &Path, identity: &str) -> io::Result<(Self, Vec<(EntryId, Slot)>)> {
+    pub fn open(parent: &Path, identity: &str) -> io::Result<(Self, Found)> {
         let hash = Sha256::digest(identity.as_bytes());
         let hex: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         for mount in 0..MAX_MOUNTS {
@@ -73,6 +76,37 @@ impl Disk {
         Err(io::Error::other(format!("{MAX_MOUNTS} mounts use {} already", parent.display())))
     }
 
+    /// Locks every sub-directory that no mount has, and lists what each holds.
+    pub fn open_left(parent: &Path) -> io::Result<Vec<(Self, Found)>> {
+        let mut left = Vec::new();
+        let items = match fs::read_dir(parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(left),
+            items => items?,
+        };
+        for item in items {
+            let dir = item?.path();
+            let ours = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("blocks-"));
+            let Some(lock) = ours.then(|| OpenOptions::new().write(true).open(dir.join("lock")).ok()).flatten() else { continue };
+            if lock.try_lock().is_ok() {
+                let disk = Self { dir, serial: AtomicU32::new(0), _lock: lock };
+                let found = disk.scan()?;
+                left.push((disk, found));
+            }
+        }
+        left.sort_by(|(one, _), (other, _)| one.dir.cmp(&other.dir));
+        Ok(left)
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the sidecar of a cache file says; `None` where it is damaged.
+    pub fn sidecar(&self, name: FileName) -> Option<Sidecar> {
+        Sidecar::decode(&fs::read(self.sums(name)).ok()?)
+    }
+
     /// Backup programs leave out directories with this file (Cache Directory Tagging Specification). Without it nothing breaks.
     fn tag(&self) {
         let text = "Signature: 8a477f597d28d172789f06886806bc55\n# Cached blocks of S3 objects, made by packmule.\n";
@@ -81,7 +115,7 @@ impl Disk {
         }
     }
 
-    fn scan(&self) -> io::Result<Vec<(EntryId, Slot)>> {
+    fn scan(&self) -> io::Result<Found> {
         let mut found: Vec<(SystemTime, FileName, Slot)> = Vec::new();
         let mut last = 0;
         for item in fs::read_dir(&self.dir)? {
@@ -148,8 +182,7 @@ impl Disk {
 
     /// Opens the cache file of a version with what its sidecar says. Any surprise is a miss. Marks the file as used.
     pub fn load(&self, name: FileName, version: &ObjectVersion) -> Option<(File, Sidecar)> {
-        let record = fs::read(self.sums(name)).ok()?;
-        let sidecar = Sidecar::decode(&record)?;
+        let sidecar = self.sidecar(name)?;
         let found = &sidecar.version;
         if (&found.bucket, &found.key, &found.etag, found.size) != (&version.bucket, &version.key, &version.etag, version.size) {
             return None;

@@ -80,6 +80,25 @@ impl Shelf {
         (self.slots.len() as u64, self.bytes)
     }
 
+    /// Files that are whole.
+    pub fn whole(&self) -> u64 {
+        self.slots.iter().filter(|(_, slot)| slot.complete).count() as u64
+    }
+
+    /// All files, the least recently used first.
+    pub fn oldest_first(&self) -> Vec<(EntryId, Slot)> {
+        self.slots.iter().rev().map(|(id, slot)| (*id, *slot)).collect()
+    }
+
+    /// Takes all files off but those with readers.
+    pub fn clear(&mut self, in_use: impl Fn(EntryId) -> bool) -> Vec<(EntryId, Slot)> {
+        let gone: Vec<_> = self.oldest_first().into_iter().filter(|(id, _)| !in_use(*id)).collect();
+        for (id, _) in &gone {
+            self.remove(*id);
+        }
+        gone
+    }
+
     /// Takes files off until `need` bytes are freed: the least recently used first, those with readers (`in_use`) last of all.
     pub fn evict(&mut self, need: u64, in_use: impl Fn(EntryId) -> bool) -> Vec<(EntryId, Slot)> {
         let mut victims = Vec::new();

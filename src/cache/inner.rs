@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 use super::block::{BLOCK, EntryId, Sidecar, sum_of};
-use super::disk::{Disk, FileName};
+use super::disk::{Disk, FileName, Found};
 use super::distance::Distance;
 use super::download::SEGMENT;
 use super::entry::Entry;
@@ -102,21 +102,25 @@ impl Index {
 impl Inner {
     /// Opens the directory, or does without it. Blocks.
     pub fn open(config: CacheConfig) -> Self {
-        let mut shelf = Shelf::new();
-        let disk = match Disk::open(&config.dir, &config.identity) {
-            Ok((disk, found)) => {
-                for (id, slot) in found {
-                    if let Some(old) = shelf.insert(id, slot) {
-                        disk.unlink(FileName { id, serial: old.serial });
-                    }
-                }
-                Some(disk)
-            }
+        match Disk::open(&config.dir, &config.identity) {
+            Ok((disk, found)) => Self::with(config, Some(disk), found),
             Err(error) => {
                 tracing::warn!(dir = %config.dir.display(), %error, "cache_dir cannot be used: reading without a disk cache");
-                None
+                Self::with(config, None, Vec::new())
             }
-        };
+        }
+    }
+
+    /// With what was found in its directory, the least recently used first. Blocks.
+    pub fn with(config: CacheConfig, disk: Option<Disk>, found: Found) -> Self {
+        let mut shelf = Shelf::new();
+        for (id, slot) in found {
+            if let Some(old) = shelf.insert(id, slot)
+                && let Some(disk) = &disk
+            {
+                disk.unlink(FileName { id, serial: old.serial });
+            }
+        }
         let memory = config.memory_limit.saturating_sub(PROCESS);
         let recent = if disk.is_some() { (memory / 5).min(RECENT) } else { memory / 3 };
         let connections = config.max_connections.clamp(1, ((memory / 4 / CONNECTION) as usize).max(FEWEST));

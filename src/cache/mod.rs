@@ -27,6 +27,7 @@ mod fetch;
 mod inner;
 mod memory;
 mod reader;
+mod upkeep;
 mod whole;
 mod window;
 
@@ -36,6 +37,7 @@ mod fake;
 mod tests;
 
 pub use reader::Reader;
+pub use upkeep::{CacheReport, CacheWish};
 
 /// A read ends within this time, by bytes or by an error (promise 22).
 pub const READ_DEADLINE: Duration = Duration::from_secs(90);
@@ -77,6 +79,22 @@ pub struct CacheConfig {
     pub max_connections: usize,
     /// The endpoint is plain HTTP: whole objects are verified against their whole checksum (promise 16).
     pub checks_ranges_over_http: bool,
+}
+
+impl CacheConfig {
+    /// Of a cache that takes nothing in: what it holds is within its bounds.
+    fn unbounded(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            identity: String::new(),
+            max_size: u64::MAX,
+            min_free_space: 0,
+            memory_limit: 0,
+            read_ahead: None,
+            max_connections: 1,
+            checks_ranges_over_http: false,
+        }
+    }
 }
 
 /// Why a read failed.
@@ -121,6 +139,10 @@ impl Cache {
             tokio::spawn(Inner::save_forever(Arc::downgrade(&inner)));
         }
         Ok(Arc::new(Cache { inner, summing: Arc::new(Semaphore::new(1)) }))
+    }
+
+    fn of(inner: Inner) -> Arc<Cache> {
+        Arc::new(Cache { inner: Arc::new(inner), summing: Arc::new(Semaphore::new(1)) })
     }
 
     /// A reader of one version. Cheap; makes no request.

@@ -68,6 +68,7 @@ pub fn program() -> Command {
                 .about("Forget listings, so that everything is asked anew")
                 .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else the only one")),
         )
+        .subcommand(cache())
         .subcommand(link())
         .subcommand(links())
         .subcommand(
@@ -110,6 +111,21 @@ fn mount() -> Command {
         .arg(path("directory", "DIRECTORY", "Where").required(true).value_hint(ValueHint::DirPath))
         .arg(options());
     with_table(command)
+}
+
+fn cache() -> Command {
+    let of = |command: Command| {
+        let dir = path("directory", "DIRECTORY", "A mount, or a path on it; else all mounts, and what mounts left that ended")
+            .value_hint(ValueHint::DirPath);
+        let cache_dir = path("cache-dir", "DIRECTORY", "Of mounts that ended alone, whose caches are here (cache_dir=)");
+        command.arg(dir).arg(cache_dir.long("cache-dir").value_hint(ValueHint::DirPath).conflicts_with("directory"))
+    };
+    of(Command::new("cache").about("What the caches hold of objects that were read").args_conflicts_with_subcommands(true))
+        .subcommand(of(Command::new("show").about("Where they are, and how much is in them")))
+        .subcommand(of(
+            Command::new("check").about("Compare every block with its checksum; what is damaged is fetched again when it is read")
+        ))
+        .subcommand(of(Command::new("empty").about("Remove what is not being read")))
 }
 
 fn link() -> Command {

@@ -9,6 +9,7 @@ use clap::{ArgMatches, Command};
 
 use crate::config::words::nearest;
 
+mod cache;
 mod check;
 mod client;
 mod commands;
@@ -49,6 +50,7 @@ fn dispatch(matches: &ArgMatches) -> ExitCode {
         "discard" => entries::discard(matches),
         "recover" => entries::recover(matches),
         "refresh" => client::refresh(matches),
+        "cache" => cache::run(matches),
         "link" => link::run(matches),
         "links" => links::run(matches),
         "config" => check::run(matches),

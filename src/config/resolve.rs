@@ -80,10 +80,7 @@ impl Config {
         aws_profile::fill(&mut t, environment)?;
         let place = |path: PathBuf| absolute(path, environment);
         let state_dir = state_dir(environment)?;
-        let cache_dir = match t.cache_dir.take() {
-            Some(path) => place(path)?,
-            None => environment.directory("XDG_CACHE_HOME", "/var/cache/packmule", ".cache/packmule")?,
-        };
+        let cache_dir = cache_of(&mut t, environment)?;
         let spool_dir = spool_of(&mut t, &state_dir, environment)?;
         let mountpoint = mountpoint(&invocation.mountpoint)?;
         let log_file = t.log_file.take().map(place).transpose()?;
@@ -184,6 +181,18 @@ pub fn client_of(arguments: &[Argument], source: &Source, environment: &Environm
 /// Where the spool of a mount is whose own options do not say it.
 pub fn spool_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
     spool_of(&mut Typed::inherited(environment, None)?, &state_dir(environment)?, environment)
+}
+
+/// Where the cache of a mount is whose own options do not say it.
+pub fn cache_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    cache_of(&mut Typed::inherited(environment, None)?, environment)
+}
+
+fn cache_of(t: &mut Typed, environment: &Environment) -> Result<PathBuf, ConfigError> {
+    match t.cache_dir.take() {
+        Some(path) => absolute(path, environment),
+        None => environment.directory("XDG_CACHE_HOME", "/var/cache/packmule", ".cache/packmule"),
+    }
 }
 
 fn state_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {

@@ -285,6 +285,7 @@ impl Handler for Answers {
                     },
                 }
             }
+            Request::Cache { wish } => Ok(Response::Cache { report: Box::new(self.layers.cache.upkeep(wish).await) }),
             Request::Refresh => {
                 self.layers.vfs.refresh().await;
                 Ok(Response::Ok)

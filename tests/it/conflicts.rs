@@ -345,8 +345,8 @@ on_every_store! {
     }
 }
 
-/// Promise 12 speaks of "somebody else's change": an earlier content of ours, which the store took and whose answer was lost, is
-/// none, whether the mount lives on or is killed (promise 26), before or after the next close.
+/// Promise 12: "What somebody else changed since you opened a file" is judged; an earlier content of ours, which the store took and whose
+/// answer was lost, is no such change, whether the mount lives on or is killed, before or after the next close.
 fn an_answer_is_lost(killed: bool, closed_again: bool) {
     const MIB: usize = 1 << 20;
     let big = noise(3, 20 * MIB);

@@ -5,6 +5,7 @@ mod account;
 mod adoption;
 mod architecture;
 mod attr;
+mod cache;
 mod client;
 mod client_faults;
 mod closing;
