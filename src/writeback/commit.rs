@@ -11,7 +11,7 @@ use md5::{Digest, Md5};
 use super::behind;
 use super::body::{self, Body};
 use super::entry::Entry;
-use super::manifest::Phase;
+use super::manifest::{Phase, UploadRecord};
 use super::publish::{self, Snapshot, Verdict};
 use super::sent::{Sent, Whose};
 use super::state::{Slot, Status};
@@ -172,7 +172,11 @@ pub(crate) async fn complete(
             Ok(Verdict::Restart)
         }
         ErrorKind::PreconditionFailed | ErrorKind::NoSuchKey => match judge(entry, snapshot, &sent, doubt, &error).await? {
-            Judged::Ours(head) => Ok(Verdict::Published(found(snapshot, snapshot.size, attributes, *head))),
+            Judged::Ours(head) => {
+                // By an earlier upload than this one, perhaps.
+                entry.abandon(target.store.clone(), UploadRecord::known(target.key.clone(), upload.to_owned()));
+                Ok(Verdict::Published(found(snapshot, snapshot.size, attributes, *head)))
+            }
             Judged::Theirs(verdict) => Ok(verdict),
         },
         _ => otherwise(entry, &options, error),

@@ -438,6 +438,39 @@ fn killed_at_every_failpoint() {
     eprintln!("killed at {} failpoints, promises kept: {kills}", points.len());
 }
 
+/// A file whose Complete was answered before the kill is known to be stored: none of it is sent again, and no upload is left (promise 26).
+#[test]
+fn what_was_completed_before_a_kill_is_not_sent_again() {
+    if !can_mount() {
+        return;
+    }
+    for changes in [false, true] {
+        let store = Store::double();
+        if changes {
+            store.put("f", noise(1, 23 * MIB));
+        }
+        let mut mount = Mount::start(setup(&store, true).env(failpoint::VARIABLE, "complete-answered"));
+        let mut expected = noise(2, 23 * MIB);
+        if changes {
+            expected = noise(1, 23 * MIB);
+            expected[6 * MIB..7 * MIB].copy_from_slice(&noise(3, MIB));
+            let file = OpenOptions::new().write(true).open(mount.path("f")).unwrap();
+            file.write_all_at(&expected[6 * MIB..7 * MIB], 6 * MIB as u64).unwrap();
+            files::close(file).unwrap();
+        } else {
+            files::write(&mount.path("f"), &expected).unwrap();
+        }
+        assert!(mount.was_killed(Duration::from_secs(20)));
+        store.as_double().unwrap().reset_requests();
+        mount.again();
+        files::output(mount.command().args(["flush"]).arg(mount.dir()));
+        let requests = store.as_double().unwrap().requests();
+        assert!(store.get("f").is_some_and(|seen| seen.bytes == expected), "changes {changes}");
+        assert_eq!(requests.of("CreateMultipartUpload"), 0, "changes {changes}: {:?}", requests.summary());
+        assert_eq!(store.unfinished_uploads(), Vec::<String>::new());
+    }
+}
+
 /// What is queued under a name is given up for what is renamed over it only when that is promised too (promise 26).
 #[test]
 fn a_rename_over_a_queued_file_that_dies_loses_not_both() {
