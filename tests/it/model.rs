@@ -261,6 +261,7 @@ impl Subject {
                 done(self.close(fh).await)
             }
             Step::ForeignPut { path, len, seed } => {
+                self.settle().await;
                 self.store.put(&format!("below/{path}"), noise(*seed, *len));
                 self.vfs().refresh().await;
                 Ok(Answer::Done)
@@ -275,9 +276,9 @@ impl Subject {
         }
     }
 
-    /// A release goes on in the background: another client's edit comes after it.
+    /// A release goes on in the background, and an empty file is stored 2 s after its close: another client's edit comes after them.
     async fn settle(&self) {
-        for _ in 0..200 {
+        for _ in 0..500 {
             if self.layers.as_ref().unwrap().1.status().is_empty() {
                 return;
             }
