@@ -465,20 +465,28 @@ impl Inner {
     }
 
     fn evict(&self, need: u64) {
-        let Some(disk) = self.disk.as_ref().filter(|_| need > 0) else { return };
+        if need > 0 {
+            self.remove_files(|shelf, has_readers| shelf.evict(need, has_readers));
+        }
+    }
+
+    /// Removes the files that `choose` takes off the shelf, and gives them. Blocks.
+    pub fn remove_files(&self, choose: impl FnOnce(&mut Shelf, &dyn Fn(EntryId) -> bool) -> Found) -> Found {
+        let Some(disk) = &self.disk else { return Found::new() };
         let (victims, entries) = {
             let mut index = self.index.lock();
             let Index { entries, shelf, .. } = &mut *index;
             let has_readers =
                 |id: EntryId| entries.get(&id).and_then(Weak::upgrade).is_some_and(|entry| entry.readers.load(Ordering::Relaxed) > 0);
-            let victims = shelf.evict(need, has_readers);
+            let victims = choose(shelf, &has_readers);
             let entries: Vec<_> = victims.iter().filter_map(|(id, _)| index.forget(*id)).collect();
             (victims, entries)
         };
         entries.iter().for_each(|entry| entry.state().detached = true);
-        for (id, slot) in victims {
-            disk.unlink(FileName { id, serial: slot.serial });
+        for (id, slot) in &victims {
+            disk.unlink(FileName { id: *id, serial: slot.serial });
         }
+        victims
     }
 
     /// Takes an entry out of the cache: its readers go on with what they have, and the file goes. Blocks.

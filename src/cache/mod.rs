@@ -134,11 +134,11 @@ pub struct Cache {
 impl Cache {
     /// Opens the cache. Where its directory cannot be used, reads go through memory and one warning says so.
     pub async fn open(config: CacheConfig) -> std::io::Result<Arc<Cache>> {
-        let inner = Arc::new(tokio::task::spawn_blocking(move || Inner::open(config)).await.map_err(std::io::Error::other)?);
-        if inner.disk.is_some() {
-            tokio::spawn(Inner::save_forever(Arc::downgrade(&inner)));
+        let cache = Self::of(tokio::task::spawn_blocking(move || Inner::open(config)).await.map_err(std::io::Error::other)?);
+        if cache.inner.disk.is_some() {
+            tokio::spawn(Inner::save_forever(Arc::downgrade(&cache.inner)));
         }
-        Ok(Arc::new(Cache { inner, summing: Arc::new(Semaphore::new(1)) }))
+        Ok(cache)
     }
 
     fn of(inner: Inner) -> Arc<Cache> {

@@ -3,15 +3,14 @@
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 
-use super::block::{BLOCK, EntryId, bytes_of};
+use super::block::{BLOCK, bytes_of};
 use super::disk::{Disk, FileName};
 use super::entry::{Entry, Piece};
-use super::inner::{Index, Inner};
+use super::inner::Inner;
 use super::memory::Buffers;
 use super::{Cache, CacheConfig};
 
@@ -111,20 +110,7 @@ impl Inner {
 
     /// Removes what nobody reads. Gives its files and bytes. Blocks.
     fn empty(&self) -> (u64, u64) {
-        let Some(disk) = &self.disk else { return (0, 0) };
-        let (gone, entries) = {
-            let mut index = self.index.lock();
-            let Index { entries, shelf, .. } = &mut *index;
-            let is_read =
-                |id: EntryId| entries.get(&id).and_then(Weak::upgrade).is_some_and(|entry| entry.readers.load(Ordering::Relaxed) > 0);
-            let gone = shelf.clear(is_read);
-            let entries: Vec<_> = gone.iter().filter_map(|(id, _)| index.forget(*id)).collect();
-            (gone, entries)
-        };
-        entries.iter().for_each(|entry| entry.state().detached = true);
-        for (id, slot) in &gone {
-            disk.unlink(FileName { id: *id, serial: slot.serial });
-        }
+        let gone = self.remove_files(|shelf, is_read| shelf.clear(is_read));
         (gone.len() as u64, gone.iter().map(|(_, slot)| slot.bytes).sum())
     }
 }

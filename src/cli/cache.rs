@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use bytesize::ByteSize;
 use clap::ArgMatches;
 
 use super::commands::path_of;
+use super::pages::show;
+use super::status::size;
 use crate::cache::{Cache, CacheReport, CacheWish};
 use crate::config::{Environment, resolve};
 use crate::control::{Client, Request, Response};
@@ -24,26 +25,26 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (mut damaged, mut silent) = (0, Vec::new());
     let mut tell = |of: String, report: &CacheReport| {
         damaged += report.damaged.len();
-        print!("{}", as_text(&of, report, wish));
+        show(as_text(&of, report, wish).as_bytes())
     };
     let cache_dir = path_of(matches, "cache-dir");
     match path_of(matches, "directory") {
         Some(path) => {
             let client = Client::connect_for(Some(&path))?;
             let mountpoint = client.mountpoint().to_owned();
-            tell(mountpoint.display().to_string(), &ask(client, wish)?);
+            tell(mountpoint.display().to_string(), &ask(client, wish)?)?;
         }
         None => {
             let me = nix::unistd::geteuid();
             let mounts = if cache_dir.is_none() { mounts()? } else { Vec::new() };
             for mount in mounts.into_iter().filter(|mount| mount.is_ours(me)) {
                 match Client::connect(&mount.target).and_then(|client| ask(client, wish)) {
-                    Ok(report) => tell(mount.target.display().to_string(), &report),
+                    Ok(report) => tell(mount.target.display().to_string(), &report)?,
                     Err(error) => silent.push(format!("{error:#}")),
                 }
             }
             for report in left(cache_dir, wish)? {
-                tell("no mount".to_owned(), &report);
+                tell("no mount".to_owned(), &report)?;
             }
         }
     }
@@ -106,8 +107,4 @@ fn as_text(of: &str, report: &CacheReport, wish: CacheWish) -> String {
         }
     }
     text
-}
-
-fn size(bytes: u64) -> String {
-    ByteSize::b(bytes).display().iec().to_string()
 }

@@ -9,7 +9,7 @@ use super::manifest::Phase;
 use super::publish::StoreReader;
 use super::spool::blocking;
 use super::transfer::{self, Trouble, Writer};
-use super::{Base, Error, Expect, Target};
+use super::{Error, Expect, Target};
 use crate::s3::ObjectHead;
 
 /// Bytes moved at once.
@@ -24,20 +24,12 @@ pub(crate) fn is_append(entry: &Entry) -> bool {
 pub(crate) async fn behind(entry: &Arc<Entry>, target: &Target, theirs: ObjectHead) -> Result<(), Trouble> {
     let Target { store, key } = target;
     let tags = if theirs.tag_count > 0 { store.get_tags(key).await.map_err(Trouble::S3)? } else { Vec::new() };
-    let size = theirs.size;
+    let (base, size) = (StoreReader::base(target, &theirs), theirs.size);
     let rebase = move |intent: &mut Intent| {
         intent.attributes.headers = theirs.headers;
         intent.attributes.storage_class = theirs.storage_class;
         intent.attributes.tags = tags;
-        intent.base = Some(Base {
-            bucket: store.bucket().to_owned(),
-            key: key.clone(),
-            etag: theirs.etag.clone(),
-            size,
-            version_id: theirs.version_id.clone(),
-            checksum: theirs.checksum,
-            reader: StoreReader::of(store.clone(), key.clone(), theirs.etag.clone(), theirs.version_id),
-        });
+        intent.base = Some(base);
         intent.expect = Expect::Version(theirs.etag);
         intent.sent.clear();
         (intent.fetches, intent.completing, intent.rebased) = (false, None, true);

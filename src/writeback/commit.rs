@@ -49,7 +49,7 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
     let kind = store.capabilities().upload_checksum;
     let body: Arc<dyn Source>;
     let checksum;
-    let mut md5;
+    let md5;
     if size <= IN_MEMORY {
         let bytes = bytes.read_all(0..size).await?;
         if entry.rolling.lock().of(&(0..size)).is_some_and(|sum| sum != crc_fast::crc64_nvme(&bytes)) {
@@ -58,16 +58,19 @@ pub(crate) async fn put(entry: &Arc<Entry>, snapshot: &Snapshot, doubt: bool, aw
         let mut hasher = Hasher::new(kind);
         hasher.update(&bytes);
         checksum = hasher.finish();
-        md5 = Some(Md5::digest(&bytes).into());
+        md5 = checksum.and_then(md5_of).or_else(|| Some(Md5::digest(&bytes).into()));
         body = Arc::new(MemorySource::new(entry, bytes));
     } else {
         checksum = transfer::written(entry, &bytes, 0..size, kind, writer.as_ref()).await?;
         // A queued file may be written again before this is answered.
-        let too = if entry.shared.config.write_back.is_zero() { ChecksumKind::Off } else { ChecksumKind::Md5 };
-        md5 = transfer::checksums(&bytes, 0..size, [too]).await?[0].and_then(md5_of);
+        md5 = match checksum.and_then(md5_of) {
+            None if !entry.shared.config.write_back.is_zero() => {
+                transfer::checksums(&bytes, 0..size, [ChecksumKind::Md5]).await?[0].and_then(md5_of)
+            }
+            known => known,
+        };
         body = Arc::new(SpoolSource::new(entry, bytes, 0..size));
     }
-    md5 = checksum.and_then(md5_of).or(md5);
     let mut sent = Sent { size, etag: md5.map(etag_of), checksum, metadata: attributes.metadata.clone() };
     entry.sends(&sent, generation);
     if !snapshot.whole && !entry.shared.config.write_back.is_zero() {

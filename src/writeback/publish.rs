@@ -25,7 +25,7 @@ use super::uploader::Message;
 use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
 use super::{behind, commit};
 use crate::failpoint;
-use crate::s3::{Condition, ETag, ErrorKind, GetObject, GetRequest, ObjectHeaders, PutOptions, S3Error, Store};
+use crate::s3::{Condition, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, ObjectHeaders, PutOptions, S3Error, Store};
 
 /// What one publication is about, as it stood when it was sealed.
 pub(crate) struct Snapshot {
@@ -518,6 +518,20 @@ impl StoreReader {
     /// Of this version.
     pub fn of(store: Arc<dyn Store>, key: String, etag: ETag, version_id: Option<String>) -> Arc<Self> {
         Arc::new(Self { store, key, etag, version_id })
+    }
+
+    /// The object that a HEAD told of, as a base.
+    pub fn base(target: &Target, head: &ObjectHead) -> Base {
+        let Target { store, key } = target;
+        Base {
+            bucket: store.bucket().to_owned(),
+            key: key.clone(),
+            etag: head.etag.clone(),
+            size: head.size,
+            version_id: head.version_id.clone(),
+            checksum: head.checksum,
+            reader: Self::of(store.clone(), key.clone(), head.etag.clone(), head.version_id.clone()),
+        }
     }
 
     async fn get(&self, range: Range<u64>, version_id: Option<String>) -> Result<GetObject, BaseError> {

@@ -6,7 +6,7 @@
 
 use super::entry::Entry;
 use super::publish::StoreReader;
-use super::{Base, Expect, Target};
+use super::{Expect, Target};
 use crate::s3::{Checksum, ETag, Metadata, ObjectHead};
 
 /// So many are remembered; past that the oldest is taken for somebody else's.
@@ -72,15 +72,7 @@ impl Entry {
         intent.expect = Expect::Version(head.etag.clone());
         if intent.base.is_some() {
             // What was never written is in it as it was in the base.
-            intent.base = Some(Base {
-                bucket: target.store.bucket().to_owned(),
-                key: target.key.clone(),
-                etag: head.etag.clone(),
-                size: head.size,
-                version_id: head.version_id.clone(),
-                checksum: head.checksum,
-                reader: StoreReader::of(target.store.clone(), target.key.clone(), head.etag.clone(), head.version_id.clone()),
-            });
+            intent.base = Some(StoreReader::base(target, head));
             intent.fetches = false;
             content.follows(head.size, intent.appended.is_some());
         }
