@@ -19,7 +19,7 @@ impl Vfs {
     /// unlink(2): sends its DELETE and returns its result; with `write_back` the DELETE is queued.
     pub async fn unlink(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
         self.check_removable()?;
-        let removed = self
+        let ino = self
             .within(async {
                 let ino = self.resolve(parent, name).await?;
                 if self.kind(ino)? == Kind::Directory {
@@ -27,11 +27,13 @@ impl Vfs {
                 }
                 let order = self.order(ino)?;
                 let _turn = order.lock().await;
-                self.unlink_in_turn(parent, ino).await
+                self.unlink_in_turn(parent, ino).await?;
+                Ok(ino)
             })
-            .await
-            .map(|()| self.gone(parent, name))?;
-        self.let_go(removed).await;
+            .await?;
+        // Its own content was let go of in its turn.
+        let others = self.gone(parent, name).into_iter().filter(|other| *other != ino).collect();
+        self.let_go(others).await;
         self.keep_directory(parent);
         Ok(())
     }
