@@ -31,8 +31,18 @@ pub struct FileHandle {
     pub truncated: bool,
     /// It wrote or truncated.
     pub wrote: AtomicBool,
+    /// Its opener closed it, and nobody wrote by it since. RELEASE comes later than close(2) returns.
+    pub closed: AtomicBool,
     /// Its reader of the published object, and the file's epoch that it is of.
     pub reader: Mutex<Option<(u64, Arc<Reader>)>>,
+}
+
+impl FileHandle {
+    /// Somebody writes by it.
+    pub fn writes(&self) {
+        self.wrote.store(true, Ordering::Relaxed);
+        self.closed.store(false, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone)]
@@ -119,5 +129,15 @@ impl Handles {
     /// How many handles are open on the inode.
     pub fn count(&self, ino: Ino) -> usize {
         self.open.lock().files.get(&ino).copied().unwrap_or_default()
+    }
+
+    /// True while the inode is open for writing, and not closed by who opened it.
+    pub fn is_written(&self, ino: Ino) -> bool {
+        let writes = |handle: &Handle| match handle {
+            Handle::File(file) => file.ino == ino && file.writable && !file.closed.load(Ordering::Relaxed),
+            Handle::Directory(_) => false,
+        };
+        let open = self.open.lock();
+        open.files.contains_key(&ino) && open.handles.values().any(writes)
     }
 }

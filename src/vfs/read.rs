@@ -67,6 +67,7 @@ impl Vfs {
             append: flags & libc::O_APPEND != 0,
             truncated: flags & libc::O_TRUNC != 0,
             wrote: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             reader: Mutex::new(None),
         })
     }

@@ -91,9 +91,8 @@ impl Vfs {
             let table = self.table.lock();
             let children = table.dir(handle.ino).map(|dir| dir.children.values().copied().collect::<Vec<_>>()).unwrap_or_default();
             let waits = |ino: &Ino| {
-                table
-                    .get(*ino)
-                    .is_some_and(|node| node.file.writers == 0 && node.file.staged.as_ref().is_some_and(|s| s.size() == 0 && s.is_dirty()))
+                let staged = table.get(*ino).and_then(|node| node.file.staged.as_ref());
+                staged.is_some_and(|staged| staged.size() == 0 && staged.is_dirty()) && !self.handles.is_written(*ino)
             };
             children.into_iter().filter(waits).collect()
         };

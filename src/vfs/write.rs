@@ -26,7 +26,7 @@ impl Vfs {
         if !handle.append && offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Error::TooLarge);
         }
-        handle.wrote.store(true, Ordering::Relaxed);
+        handle.writes();
         if handle.append {
             staged.append(data).await?;
         } else {
@@ -59,7 +59,7 @@ impl Vfs {
         let order = self.order(handle.ino)?;
         let _turn = order.lock().await;
         let staged = self.stage_anew(handle.ino, Start::Opened(handle.opened)).await?;
-        handle.wrote.store(true, Ordering::Relaxed);
+        handle.writes();
         self.changed(handle.ino, &staged, kills_privileges(caller));
         Ok(())
     }
@@ -88,7 +88,7 @@ impl Vfs {
         }
         match fh.and_then(|fh| self.handles.file(fh).ok()) {
             Some(handle) => {
-                handle.wrote.store(true, Ordering::Relaxed);
+                handle.writes();
                 Ok(())
             }
             None => {
@@ -110,6 +110,7 @@ impl Vfs {
         if !handle.writable || process::thread_group(caller.pid) != handle.opener {
             return Ok(());
         }
+        handle.closed.store(true, Ordering::Relaxed);
         if handle.wrote.load(Ordering::Relaxed) || self.is_new_and_empty(handle.ino) {
             return self.close_content(handle.ino, handle.truncated).await;
         }
@@ -225,7 +226,7 @@ impl Vfs {
         }
         let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()).ok_or(Error::TooLarge)?;
         let staged = self.staged(&handle).await?;
-        handle.wrote.store(true, Ordering::Relaxed);
+        handle.writes();
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
             let size = staged.size();

@@ -50,6 +50,15 @@ on_every_store! {
         assert_eq!(stage.store.bytes("log"), "one\n");
         inherit(heir);
         stage.store.eventually("the heir's line is in the bucket", |store| store.bytes("log") == "one\ntwo\n");
+        // A temporary name that its writer has closed is whole, whoever else holds it.
+        let file = File::create(stage.path("film.mkv.crdownload")).unwrap();
+        std::io::Write::write_all(&mut &file, b"one\n").unwrap();
+        let heir = self::heir(&file);
+        close(file).unwrap();
+        fs::rename(stage.path("film.mkv.crdownload"), stage.path("film.mkv")).unwrap();
+        assert_eq!(stage.store.bytes("film.mkv"), "one\n");
+        inherit(heir);
+        stage.store.eventually("the heir's line is in the film", |store| store.bytes("film.mkv") == "one\ntwo\n");
         // Python's mapping keeps a descriptor of its own.
         let script = "import mmap, os\nfd = os.open('m', os.O_RDWR | os.O_CREAT)\nos.write(fd, b'0' * 5000)\nm = mmap.mmap(fd, 5000)\n\
                       os.close(fd)\nm[4990:4996] = b'stored'\nm.close()";
@@ -64,9 +73,17 @@ on_every_store! {
         File::create(stage.path("synced")).unwrap();
         File::open(stage.dir()).unwrap().sync_all().unwrap();
         assert_eq!(stage.store.keys(), ["synced"]);
+        // The kernel lets go of a file after its close has returned: an heir holds it for certain.
+        let file = File::create(stage.path("heired")).unwrap();
+        let heir = heir(&file);
+        close(file).unwrap();
+        File::open(stage.dir()).unwrap().sync_all().unwrap();
+        assert_eq!(stage.store.keys(), ["heired", "synced"]);
+        inherit(heir);
+        stage.store.eventually("the heir's line is in the bucket", |store| store.bytes("heired") == "two\n");
         File::create(stage.path("unmounted")).unwrap();
         stage.mount.umount();
-        assert_eq!(stage.store.keys(), ["synced", "unmounted"]);
+        assert_eq!(stage.store.keys(), ["heired", "synced", "unmounted"]);
     }
 
     /// Promise 4: "O_TRUNC closed without data follows the same rule"

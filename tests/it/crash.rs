@@ -498,6 +498,28 @@ fn a_rename_over_a_queued_file_that_dies_loses_not_both() {
     assert!(kills >= 3, "{kills}");
 }
 
+/// A queued content that replaces an object is renamed: the object never shows again beside the content that has left its name.
+#[test]
+fn a_rename_of_a_queued_replacement_that_dies_brings_nothing_back() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for (point, expected) in [("rename-left:1", "a"), ("rename-recorded:1", "b")] {
+        store.put("a", "old");
+        let mut mount = Mount::start(Setup::of(&store).option("write_back=1h").env(failpoint::VARIABLE, point));
+        files::write(&mount.path("a"), b"new").unwrap();
+        fs::rename(mount.path("a"), mount.path("b")).unwrap_err();
+        assert!(mount.was_killed(Duration::from_secs(5)), "{point}");
+        mount.again();
+        files::output(mount.command().args(["flush"]).arg(mount.dir()));
+        assert_eq!(store.keys(), [expected], "{point}");
+        assert_eq!(store.bytes(expected), "new", "{point}");
+        assert_eq!(files::names(mount.dir()), [expected], "{point}");
+        store.delete(expected);
+    }
+}
+
 /// A new file of 5 parts, killed when 3 of them were answered; an object that is changed in two places, when both were. What the
 /// store has is found over several pages, by its MD5 or, where ETags are none, by its checksum (promise 26).
 #[test]

@@ -10,6 +10,7 @@ use super::super::temporary::{Temporary, is_junk};
 use super::super::{Ino, Vfs};
 use super::{Found, Move};
 use crate::failpoint;
+use crate::s3::ETag;
 use crate::writeback::{Expect, Staged};
 
 impl Vfs {
@@ -39,11 +40,17 @@ impl Vfs {
             (None, None, None) => Expect::NewFile,
         };
         let guess = temporary.as_ref().and_then(|temporary| self.guess(step.to.0, temporary));
-        staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await?;
         let mut leaves = object;
+        let ahead = self.leave_ahead(step, leaves.as_ref()).await?;
+        failpoint::pass("rename-left");
+        if let Err(error) = staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await {
+            self.withdraw_ahead(step, ahead).await?;
+            return Err(error.into());
+        }
         if let Some(published) = staged.published() {
             if !staged.is_dirty() {
                 // It was too late for another name: it has an object under the old one.
+                self.withdraw_ahead(step, ahead).await?;
                 staged.retarget_held(target(&step.source), Expect::Version(published.etag), false, None).await?;
                 self.catch_up(ino);
                 let etag = unlinked.as_ref().and_then(Taken::etag);
@@ -55,7 +62,7 @@ impl Vfs {
             leaves = self.table.lock().get(ino).and_then(|node| node.object.clone());
         }
         staged.set_junk(temporary.is_some() && step.to.1.to_str().is_some_and(is_junk));
-        let closed = self.table.lock().get(ino).is_some_and(|node| node.file.writers == 0);
+        let closed = !self.handles.is_written(ino);
         // A temporary name that was closed has its content whole: the rename is what publishes it. An open one has its close to come.
         let publishes = held && temporary.is_none() && closed && staged.is_dirty();
         if publishes && queued.is_some() {
@@ -82,7 +89,7 @@ impl Vfs {
             let left = std::mem::replace(&mut node.file.recovered, replaces_unlinked);
             left && !held
         };
-        self.leave_behind(ino, step, leaves, left).await?;
+        self.leave_behind(ino, step, leaves, ahead, left).await?;
         self.relink(ino, step).await;
         // The store holds it under this name until ours is published: who removes or renames the file must reckon with it.
         if let Some(node) = self.table.lock().get_mut(ino).filter(|_| over.is_some()) {
@@ -94,15 +101,41 @@ impl Vfs {
         Ok(())
     }
 
+    /// Writes down that what lies under the old name is to be deleted, where that is queued: before the new name is recorded, so that a
+    /// crash in between never leaves the content under the one and what it was to replace under the other. The content's publication
+    /// under the old name takes it back. Gives the version that is deleted.
+    async fn leave_ahead(&self, step: &Move, object: Option<&Object>) -> Result<Option<ETag>> {
+        let Some(object) = object else { return Ok(None) };
+        let ahead = async {
+            if !self.writeback.queues(step.source.store.as_ref(), &step.source.key).await {
+                return Ok(None);
+            }
+            self.delete(&step.source, Some(object.etag.clone()), false).await?;
+            Ok(Some(object.etag.clone()))
+        };
+        self.within(ahead).await
+    }
+
+    /// What [`Vfs::leave_ahead`] wrote down is not to be: the content keeps the old name.
+    async fn withdraw_ahead(&self, step: &Move, ahead: Option<ETag>) -> Result<()> {
+        if ahead.is_none() {
+            return Ok(());
+        }
+        let taken = self.take_delete(&step.source).await;
+        self.replaced(taken?, Ok(())).await
+    }
+
     /// Deletes what lies under the old name: the object that the content was begun from, or, where an earlier run left the file, one
-    /// that nobody knows.
-    async fn leave_behind(&self, ino: Ino, step: &Move, object: Option<Object>, unknown: bool) -> Result<()> {
+    /// that nobody knows. `ahead`: the version of which that is done.
+    async fn leave_behind(&self, ino: Ino, step: &Move, object: Option<Object>, ahead: Option<ETag>, unknown: bool) -> Result<()> {
         if unknown {
             // What was queued may be a new version of it.
             return self.within(self.delete(&step.source, None, false)).await;
         }
         let Some(object) = object else { return Ok(()) };
-        self.within(self.delete(&step.source, Some(object.etag), false)).await?;
+        if ahead.as_ref() != Some(&object.etag) {
+            self.within(self.delete(&step.source, Some(object.etag), false)).await?;
+        }
         self.memory.remove(step.source.store.bucket(), &step.source.key);
         if let Some(node) = self.table.lock().get_mut(ino) {
             node.object = None;
