@@ -16,8 +16,9 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{CacheReport, CacheWish};
+use crate::cache::{CacheReport, CacheWish, Pin};
 use crate::fuse::mountinfo::{self, FS_TYPE};
+use crate::vfs::PinReport;
 use crate::writeback::{DeleteStatus, EntryStatus};
 
 pub mod progress;
@@ -63,6 +64,13 @@ pub enum Request {
     Cache {
         /// Which of these.
         wish: CacheWish,
+    },
+    /// Keeps a folder or a file (absolute path on the mount) in the cache, or no longer.
+    Pin {
+        /// Which.
+        path: PathBuf,
+        /// No longer.
+        off: bool,
     },
     /// Tries a parked upload again, waits for it, and tells the key that it has now.
     Retry {
@@ -126,6 +134,13 @@ pub enum Response {
     Cache {
         /// What is there then.
         report: Box<CacheReport>,
+        /// What is pinned.
+        pins: Vec<PinReport>,
+    },
+    /// The answer to [`Request::Pin`].
+    Pin {
+        /// What is pinned, or was.
+        pin: Pin,
     },
     /// The answer to [`Request::Link`].
     Link {
@@ -197,6 +212,9 @@ pub struct Status {
     /// Files that this mount published beside somebody else's change of them, the newest last.
     #[serde(default)]
     pub conflicts: Vec<ConflictCopy>,
+    /// What is kept in the cache whatever else is read.
+    #[serde(default)]
+    pub pins: Vec<PinReport>,
 }
 
 /// A file that is being written, waits, is uploaded or is parked; or a delete.

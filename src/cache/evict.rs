@@ -99,8 +99,9 @@ impl Shelf {
         gone
     }
 
-    /// Takes files off until `need` bytes are freed: the least recently used first, those with readers (`in_use`) last of all.
-    pub fn evict(&mut self, need: u64, in_use: impl Fn(EntryId) -> bool) -> Vec<(EntryId, Slot)> {
+    /// Takes files off until `need` bytes are freed: the least recently used first, those with readers (`in_use`) last of all, and
+    /// those that are `pinned` never.
+    pub fn evict(&mut self, need: u64, in_use: impl Fn(EntryId) -> bool, pinned: impl Fn(EntryId) -> bool) -> Vec<(EntryId, Slot)> {
         let mut victims = Vec::new();
         let mut freed = 0;
         for spare_readers in [true, false] {
@@ -108,7 +109,7 @@ impl Shelf {
                 if freed >= need {
                     break;
                 }
-                if in_use(*id) != spare_readers {
+                if in_use(*id) != spare_readers && !pinned(*id) {
                     victims.push((*id, *slot));
                     freed += slot.bytes;
                 }
@@ -141,7 +142,7 @@ mod tests {
     fn the_least_recently_used_goes_first() {
         let mut shelf = shelf(&[1, 2, 3]);
         shelf.touch(id(1));
-        let gone: Vec<_> = shelf.evict(11, |_| false).iter().map(|v| v.0).collect();
+        let gone: Vec<_> = shelf.evict(11, |_| false, |_| false).iter().map(|v| v.0).collect();
         assert_eq!(gone, [id(2), id(3)]);
         assert_eq!(shelf.usage(), (1, 10));
     }
@@ -149,8 +150,15 @@ mod tests {
     #[test]
     fn files_with_readers_go_last() {
         let mut shelf = shelf(&[1, 2, 3]);
-        let gone: Vec<_> = shelf.evict(25, |i| i == id(1)).iter().map(|v| v.0).collect();
+        let gone: Vec<_> = shelf.evict(25, |i| i == id(1), |_| false).iter().map(|v| v.0).collect();
         assert_eq!(gone, [id(2), id(3), id(1)]);
+    }
+
+    #[test]
+    fn what_is_pinned_stays() {
+        let mut shelf = shelf(&[1, 2, 3]);
+        let gone: Vec<_> = shelf.evict(25, |_| false, |i| i == id(1)).iter().map(|v| v.0).collect();
+        assert_eq!((gone, shelf.usage()), (vec![id(2), id(3)], (1, 10)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::download::SEGMENT;
 use super::entry::Entry;
 use super::evict::{Shelf, Slot};
 use super::memory::{Buffers, Recent};
+use super::pinned::Pinned;
 use super::window::Reach;
 use super::{CacheConfig, CacheError, ObjectVersion};
 
@@ -66,6 +67,8 @@ pub struct Inner {
     /// From here to the store.
     pub distance: Arc<Distance>,
     pub(super) index: Mutex<Index>,
+    /// What is not evicted.
+    pub pinned: Pinned,
     next_uid: AtomicU64,
     unchecked: AtomicU64,
     disk_full: AtomicBool,
@@ -114,6 +117,7 @@ impl Inner {
     /// With what was found in its directory, the least recently used first. Blocks.
     pub fn with(config: CacheConfig, disk: Option<Disk>, found: Found) -> Self {
         let mut shelf = Shelf::new();
+        let pinned = disk.as_ref().map(|disk| Pinned::load(disk, &found)).unwrap_or_default();
         for (id, slot) in found {
             if let Some(old) = shelf.insert(id, slot)
                 && let Some(disk) = &disk
@@ -131,6 +135,7 @@ impl Inner {
             ahead: Semaphore::new((connections - connections.div_ceil(8)).max(1)),
             memory: Semaphore::new((memory / 16 / 1024).clamp(LEAST_ANSWERS, 1 << 26) as usize),
             index: Mutex::new(Index { entries: BTreeMap::new(), sweep_at: 64, shelf, unsaved: HashMap::new() }),
+            pinned,
             processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
             distance: Arc::default(),
             next_uid: AtomicU64::new(0),
@@ -466,7 +471,8 @@ impl Inner {
 
     fn evict(&self, need: u64) {
         if need > 0 {
-            self.remove_files(|shelf, has_readers| shelf.evict(need, has_readers));
+            let pinned = self.pinned.versions();
+            self.remove_files(|shelf, has_readers| shelf.evict(need, has_readers, |id| pinned.contains(&id)));
         }
     }
 

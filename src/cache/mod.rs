@@ -26,6 +26,7 @@ mod evict;
 mod fetch;
 mod inner;
 mod memory;
+mod pinned;
 mod reader;
 mod upkeep;
 mod whole;
@@ -36,6 +37,7 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
+pub use pinned::Pin;
 pub use reader::Reader;
 pub use upkeep::{CacheReport, CacheWish};
 

@@ -25,7 +25,7 @@ pub enum CacheWish {
     Show,
     /// Every block is read and compared with its sum.
     Check,
-    /// All that nobody reads is removed.
+    /// All that nobody reads or pinned is removed.
     Empty,
 }
 
@@ -73,8 +73,7 @@ impl Cache {
         }
         (report.files, report.bytes) = self.inner.usage();
         report.whole = self.inner.index.lock().shelf.whole();
-        report.dir = self.inner.disk.as_ref().map(|disk| disk.dir().to_owned());
-        report.max_size = self.inner.config.max_size;
+        (report.dir, report.max_size) = (self.dir(), self.max_size());
         report
     }
 }
@@ -108,9 +107,10 @@ impl Inner {
         Some(self.entry(&sidecar.version))
     }
 
-    /// Removes what nobody reads. Gives its files and bytes. Blocks.
+    /// Removes what nobody reads and nobody pinned. Gives its files and bytes. Blocks.
     fn empty(&self) -> (u64, u64) {
-        let gone = self.remove_files(|shelf, is_read| shelf.clear(is_read));
+        let pinned = self.pinned.versions();
+        let gone = self.remove_files(|shelf, is_read| shelf.clear(|id| is_read(id) || pinned.contains(&id)));
         (gone.len() as u64, gone.iter().map(|(_, slot)| slot.bytes).sum())
     }
 }

@@ -125,7 +125,17 @@ fn cache() -> Command {
         .subcommand(of(
             Command::new("check").about("Compare every block with its checksum; what is damaged is fetched again when it is read")
         ))
-        .subcommand(of(Command::new("empty").about("Remove what is not being read")))
+        .subcommand(of(Command::new("empty").about("Remove what is neither being read nor pinned")))
+        .subcommand(
+            Command::new("pin")
+                .about("Fetch a folder or a file, keep it up to date, and read it from the cache while the store does not answer")
+                .arg(path("path", "PATH", "On a mount").required(true)),
+        )
+        .subcommand(
+            Command::new("unpin")
+                .about("Keep it no longer: it stays until something else needs the room")
+                .arg(path("path", "PATH", "On a mount").required(true)),
+        )
 }
 
 fn link() -> Command {

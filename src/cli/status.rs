@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
+use super::cache::pin_line;
 use super::commands::path_of;
 use super::everything::{Everything, Left, Owner};
 use crate::control::{ConflictCopy, Status, Upload};
@@ -103,6 +104,9 @@ fn table(status: &Status, found: &Everything) -> String {
         (true, false) => text += "  everything is in S3\n",
         (true, true) => text += "  read-only: nothing is stored by this mount\n",
         (false, _) => {}
+    }
+    for pin in &status.pins {
+        let _ = writeln!(text, "  {}", pin_line(pin));
     }
     for upload in &status.uploads {
         text += &entry(upload, Owner::Mount(&status.mountpoint), found);

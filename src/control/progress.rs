@@ -57,7 +57,8 @@ fn watch(mountpoint: &Path, meant: &dyn Fn(&Upload) -> bool, ended: Receiver<()>
     }
 }
 
-fn bar() -> ProgressBar {
+/// A bar of bytes on the terminal.
+pub fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}") {
         bar.set_style(style);

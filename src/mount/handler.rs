@@ -77,6 +77,7 @@ impl Answers {
             cache_bytes: cache.bytes,
             requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
             conflicts: layers.writeback.conflicts(),
+            pins: layers.vfs.pins(),
         }
     }
 
@@ -222,6 +223,14 @@ impl Answers {
         })
     }
 
+    async fn pin(&self, path: &Path, off: bool) -> Result<Response, String> {
+        let found = self.find(path).await?;
+        let ino = found.inodes.last().copied().unwrap_or(ROOT);
+        let vfs = &self.layers.vfs;
+        let pin = if off { vfs.unpin(ino).await? } else { vfs.pin(ino).await? };
+        Ok(Response::Pin { pin })
+    }
+
     /// Where a path of this mount leads, though there may be no such file: what is parked is not in its directory.
     async fn key(&self, path: &Path) -> Result<Response, String> {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(format!("{}: names no file", path.display())) };
@@ -285,7 +294,11 @@ impl Handler for Answers {
                     },
                 }
             }
-            Request::Cache { wish } => Ok(Response::Cache { report: Box::new(self.layers.cache.upkeep(wish).await) }),
+            Request::Cache { wish } => {
+                let report = Box::new(self.layers.cache.upkeep(wish).await);
+                Ok(Response::Cache { report, pins: self.layers.vfs.pins() })
+            }
+            Request::Pin { path, off } => self.pin(&path, off).await,
             Request::Refresh => {
                 self.layers.vfs.refresh().await;
                 Ok(Response::Ok)

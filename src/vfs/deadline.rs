@@ -47,6 +47,11 @@ impl InVain {
     }
 }
 
+/// The thread that asks waited for the store in vain a moment ago.
+pub(super) fn waited_in_vain(vfs: &Vfs) -> bool {
+    ASKER.try_with(|asker| vfs.in_vain.lately(*asker).is_some()).unwrap_or(false)
+}
+
 impl Vfs {
     /// Ends `work` with an error at the deadline of promise 22.
     pub(super) async fn within<T>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {

@@ -11,7 +11,7 @@ use super::inode::{Object, Place};
 use super::path::name_of;
 use super::queued::split;
 use super::{Ino, Vfs};
-use crate::s3::{ETag, ListPage, ListRequest, Store};
+use crate::s3::{ETag, ListPage, ListRequest, S3Error, Store};
 use crate::writeback::{Deletion, Expect, Journalled, Writeback};
 
 /// How long the DELETE of a name that is about to be taken is held.
@@ -81,6 +81,11 @@ impl Vfs {
 
     /// A page of a listing, less what was removed here.
     pub(super) async fn list(&self, store: &dyn Store, request: ListRequest) -> Result<ListPage> {
+        Ok(self.list_raw(store, request).await?)
+    }
+
+    /// As [`Vfs::list`], with the store's own words where it fails.
+    pub(super) async fn list_raw(&self, store: &dyn Store, request: ListRequest) -> std::result::Result<ListPage, S3Error> {
         let since = Instant::now();
         let mut page = store.list(request).await?;
         self.writeback.hide_deleted(store.bucket(), since, &mut page);

@@ -267,6 +267,7 @@ impl Vfs {
         if let Some(row) = row {
             self.memory.put(&published.bucket, &published.key, row);
         }
+        self.note_made(&place);
         self.settle_attributes(ino, &place, &published.attributes);
     }
 

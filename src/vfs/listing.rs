@@ -136,7 +136,7 @@ impl Merger {
         for entry in page.entries {
             match segment_of(&entry.key, self.prefix_len) {
                 Some(segment) if segment.is_empty() => self.marker_object(entry, &mut entries),
-                Some(segment) => entries.push(Listed { segment, hidden: false, object: Some(object_of(entry)) }),
+                Some(segment) => entries.push(Listed { segment, hidden: false, object: Some(ListedObject::of(entry)) }),
                 None => {}
             }
         }
@@ -159,7 +159,7 @@ impl Merger {
     fn marker_object(&mut self, entry: ListEntry, entries: &mut Vec<Listed>) {
         self.marker = true;
         if entry.size > 0 {
-            entries.push(Listed { segment: "".into(), hidden: true, object: Some(object_of(entry)) });
+            entries.push(Listed { segment: "".into(), hidden: true, object: Some(ListedObject::of(entry)) });
         }
     }
 
@@ -178,9 +178,12 @@ fn segment_of(key: &str, prefix_len: usize) -> Option<Box<str>> {
     key.get(prefix_len..).filter(|rest| !rest.contains('/')).map(Into::into)
 }
 
-fn object_of(entry: ListEntry) -> ListedObject {
-    let archived = is_archive_class(entry.storage_class.as_deref());
-    ListedObject { size: entry.size, etag: entry.etag, modified: entry.last_modified, archived, sha1: entry.sha1 }
+impl ListedObject {
+    /// Of a listing's entry.
+    pub fn of(entry: ListEntry) -> Self {
+        let archived = is_archive_class(entry.storage_class.as_deref());
+        Self { size: entry.size, etag: entry.etag, modified: entry.last_modified, archived, sha1: entry.sha1 }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! lookup, getattr, forget: from a name to an inode with as few requests as the promises allow.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{self, Attr, Decoded, Kind};
@@ -10,7 +11,7 @@ use super::listing::{Answer, Listed, ListedObject, Merger};
 use super::path::{Meaning, meaning_of};
 use super::remember::Row;
 use super::{Caller, Entry, Fh, Ino, KERNEL_TTL, MtimeSource, ROOT, Vfs};
-use crate::s3::{ETag, ListRequest, ObjectHead};
+use crate::s3::{ETag, ListRequest, ObjectHead, Store};
 use crate::writeback::Attributes;
 
 /// A symbolic link's target is at most PATH_MAX - 1 bytes.
@@ -104,6 +105,14 @@ impl Vfs {
         if self.temporary.is_probe(name) && !self.listed_lately(parent) {
             return Err(Error::NoEntry);
         }
+        let Some(covered) = self.covered(parent, &meaning) else { return self.resolve_in_store(parent, name, meaning).await };
+        match self.unless_silent(&covered.bucket, self.resolve_in_store(parent, name, meaning)).await {
+            Some(resolved) => resolved,
+            None => self.resolve_pinned(parent, name, &covered).await,
+        }
+    }
+
+    async fn resolve_in_store(&self, parent: Ino, name: &OsStr, meaning: Meaning) -> Result<Ino> {
         let listing = self.known(parent).await?;
         if self.is_removed_since(parent, name, listing.started) {
             return Err(Error::NoEntry);
@@ -138,7 +147,7 @@ impl Vfs {
     }
 
     /// A listing does not hold the name: the node that had it is unlinked, unless this mount knows better.
-    fn now_absent(&self, parent: Ino, name: &OsStr, started: Instant) -> Result<Ino> {
+    pub(super) fn now_absent(&self, parent: Ino, name: &OsStr, started: Instant) -> Result<Ino> {
         let mut table = self.table.lock();
         if let Some(child) = table.child(parent, name) {
             if table.get(child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started)) {
@@ -153,11 +162,7 @@ impl Vfs {
     pub(super) async fn adopt_listed(&self, parent: Ino, name: OsString, listed: &Listed, started: Instant) -> Result<Ino> {
         if self.is_account(parent) {
             let store = self.bucket(&listed.segment).await?;
-            return Ok(self.take(parent, name, &listed.segment, Kind::Directory, None, started, |node| {
-                if let Some(dir) = node.dir.as_deref_mut() {
-                    dir.store = Some(store.clone());
-                }
-            }));
+            return Ok(self.take_bucket(parent, name, &listed.segment, started, &store));
         }
         let place = self.place_below(parent, &listed.segment, listed.object.is_none())?;
         let Some(object) = &listed.object else {
@@ -170,6 +175,15 @@ impl Vfs {
             return self.adopt_head(parent, name, &listed.segment, &place, head);
         }
         Ok(self.take_listed(parent, name, &listed.segment, object, row, started))
+    }
+
+    /// The inode of a bucket.
+    pub(super) fn take_bucket(&self, root: Ino, name: OsString, bucket: &str, started: Instant, store: &Arc<dyn Store>) -> Ino {
+        self.take(root, name, bucket, Kind::Directory, None, started, |node| {
+            if let Some(dir) = node.dir.as_deref_mut() {
+                dir.store = Some(store.clone());
+            }
+        })
     }
 
     /// A small object that was written with algorithm SHA1: links are, and listings show it (promise 29).

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::Cache;
-use crate::s3::{Account, Store};
+use crate::s3::{Account, S3Error, Store};
 use crate::writeback::Writeback;
 
 mod attr;
@@ -32,6 +32,7 @@ mod lookup;
 mod metadata;
 mod neighbours;
 mod path;
+mod pins;
 mod process;
 mod queued;
 mod read;
@@ -49,11 +50,13 @@ mod xattr;
 pub use attr::{Attr, Kind};
 pub use deadline::asked_by;
 pub use error::{Error, Result};
+pub use pins::PinReport;
 
 use deadline::InVain;
 use guard::KeyGuards;
 use handle::Handles;
 use inode::Table;
+use pins::Pins;
 use queued::Recovered;
 use remember::Memory;
 use rename::RefusedRenames;
@@ -266,6 +269,7 @@ pub struct Vfs {
     /// When somebody went through the files of a directory in order.
     walked: Mutex<Option<std::time::Instant>>,
     memory: Memory,
+    pins: Pins,
     temporary: TemporaryNames,
     opens: Opens,
     refused: RefusedRenames,
@@ -294,6 +298,7 @@ impl Vfs {
             in_vain: InVain::default(),
             walked: Mutex::default(),
             memory,
+            pins: Pins::default(),
             temporary,
             opens: Opens::default(),
             refused: RefusedRenames::default(),
@@ -311,6 +316,7 @@ impl Vfs {
             writeback,
         });
         vfs.watch_deletes();
+        vfs.keep_pins();
         if !vfs.config.read_only {
             vfs.send_what_was_put_off().await;
         }
@@ -369,7 +375,7 @@ impl Vfs {
     }
 
     /// The bucket of this name; none where something else is mounted.
-    async fn store_of(&self, bucket: &str) -> Result<Option<Arc<dyn Store>>> {
+    async fn store_of(&self, bucket: &str) -> std::result::Result<Option<Arc<dyn Store>>, S3Error> {
         Ok(match &self.root {
             Root::Bucket { store, .. } => Some(store.clone()).filter(|store| store.bucket() == bucket),
             Root::Account(account) => Some(account.bucket(bucket).await?),

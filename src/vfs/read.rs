@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::error::{Error, Result};
 use super::file::row_of;
 use super::handle::FileHandle;
-use super::inode::Place;
+use super::inode::{Object, Place};
 use super::lookup::object_of;
 use super::neighbours::Neighbour;
 use super::versions::JUST_NOW;
@@ -125,7 +125,7 @@ impl Vfs {
             (true, _) => {}
             (false, true) if !staged => match told {
                 Some(head) => self.proved(ino, &self.place(ino)?, head)?,
-                None => self.revalidate(ino).await?,
+                None => self.revalidate_or_kept(ino, &object).await?,
             },
             // Its bytes are here.
             (false, true) => drop(self.object_now(ino, &self.place(ino)?).await?),
@@ -147,6 +147,16 @@ impl Vfs {
         let Ok(handle) = self.handles.file(fh) else { return };
         let Some(epoch) = self.table.lock().get(handle.ino).map(|node| node.file.epoch) else { return };
         *handle.reader.lock() = Some((epoch, reader));
+    }
+
+    /// As [`Vfs::revalidate`]. A pinned version that is here whole is opened too while the store is silent.
+    async fn revalidate_or_kept(&self, ino: Ino, object: &Object) -> Result<()> {
+        let place = self.place(ino)?;
+        let bucket = place.store.bucket();
+        if !self.is_pinned(bucket, &place.key) || !self.cache.is_complete(&Self::version(&place, object)) {
+            return self.revalidate(ino).await;
+        }
+        self.unless_silent(bucket, self.revalidate(ino)).await.unwrap_or(Ok(()))
     }
 
     /// Asks the store whether the object is still the version that we know, at the price of the first block or a HEAD.

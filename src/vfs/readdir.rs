@@ -203,7 +203,7 @@ impl Vfs {
             whole,
             ended: false,
             extra: None,
-            removed: state.removed.iter().filter(|(_, at)| **at >= started).map(|(name, _)| name.clone()).collect(),
+            removed: state.removed_since(started),
         })
     }
 
@@ -241,7 +241,21 @@ impl Vfs {
         let mut merger = anchor.merger.clone();
         let request =
             ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
-        let page = self.list(place.store.as_ref(), request).await?;
+        let bucket = place.store.bucket();
+        let asked = self.list(place.store.as_ref(), request);
+        let page = if anchor.continuation.is_none() && self.is_pinned(bucket, &place.key) {
+            match self.unless_silent(bucket, asked).await {
+                Some(page) => page?,
+                None => {
+                    let (started, page) = self.pinned_page(place).ok_or(Error::TimedOut)?;
+                    stream.started = started;
+                    stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
+                    page
+                }
+            }
+        } else {
+            asked.await?
+        };
         let next = page.next.clone();
         let entries = merger.push(page);
         let newest = at + 1 == stream.anchors.len() && !stream.ended;

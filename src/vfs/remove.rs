@@ -65,7 +65,7 @@ impl Vfs {
         if let Some(object) = &object {
             let held = self.is_about_to_be_replaced(parent, &place.key);
             self.delete(&place, Some(object.etag.clone()), held).await?;
-            self.memory.remove(place.store.bucket(), &place.key);
+            self.forget_object(&place);
         }
         let published = if open {
             match self.staged_now(ino)? {
@@ -187,7 +187,7 @@ impl Vfs {
                     self.delete_marker(&place).await?;
                 }
             }
-            self.memory.remove(place.store.bucket(), &place.key);
+            self.forget_object(&place);
             Ok(())
         })
         .await?;

@@ -261,7 +261,7 @@ impl Vfs {
         }
         self.relink(ino, step).await;
         let moved = self.moved(ino, outcome, wanted);
-        self.memory.remove(source.store.bucket(), &source.key);
+        self.forget_object(source);
         if let Some(moved) = moved {
             let to = Self::version(destination, &moved);
             self.cache.rekey(&from, &to).await;
@@ -342,6 +342,7 @@ impl Vfs {
         if let Some(row) = row {
             self.memory.put(place.store.bucket(), &place.key, row);
         }
+        self.note_made(&place);
         Some(object)
     }
 

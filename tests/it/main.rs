@@ -27,6 +27,7 @@ mod namespace;
 mod options;
 mod outages;
 mod patterns;
+mod pins;
 mod posix;
 mod programs;
 mod promises;

@@ -136,7 +136,7 @@ impl Vfs {
         if ahead.as_ref() != Some(&object.etag) {
             self.within(self.delete(&step.source, Some(object.etag), false)).await?;
         }
-        self.memory.remove(step.source.store.bucket(), &step.source.key);
+        self.forget_object(&step.source);
         if let Some(node) = self.table.lock().get_mut(ino) {
             node.object = None;
         }

@@ -135,7 +135,7 @@ impl Vfs {
             let (stored, mtime) =
                 row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
             self.within(self.put_marker(&target, stored, mtime)).await?;
-            self.memory.remove(source.store.bucket(), &source.key);
+            self.forget_object(&source);
             return Ok(Copied { source: entry.key, objects: None });
         }
         let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
@@ -169,7 +169,7 @@ impl Vfs {
         if let Some(row) = row {
             let written = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
             self.memory.put(target.store.bucket(), &target.key, Row { etag: outcome.etag.clone(), written, ..row });
-            self.memory.remove(source.store.bucket(), &source.key);
+            self.forget_object(&source);
         }
         let copy = copied_object(&object, &outcome);
         self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;
