@@ -25,7 +25,8 @@
 //! Complete) and returns the store's answer: no object exists before, none is ever partial. The spool file then becomes the
 //! cache's. Opening for reading sends the first ranged GET with the known ETag; every later GET carries it too, so old and
 //! new bytes never mix.
-//! Whoever reads the small files of a directory in order finds the next ones fetched.
+//! Whoever reads the small files of a directory in order finds the next ones fetched. A large file that the cache has whole and proved is
+//! the kernel's to read (FUSE passthrough). What is pinned is fetched before anybody asks, and read while the store is silent.
 //!
 //! # What is known, and for how long
 //! A directory that was listed or made within `metadata_ttl` answers lookups without a request. Listings carry no metadata:

@@ -53,7 +53,7 @@ impl Inner {
             let mut index = self.index.lock();
             let replaced = index.forget(id);
             index.entries.insert(id, Arc::downgrade(&entry));
-            (index.shelf.insert(id, Slot { serial: name.serial, bytes: version.size, complete: true }), replaced)
+            (index.shelf.insert(id, Slot { serial: name.serial, bytes: version.size, complete: true, proved: false }), replaced)
         };
         self.release(id, old, replaced);
         self.make_room(version.size);
@@ -84,9 +84,11 @@ impl Inner {
             }
             for (block, sum) in (first..).zip(sums) {
                 state.blocks.set(block, sum);
+                state.blocks.prove(block..block + 1);
             }
         }
         entry.state().trusted = false;
+        self.account(entry);
         self.note_unsaved(entry);
     }
 
@@ -133,7 +135,7 @@ impl Inner {
         }
         let slot = {
             let state = entry.state();
-            Slot { serial: new.serial, bytes: state.bytes(), complete: state.is_complete() }
+            state.slot(new.serial)
         };
         self.index.lock().shelf.insert(to_id, slot);
         self.note_unsaved(entry);

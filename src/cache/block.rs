@@ -41,6 +41,8 @@ pub fn sum_of(block: &[u8]) -> u32 {
 #[derive(Clone, Debug)]
 struct Page {
     bits: [u64; (PAGE / 64) as usize],
+    /// Those of them that matched their sum in this mount.
+    proved: [u64; (PAGE / 64) as usize],
     sums: Vec<u32>,
 }
 
@@ -49,13 +51,14 @@ struct Page {
 pub struct BlockMap {
     count: u64,
     present: u64,
+    proved: u64,
     pages: BTreeMap<u64, Page>,
 }
 
 impl BlockMap {
     /// No block of an object of `size` bytes.
     pub fn new(size: u64) -> Self {
-        Self { count: size.div_ceil(BLOCK), present: 0, pages: BTreeMap::new() }
+        Self { count: size.div_ceil(BLOCK), present: 0, proved: 0, pages: BTreeMap::new() }
     }
 
     /// Number of blocks that are here.
@@ -87,7 +90,11 @@ impl BlockMap {
         }
         let index = block / PAGE;
         let len = (self.count - index * PAGE).min(PAGE) as usize;
-        let page = self.pages.entry(index).or_insert_with(|| Page { bits: [0; (PAGE / 64) as usize], sums: vec![0; len] });
+        let page = self.pages.entry(index).or_insert_with(|| Page {
+            bits: [0; (PAGE / 64) as usize],
+            proved: [0; (PAGE / 64) as usize],
+            sums: vec![0; len],
+        });
         let at = (block % PAGE) as usize;
         let new = page.bits[at / 64] >> (at % 64) & 1 == 0;
         page.bits[at / 64] |= 1 << (at % 64);
@@ -101,9 +108,30 @@ impl BlockMap {
         let Some(page) = self.pages.get_mut(&(block / PAGE)) else { return false };
         let at = (block % PAGE) as usize;
         let was = page.bits[at / 64] >> (at % 64) & 1 == 1;
+        let proved = page.proved[at / 64] >> (at % 64) & 1 == 1;
         page.bits[at / 64] &= !(1 << (at % 64));
+        page.proved[at / 64] &= !(1 << (at % 64));
         self.present -= u64::from(was);
+        self.proved -= u64::from(proved);
         was
+    }
+
+    /// These blocks matched their sums. True when that makes every block proved.
+    pub fn prove(&mut self, blocks: Range<u64>) -> bool {
+        let before = self.proved;
+        for block in blocks {
+            let Some(page) = self.pages.get_mut(&(block / PAGE)) else { continue };
+            let at = (block % PAGE) as usize;
+            let new = page.bits[at / 64] & !page.proved[at / 64] & 1 << (at % 64);
+            page.proved[at / 64] |= new;
+            self.proved += u64::from(new != 0);
+        }
+        self.proved > before && self.is_proved()
+    }
+
+    /// Every block is here, and matched its sum in this mount.
+    pub fn is_proved(&self) -> bool {
+        self.proved == self.count
     }
 }
 

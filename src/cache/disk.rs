@@ -153,7 +153,7 @@ impl Disk {
         let mut head = [0; PEEK];
         sums.read_exact(&mut head).ok()?;
         // st_blocks counts 512 bytes, whatever the filesystem (stat(2)).
-        Some((used, Slot { serial: name.serial, bytes: stat.blocks() * 512, complete: peek_complete(&head) }))
+        Some((used, Slot { serial: name.serial, bytes: stat.blocks() * 512, complete: peek_complete(&head), proved: false }))
     }
 
     /// A fresh name for a version.

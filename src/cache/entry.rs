@@ -13,6 +13,7 @@ use tokio::sync::OnceCell;
 use super::block::{BLOCK, BlockMap, EntryId, bytes_of, sum_of};
 use super::disk::{FileName, read_at};
 use super::distance::Distance;
+use super::evict::Slot;
 use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::{Stretches, Whole};
@@ -41,6 +42,7 @@ pub struct Entry {
     /// What came before its turn to be hashed. A leaf.
     stretches: Mutex<Stretches>,
     warned: AtomicBool,
+    proved: AtomicBool,
     checks: bool,
     /// From here to the store, learned from every answer.
     pub distance: Arc<Distance>,
@@ -131,6 +133,7 @@ impl Entry {
             whole: Mutex::new(None),
             stretches: Mutex::new(Stretches::default()),
             warned: AtomicBool::new(false),
+            proved: AtomicBool::new(false),
             checks,
             distance,
             asked: OnceCell::new(),
@@ -238,7 +241,21 @@ impl Entry {
                 }
             }
         }
+        let mut state = self.state();
+        for piece in &pieces {
+            if let Piece::Disk(_, blocks, _) = piece
+                && state.blocks.prove(blocks.clone())
+            {
+                self.proved.store(true, Ordering::Relaxed);
+            }
+        }
+        drop(state);
         Some(buffer.freeze())
+    }
+
+    /// The last block of all was proved since this was asked: the shelf is to be told.
+    pub fn became_proved(&self) -> bool {
+        self.proved.swap(false, Ordering::Relaxed)
     }
 
     /// Bad blocks are missing blocks; said once an entry.
@@ -366,6 +383,12 @@ impl State {
     /// Bytes on disk, for the bound of the cache.
     pub fn bytes(&self) -> u64 {
         if self.trusted { self.source.size } else { (self.blocks.present() * BLOCK).min(self.source.size) }
+    }
+
+    /// As the shelf keeps it.
+    pub fn slot(&self, serial: u32) -> Slot {
+        let proved = !self.trusted && !self.detached && !self.damaged && self.blocks.is_proved();
+        Slot { serial, bytes: self.bytes(), complete: self.is_complete(), proved }
     }
 
     /// The id of the source.

@@ -15,6 +15,8 @@ pub struct Slot {
     pub bytes: u64,
     /// All blocks are here.
     pub complete: bool,
+    /// All of them matched their sums in this mount.
+    pub proved: bool,
 }
 
 /// The cache files, least recently used first to go.
@@ -51,11 +53,11 @@ impl Shelf {
     }
 
     /// Sets what a file holds. False when the file is not on the shelf any more.
-    pub fn account(&mut self, id: EntryId, serial: u32, bytes: u64, complete: bool) -> bool {
+    pub fn account(&mut self, id: EntryId, now: Slot) -> bool {
         match self.slots.get_mut(&id) {
-            Some(slot) if slot.serial == serial => {
-                self.bytes = self.bytes - slot.bytes + bytes;
-                (slot.bytes, slot.complete) = (bytes, complete);
+            Some(slot) if slot.serial == now.serial => {
+                self.bytes = self.bytes - slot.bytes + now.bytes;
+                *slot = now;
                 true
             }
             _ => false,
@@ -130,10 +132,14 @@ mod tests {
         EntryId { object: u128::from(n / 10), version: n }
     }
 
+    fn slot(serial: u32, bytes: u64) -> Slot {
+        Slot { serial, bytes, complete: false, proved: false }
+    }
+
     fn shelf(of: &[u64]) -> Shelf {
         let mut shelf = Shelf::new();
         for n in of {
-            shelf.insert(id(*n), Slot { serial: 0, bytes: 10, complete: false });
+            shelf.insert(id(*n), slot(0, 10));
         }
         shelf
     }
@@ -164,9 +170,9 @@ mod tests {
     #[test]
     fn a_late_account_of_a_replaced_file_is_ignored() {
         let mut shelf = shelf(&[1]);
-        assert!(shelf.account(id(1), 0, 30, true));
-        shelf.insert(id(1), Slot { serial: 5, bytes: 0, complete: false });
-        assert!(!shelf.account(id(1), 0, 40, true));
+        assert!(shelf.account(id(1), slot(0, 30)));
+        shelf.insert(id(1), slot(5, 0));
+        assert!(!shelf.account(id(1), slot(0, 40)));
         assert_eq!(shelf.usage(), (1, 0));
     }
 

@@ -213,6 +213,7 @@ impl Inner {
 
     fn load_now(&self, entry: &Arc<Entry>, name: FileName, source: &ObjectVersion) {
         let Some(disk) = &self.disk else { return };
+        let proved = self.index.lock().shelf.peek(name.id).is_some_and(|slot| slot.serial == name.serial && slot.proved);
         match disk.load(name, source) {
             Some((file, sidecar)) => {
                 let mut state = entry.state();
@@ -222,10 +223,12 @@ impl Inner {
                     // Complete but never compared with its whole checksum: the last block is fetched again and withheld until it holds.
                     state.blocks.clear(source.size.div_ceil(BLOCK) - 1);
                 }
+                if proved {
+                    state.blocks.prove(0..source.size.div_ceil(BLOCK));
+                }
                 state.file = Some((name, Arc::new(file)));
-                let (bytes, complete) = (state.bytes(), state.is_complete());
                 drop(state);
-                self.index.lock().shelf.account(name.id, name.serial, bytes, complete);
+                self.account(entry);
             }
             None => {
                 tracing::debug!(key = source.key, "a cache file without a usable sidecar is dropped");
@@ -300,6 +303,7 @@ impl Inner {
         let completes = {
             let mut state = entry.state();
             let new: Vec<u64> = (first..).zip(sums).filter_map(|(block, sum)| state.blocks.set(block, *sum).then_some(block)).collect();
+            state.blocks.prove(first..first + sums.len() as u64);
             let check = state.expected.is_some() && !state.verified;
             let completes = check && state.completes(hashed_to);
             if completes {
@@ -327,6 +331,7 @@ impl Inner {
         for (block, sum) in (first..).zip(sums) {
             state.blocks.set(block, *sum);
         }
+        state.blocks.prove(first..first + sums.len() as u64);
         Ok(())
     }
 
@@ -376,7 +381,8 @@ impl Inner {
         }
         let mut index = self.index.lock();
         let current = index.is_current(id, entry);
-        let old = if current { index.shelf.insert(id, Slot { serial: name.serial, bytes: 0, complete: false }) } else { None };
+        let old =
+            if current { index.shelf.insert(id, Slot { serial: name.serial, bytes: 0, complete: false, proved: false }) } else { None };
         drop(index);
         if let Some(old) = old {
             disk.unlink(FileName { id, serial: old.serial });
@@ -408,12 +414,12 @@ impl Inner {
 
     /// Tells the shelf what an entry's file holds now.
     pub fn account(&self, entry: &Entry) {
-        let (name, bytes, complete) = {
+        let (id, slot) = {
             let state = entry.state();
             let Some((name, _)) = &state.file else { return };
-            (*name, state.bytes(), state.is_complete())
+            (name.id, state.slot(name.serial))
         };
-        self.index.lock().shelf.account(name.id, name.serial, bytes, complete);
+        self.index.lock().shelf.account(id, slot);
     }
 
     /// A sidecar is to be written.

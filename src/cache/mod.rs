@@ -27,6 +27,7 @@ mod fetch;
 mod inner;
 mod memory;
 mod pinned;
+mod proved;
 mod reader;
 mod upkeep;
 mod whole;

@@ -220,8 +220,15 @@ impl Reader {
     }
 
     async fn assemble(&self, entry: &Arc<Entry>, pieces: Vec<Piece>) -> Result<Option<Bytes>, CacheError> {
-        let (entry, buffers) = (Arc::clone(entry), Arc::clone(&self.inner.buffers));
-        tokio::task::spawn_blocking(move || entry.assemble(pieces, &buffers)).await.map_err(failed)
+        let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(entry));
+        let assembles = move || {
+            let bytes = entry.assemble(pieces, &inner.buffers);
+            if entry.became_proved() {
+                inner.account(&entry);
+            }
+            bytes
+        };
+        tokio::task::spawn_blocking(assembles).await.map_err(failed)
     }
 
     /// Reads through: nothing is kept, so nothing can be lost before it is delivered.

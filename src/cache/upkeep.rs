@@ -91,8 +91,8 @@ impl Inner {
                 let source = entry.source();
                 report.damaged.push((format!("s3://{}/{}", source.bucket, source.key), bad));
                 self.note_unsaved(&entry);
-                self.account(&entry);
             }
+            self.account(&entry);
         }
     }
 

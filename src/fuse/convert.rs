@@ -1,14 +1,16 @@
 //! The vfs's words in fuser's types, and back.
 
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen, ReplyXattr, Request,
-    TimeOrNow,
+    BackingId, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEntry, ReplyOpen, ReplyXattr,
+    Request, TimeOrNow,
 };
 
 use super::errno::errno;
-use crate::vfs::{Attr, Caller, Entry, Error, Ino, Kind, Opened, SetTime};
+use crate::vfs::{Attr, Backing, Caller, Entry, Error, Ino, Kind, Opened, SetTime, Vfs};
 
 /// `st_blksize`. stdio takes its buffer size from it, and without a write-back cache every write(2) is a request to us:
 /// 128 KiB makes them 32 times fewer than the kernel's 4 KiB, and stays within the price of a sniff (promise 17).
@@ -67,7 +69,6 @@ pub(super) fn shared_ttl(entry: &Entry) -> Duration {
 fn open_flags(opened: &Opened) -> FopenFlags {
     let mut flags = FopenFlags::empty();
     flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
     flags
 }
 
@@ -85,11 +86,33 @@ pub(super) fn reply_attr(reply: ReplyAttr, result: Result<(Attr, Duration), Erro
     }
 }
 
-pub(super) fn reply_open(reply: ReplyOpen, result: Result<Opened, Error>) {
-    match result {
-        Ok(opened) => reply.opened(FileHandle(opened.fh), open_flags(&opened)),
-        Err(error) => reply.error(errno(error)),
+pub(super) fn reply_open(vfs: &Vfs, reply: ReplyOpen, result: Result<Opened, Error>) {
+    let opened = match result {
+        Ok(opened) => opened,
+        Err(error) => return reply.error(errno(error)),
+    };
+    let fh = FileHandle(opened.fh);
+    match opened.backing.as_deref().map(|backing| registered(&reply, backing)) {
+        // The kernel takes no other flag with it (fs/fuse/passthrough.c).
+        Some(Ok(id)) => return reply.opened_passthrough(fh, FopenFlags::empty(), &id),
+        Some(Err(error)) => {
+            tracing::info!(%error, "the kernel does not read cache files by itself here");
+            let _ = vfs.not_passed(opened.fh);
+        }
+        None => {}
     }
+    reply.opened(fh, open_flags(&opened));
+}
+
+/// The kernel's number of a backing file: one for all handles of an inode.
+fn registered(reply: &ReplyOpen, backing: &Backing) -> io::Result<Arc<BackingId>> {
+    let mut registration = backing.registration.lock();
+    if let Some(id) = registration.clone().and_then(|id| id.downcast::<BackingId>().ok()) {
+        return Ok(id);
+    }
+    let id = Arc::new(reply.open_backing(&backing.file)?);
+    *registration = Some(id.clone());
+    Ok(id)
 }
 
 pub(super) fn reply_create(reply: ReplyCreate, result: Result<(Entry, Opened), Error>) {

@@ -85,7 +85,9 @@ fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
 
 impl fuser::Filesystem for Fuse {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        session::negotiate(config);
+        if session::negotiate(config) {
+            self.vfs.pass_through();
+        }
         Ok(())
     }
 
@@ -188,7 +190,7 @@ impl fuser::Filesystem for Fuse {
             if result.as_ref().is_ok_and(|opened| !opened.keep_cache) {
                 forget_attributes(&notifier, ino);
             }
-            reply_open(reply, result);
+            reply_open(&vfs, reply, result);
         });
     }
 

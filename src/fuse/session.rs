@@ -59,8 +59,9 @@ pub struct Options {
     pub default_permissions: bool,
 }
 
-/// Sets capabilities and sizes. A capability that the kernel lacks is left out.
-pub(super) fn negotiate(config: &mut KernelConfig) {
+/// Sets capabilities and sizes. A capability that the kernel lacks is left out. True where it may read cache files by itself: since
+/// Linux 6.9, for CAP_SYS_ADMIN.
+pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     let wanted = [
         // Else open(O_TRUNC) comes as SETATTR and looks like truncate(path).
         InitFlags::FUSE_ATOMIC_O_TRUNC,
@@ -92,6 +93,9 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
     }
     let _ = config.set_max_background(MAX_BACKGROUND);
     let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+    // 1: the cache's filesystem is no stacked one, and a stacked one (a container's root) may lie over this mount.
+    let passes = nix::unistd::geteuid().is_root() && config.set_max_stack_depth(1).is_ok();
+    passes && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
 }
 
 /// Mounts by mount(2), which root may. fuser's own way is not taken: it opens the mountpoint, and opening a directory that

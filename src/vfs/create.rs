@@ -29,8 +29,8 @@ impl Vfs {
             Err(error) => return Err(error),
         }
         let ino = self.make_file(caller, parent, name, mode, exclusive).await?;
-        let fh = self.add_handle(caller, ino, flags);
-        Ok((self.grant(ino)?, Opened { fh, keep_cache: false, direct_io: false }))
+        let (fh, _) = self.add_handle(caller, ino, flags, None)?;
+        Ok((self.grant(ino)?, Opened { fh, keep_cache: false, backing: None }))
     }
 
     /// mknod(2) of a regular file.

@@ -33,6 +33,8 @@ pub struct FileHandle {
     pub wrote: AtomicBool,
     /// Its opener closed it, and nobody wrote by it since. RELEASE comes later than close(2) returns.
     pub closed: AtomicBool,
+    /// The kernel reads by itself what it is open on.
+    pub passed: AtomicBool,
     /// Its reader of the published object, and the file's epoch that it is of.
     pub reader: Mutex<Option<(u64, Arc<Reader>)>>,
 }

@@ -12,6 +12,7 @@ use super::attr::{Kind, Stored};
 use super::dir_state::DirState;
 use super::error::Error;
 use super::listing::Listing;
+use super::passed::Modes;
 use super::{Ino, ROOT};
 use crate::s3::{Checksum, ETag, Store};
 use crate::writeback::{Attributes, Published, Staged};
@@ -128,6 +129,8 @@ pub struct FileState {
     pub described: Option<Instant>,
     /// Not opened since the store was last asked.
     pub unopened: bool,
+    /// How its handles are open in the kernel.
+    pub modes: Modes,
 }
 
 impl FileState {

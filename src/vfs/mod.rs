@@ -31,6 +31,7 @@ mod listing;
 mod lookup;
 mod metadata;
 mod neighbours;
+mod passed;
 mod path;
 mod pins;
 mod process;
@@ -50,12 +51,14 @@ mod xattr;
 pub use attr::{Attr, Kind};
 pub use deadline::asked_by;
 pub use error::{Error, Result};
+pub use passed::Backing;
 pub use pins::PinReport;
 
 use deadline::InVain;
 use guard::KeyGuards;
 use handle::Handles;
 use inode::Table;
+use passed::Passing;
 use pins::Pins;
 use queued::Recovered;
 use remember::Memory;
@@ -98,14 +101,13 @@ pub struct Entry {
 }
 
 /// An open file.
-#[derive(Clone, Copy, Debug)]
 pub struct Opened {
     /// Its handle.
     pub fh: Fh,
     /// The kernel may keep the pages it has of the file.
     pub keep_cache: bool,
-    /// The kernel must not cache pages of this handle.
-    pub direct_io: bool,
+    /// What the kernel is to read by itself. Where it does not take that, [`Vfs::not_passed`] hears of it.
+    pub backing: Option<Arc<Backing>>,
 }
 
 /// A time to set.
@@ -270,6 +272,7 @@ pub struct Vfs {
     walked: Mutex<Option<std::time::Instant>>,
     memory: Memory,
     pins: Pins,
+    passing: Passing,
     temporary: TemporaryNames,
     opens: Opens,
     refused: RefusedRenames,
@@ -299,6 +302,7 @@ impl Vfs {
             walked: Mutex::default(),
             memory,
             pins: Pins::default(),
+            passing: Passing::default(),
             temporary,
             opens: Opens::default(),
             refused: RefusedRenames::default(),

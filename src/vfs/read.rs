@@ -1,5 +1,6 @@
 //! open for reading, read, lseek.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use super::inode::{Object, Place};
 use super::lookup::object_of;
 use super::neighbours::Neighbour;
 use super::versions::JUST_NOW;
-use super::{Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
+use super::{Backing, Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
 use crate::s3::ObjectHead;
 use crate::writeback::{self, Staged};
@@ -36,7 +37,8 @@ impl Vfs {
                 self.opens.note(process::thread_group(caller.pid), parent, name);
             }
         }
-        let fh = self.add_handle(caller, ino, flags);
+        let passable = if writable || truncate { None } else { self.passable(ino).await };
+        let (fh, backing) = self.add_handle(caller, ino, flags, passable)?;
         if let Some(reader) = reader {
             self.hand_over(fh, reader);
         }
@@ -44,21 +46,28 @@ impl Vfs {
             self.release(fh).await;
             return Err(error);
         }
-        Ok(Opened { fh, keep_cache: keep_cache && !truncate, direct_io: false })
+        Ok(Opened { fh, keep_cache: keep_cache && !truncate, backing })
     }
 
-    /// Registers a handle and pins its inode.
-    pub(super) fn add_handle(&self, caller: Caller, ino: Ino, flags: i32) -> Fh {
+    /// Registers a handle and pins its inode. `passable`: what it may be passed through to. ESTALE where it is to change a file that is
+    /// passed through.
+    pub(super) fn add_handle(&self, caller: Caller, ino: Ino, flags: i32, passable: Option<File>) -> Result<(Fh, Option<Arc<Backing>>)> {
         let access = flags & libc::O_ACCMODE;
         let writable = access != libc::O_RDONLY;
+        let mut backing = None;
         {
             let mut table = self.table.lock();
-            table.pin(ino);
-            if let Some(node) = table.get_mut(ino).filter(|_| writable) {
-                node.file.writers += 1;
+            if let Some(node) = table.get_mut(ino) {
+                if node.file.is_passed() && (writable || flags & libc::O_TRUNC != 0) {
+                    drop(table);
+                    return Err(self.forget_name(ino));
+                }
+                backing = node.file.open_mode(passable);
+                node.file.writers += u32::from(writable);
             }
+            table.pin(ino);
         }
-        self.handles.add_file(FileHandle {
+        let fh = self.handles.add_file(FileHandle {
             ino,
             opened: Instant::now(),
             opener: if writable { process::thread_group(caller.pid) } else { 0 },
@@ -68,8 +77,10 @@ impl Vfs {
             truncated: flags & libc::O_TRUNC != 0,
             wrote: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            passed: AtomicBool::new(backing.is_some()),
             reader: Mutex::new(None),
-        })
+        });
+        Ok((fh, backing))
     }
 
     /// Close-to-open: what another client published is seen now, and is what the handle is opened with. True when the kernel's

@@ -68,6 +68,9 @@ impl Vfs {
     pub(super) async fn truncate(&self, caller: Caller, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
         if fh.is_none() {
             self.check_writable()?;
+            if self.table.lock().get(ino).is_some_and(|node| node.file.is_passed()) {
+                return Err(self.forget_name(ino));
+            }
         }
         {
             // In turn, so that a file that was just closed is not handed to the cache meanwhile.
@@ -154,6 +157,7 @@ impl Vfs {
             let mut table = self.table.lock();
             match table.get_mut(ino) {
                 Some(node) => {
+                    node.file.close_mode(&handle);
                     node.file.writers = node.file.writers.saturating_sub(u32::from(handle.writable));
                     node.file.writers == 0 && (handle.writable || node.removed)
                 }

@@ -26,6 +26,7 @@ mod names;
 mod namespace;
 mod options;
 mod outages;
+mod passed;
 mod patterns;
 mod pins;
 mod posix;

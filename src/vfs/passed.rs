@@ -1,0 +1,142 @@
+//! Files that the kernel reads by itself (FUSE passthrough): large ones that the cache has whole and proved, opened for reading.
+//!
+//! The kernel takes an inode's handles all through its page cache, or all to one backing file; an open that mixes the two is EIO
+//! (fs/fuse/iomode.c). It counts a handle from its open's answer to just before its RELEASE; we from before that answer to after that
+//! RELEASE, so that what is open here is never less than what is open there. Whoever opens a file for writing that is passed through
+//! gets another inode, by ESTALE: who has the old one open reads on what it opened.
+
+use std::any::Any;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::error::Result;
+use super::handle::FileHandle;
+use super::inode::FileState;
+use super::{Fh, Ino, Vfs};
+
+/// Smaller files gain nothing, and a log that somebody follows (`tail -f`) stays with us.
+const LEAST: u64 = 8 << 20;
+
+/// A cache file in the kernel's hands.
+pub struct Backing {
+    /// Opened for reading.
+    pub file: File,
+    /// The kernel's number for it, once it has one: ends with the last handle.
+    pub registration: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+}
+
+/// Whether this mount passes files through.
+#[derive(Default)]
+pub(super) struct Passing(AtomicBool);
+
+/// How the handles of a file are open.
+#[derive(Default)]
+pub struct Modes {
+    /// Through the kernel's page cache.
+    cached: u32,
+    /// Passed through, and to what.
+    passed: u32,
+    backing: Option<Arc<Backing>>,
+}
+
+impl Modes {
+    /// A handle more: what it is passed through to. `None`: it goes through the page cache.
+    fn open(&mut self, file: Option<File>) -> Option<Arc<Backing>> {
+        if self.passed == 0 {
+            self.backing = file.filter(|_| self.cached == 0).map(|file| Arc::new(Backing { file, registration: Mutex::default() }));
+        }
+        *if self.backing.is_some() { &mut self.passed } else { &mut self.cached } += 1;
+        self.backing.clone()
+    }
+
+    fn close(&mut self, passed: bool) {
+        let count = if passed { &mut self.passed } else { &mut self.cached };
+        *count = count.saturating_sub(1);
+        if self.passed == 0 {
+            self.backing = None;
+        }
+    }
+}
+
+impl FileState {
+    /// The kernel reads the file by itself: no handle may write.
+    pub(super) fn is_passed(&self) -> bool {
+        self.modes.passed > 0
+    }
+
+    /// A handle is added.
+    pub(super) fn open_mode(&mut self, file: Option<File>) -> Option<Arc<Backing>> {
+        let clean = file.filter(|_| self.staged.is_none() && !self.retiring);
+        self.modes.open(clean)
+    }
+
+    /// A handle is gone.
+    pub(super) fn close_mode(&mut self, handle: &FileHandle) {
+        self.modes.close(handle.passed.load(Ordering::Relaxed));
+    }
+}
+
+impl Vfs {
+    /// The kernel takes backing files.
+    pub fn pass_through(&self) {
+        self.passing.0.store(true, Ordering::Relaxed);
+    }
+
+    /// The cache file that may be passed through for a handle that reads this inode.
+    pub(super) async fn passable(&self, ino: Ino) -> Option<File> {
+        if !self.passing.0.load(Ordering::Relaxed) {
+            return None;
+        }
+        let place = self.place(ino).ok()?;
+        let version = {
+            let table = self.table.lock();
+            let node = table.get(ino)?;
+            let object = node.object.as_ref().filter(|object| object.size >= LEAST && node.file.staged.is_none())?;
+            Self::version(&place, object)
+        };
+        self.cache.proved_file(&version).await
+    }
+
+    /// The kernel does not take the backing file: from now on it takes none, and this handle goes through the page cache.
+    pub fn not_passed(&self, fh: Fh) -> Result<()> {
+        self.passing.0.store(false, Ordering::Relaxed);
+        let handle = self.handles.file(fh)?;
+        if handle.passed.swap(false, Ordering::Relaxed)
+            && let Some(node) = self.table.lock().get_mut(handle.ino)
+        {
+            node.file.modes.close(true);
+            node.file.modes.cached += 1;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn file() -> Option<File> {
+        Some(tempfile::tempfile().unwrap())
+    }
+
+    #[test]
+    fn the_handles_of_a_file_are_all_of_one_mode() {
+        let mut modes = Modes::default();
+        assert!(modes.open(None).is_none());
+        assert!(modes.open(file()).is_none(), "one goes through the page cache");
+        modes.close(false);
+        modes.close(false);
+        let first = modes.open(file()).unwrap();
+        assert!(Arc::ptr_eq(&first, &modes.open(file()).unwrap()), "all to the same");
+        assert!(Arc::ptr_eq(&first, &modes.open(None).unwrap()));
+        modes.close(true);
+        modes.close(true);
+        assert!(modes.passed == 1 && modes.backing.is_some());
+        modes.close(true);
+        assert!(modes.open(None).is_none());
+    }
+}
