@@ -1,7 +1,7 @@
-//! Failpoints: named moments at which the crash tests end the program as `kill -9` does. In builds without debug assertions
-//! passing one is nothing.
+//! Failpoints: named moments at which the crash tests end the program as `kill -9` does, or that last longer than they do. In builds
+//! without debug assertions passing one is nothing.
 
-/// Names the failpoint, `NAME` or `NAME:N` (the N-th time that it is passed, from 1).
+/// Names the failpoint: `NAME` or `NAME:N` (the N-th time that it is passed, from 1), or `NAME=MS` (it takes so many milliseconds).
 pub const VARIABLE: &str = "PACKMULE_FAILPOINT";
 
 /// Passes a failpoint. `tests/it/crash.rs` reads every name from the sources, and kills the program at each.
@@ -15,22 +15,32 @@ pub fn pass(name: &str) {
 mod armed {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, raise};
 
-    static CHOSEN: LazyLock<Option<(String, AtomicU32)>> = LazyLock::new(|| {
+    enum Chosen {
+        Ends(AtomicU32),
+        Lasts(Duration),
+    }
+
+    static CHOSEN: LazyLock<Option<(String, Chosen)>> = LazyLock::new(|| {
         let chosen = std::env::var(super::VARIABLE).ok()?;
+        if let Some((name, milliseconds)) = chosen.split_once('=') {
+            return Some((name.to_owned(), Chosen::Lasts(Duration::from_millis(milliseconds.parse().ok()?))));
+        }
         let (name, times) = chosen.split_once(':').unwrap_or((&chosen, "1"));
-        Some((name.to_owned(), AtomicU32::new(times.parse().unwrap_or(1))))
+        Some((name.to_owned(), Chosen::Ends(AtomicU32::new(times.parse().unwrap_or(1)))))
     });
 
     pub(super) fn pass(name: &str) {
-        if let Some((chosen, left)) = &*CHOSEN
-            && chosen == name
-            && left.fetch_sub(1, Relaxed) == 1
-        {
-            // Nothing runs after it, no Drop and no other thread.
-            let _ = raise(Signal::SIGKILL);
+        match &*CHOSEN {
+            Some((chosen, Chosen::Ends(left))) if chosen == name && left.fetch_sub(1, Relaxed) == 1 => {
+                // Nothing runs after it, no Drop and no other thread.
+                let _ = raise(Signal::SIGKILL);
+            }
+            Some((chosen, Chosen::Lasts(time))) if chosen == name => std::thread::sleep(*time),
+            _ => {}
         }
     }
 }

@@ -289,12 +289,19 @@ impl Vfs {
         let (Some(this), staged) = (self.shared(), staged.clone()) else { return Ok(()) };
         self.spawn(async move {
             this.pause(EMPTY_DELAY).await;
-            let unchanged = staged.size() == 0 && this.staged_now(ino).ok().flatten().is_some_and(|now| Arc::ptr_eq(&now, &staged));
-            if unchanged {
-                // A failure is parked and in status: nobody waits for an answer here.
-                let _ = this.publish(ino).await;
-                this.retire(ino).await;
+            let Ok(order) = this.order(ino) else { return };
+            let turn = order.lock().await;
+            let same = this.staged_now(ino).ok().flatten().is_some_and(|now| Arc::ptr_eq(&now, &staged));
+            if !same || staged.size() > 0 {
+                return;
             }
+            // One that was closed with content since, and is empty because somebody writes it anew, is not queued.
+            if staged.is_queued() {
+                // A failure is parked and in status: nobody waits for an answer here.
+                let _ = this.publish_in_turn(ino).await;
+            }
+            drop(turn);
+            this.retire(ino).await;
         });
         Ok(())
     }

@@ -97,7 +97,12 @@ impl Vfs {
             children.into_iter().filter(waits).collect()
         };
         for ino in empty {
-            self.publish(ino).await?;
+            let order = self.order(ino)?;
+            let turn = order.lock().await;
+            if !self.handles.is_written(ino) {
+                self.publish_in_turn(ino).await?;
+            }
+            drop(turn);
             self.retire(ino).await;
         }
         Ok(())

@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::handle::FileHandle;
 use super::versions::Start;
 use super::{Caller, Fh, Ino, Vfs, attr, process};
+use crate::failpoint;
 use crate::writeback::Staged;
 
 /// Largest piece of a copy_file_range that is held in memory.
@@ -169,6 +170,7 @@ impl Vfs {
             return;
         };
         self.spawn(async move {
+            failpoint::pass("released");
             this.finish(ino).await;
             this.table.lock().unpin(ino);
         });
@@ -176,8 +178,14 @@ impl Vfs {
 
     /// Nobody has the file open for writing any more: what came after the close is published, what nobody can reach is dropped.
     async fn finish(&self, ino: Ino) {
+        let Ok(order) = self.order(ino) else { return };
+        let turn = order.lock().await;
         let Ok(Some(staged)) = self.staged_now(ino) else { return };
-        let removed = self.table.lock().get(ino).is_some_and(|node| node.removed);
+        let Some((removed, writers)) = self.table.lock().get(ino).map(|node| (node.removed, node.file.writers)) else { return };
+        if writers > 0 {
+            // Opened again before this came: what is half-written now is that one's to publish.
+            return;
+        }
         if removed {
             if !self.handles.is_open(ino) {
                 staged.discard().await;
@@ -188,7 +196,7 @@ impl Vfs {
         if staged.is_dirty() {
             // The log and status tell: a RELEASE has no caller to answer.
             let _ = if staged.size() > 0 || staged.is_poisoned() {
-                self.publish(ino).await
+                self.publish_in_turn(ino).await
             } else if staged.is_queued() {
                 Ok(())
             } else {
@@ -196,6 +204,7 @@ impl Vfs {
                 self.publish_empty_later(ino, &staged).await
             };
         }
+        drop(turn);
         self.retire(ino).await;
     }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, errno, noise, sh};
-use crate::support::mount::can_mount;
+use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -26,6 +26,33 @@ fn heir(file: &File) -> Child {
 fn inherit(mut heir: Child) {
     drop(heir.stdin.take());
     assert!(heir.wait().unwrap().success());
+}
+
+/// The kernel lets go of a file some time after its close has returned: by then it may be open again, and half written.
+/// Promise 1: "Nothing in S3 comes or changes before a file is closed, and nobody sees part of one."
+#[test]
+fn a_file_that_is_open_again_is_not_published_by_the_end_of_the_last_handle() {
+    if !can_mount() {
+        return;
+    }
+    for options in [&[][..], &["write_back=50ms"]] {
+        let store = Store::double();
+        let setup = options.iter().fold(Setup::of(&store), |setup, word| setup.option(word));
+        let stage = Stage { mount: Mount::start(setup.env(packmule::failpoint::VARIABLE, "released=3")), store };
+        for turn in 0..100 {
+            let whole = vec![turn; 3000];
+            files::write(&stage.path("f"), &whole).unwrap();
+            let again = File::create(stage.path("f")).unwrap();
+            if turn % 3 > 0 {
+                again.write_all_at(&whole[..1000], 0).unwrap();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(turn as u64 % 7));
+            let seen = stage.store.get("f").map(|seen| seen.bytes);
+            assert!(seen.as_ref().is_none_or(|seen| seen.len() == 3000), "{options:?}, turn {turn}: {} bytes", seen.unwrap().len());
+            again.write_all_at(&whole, 0).unwrap();
+            close(again).unwrap();
+        }
+    }
 }
 
 on_every_store! {
