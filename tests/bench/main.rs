@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod measure;
+mod patterns;
+mod plot;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the tests use the rest")]
 #[path = "../it/support/mod.rs"]
 mod support;
@@ -30,10 +32,12 @@ struct Arguments {
     /// Bytes of the sequential file far away; the near one has twice as much.
     size: u64,
     json: PathBuf,
+    svg: PathBuf,
 }
 
 fn arguments() -> Arguments {
-    let mut found = Arguments { only: String::new(), program: String::new(), size: 512 << 20, json: PathBuf::from("target/bench.json") };
+    let (json, svg) = (PathBuf::from("target/bench.json"), PathBuf::from("target/bench.svg"));
+    let mut found = Arguments { only: String::new(), program: String::new(), size: 512 << 20, json, svg };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
@@ -42,8 +46,9 @@ fn arguments() -> Arguments {
             "--program" => found.program = value(),
             "--size" => found.size = value().parse::<u64>().unwrap() << 20,
             "--json" => found.json = value().into(),
+            "--svg" => found.svg = value().into(),
             "--bench" => {}
-            other => panic!("unknown word {other}: one of --only WORD, --program WORD, --size MIB, --json FILE"),
+            other => panic!("unknown word {other}: one of --only WORD, --program WORD, --size MIB, --json FILE, --svg FILE"),
         }
     }
     found
@@ -53,14 +58,24 @@ type Task = fn(&mut Report, &Arguments);
 
 fn main() {
     let arguments = arguments();
-    let tasks: [(&str, Task); 4] = [("far", far), ("tree", tree), ("listing", listing), ("near", near)];
+    let tasks: [(&str, Task); 8] = [
+        ("far", far),
+        ("parts", patterns::parts),
+        ("small", patterns::small),
+        ("streams", patterns::streams),
+        ("tree", tree),
+        ("listing", listing),
+        ("near", near),
+        ("again", patterns::again),
+    ];
     let mut report = Report::new();
     for (_, task) in tasks.iter().filter(|(name, _)| name.contains(&arguments.only)) {
         task(&mut report, &arguments);
     }
     report.print().unwrap();
     report.save(&arguments.json).unwrap();
-    println!("\nalso in {}", arguments.json.display());
+    std::fs::write(&arguments.svg, plot::svg(&report)).unwrap();
+    println!("\nalso in {} and, drawn, in {}", arguments.json.display(), arguments.svg.display());
 }
 
 /// The store with the distance in front of it.

@@ -13,6 +13,8 @@ pub struct Row {
     pub task: &'static str,
     pub program: String,
     pub seconds: f64,
+    /// Bytes that the task wanted.
+    pub asked: Option<u64>,
     /// Payload, megabytes (10^6) per second.
     pub mb_per_s: Option<f64>,
     /// Most connections that carried data within one tenth of a second.
@@ -28,6 +30,12 @@ pub struct Row {
 impl Row {
     pub fn new(task: &'static str, program: &str, took: Duration) -> Self {
         Self { task, program: program.to_owned(), seconds: took.as_secs_f64(), ..Self::default() }
+    }
+
+    /// So many bytes were asked for, which says nothing of a rate.
+    pub fn asked(mut self, bytes: u64) -> Self {
+        self.asked = Some(bytes);
+        self
     }
 
     pub fn payload(mut self, bytes: u64) -> Self {

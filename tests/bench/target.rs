@@ -40,6 +40,14 @@ impl Target {
         }
     }
 
+    /// Where packmule keeps what it keeps.
+    pub fn home(&self) -> Option<&Path> {
+        match self {
+            Self::Packmule(mount) => Some(mount.home()),
+            Self::Peer(_) => None,
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         match self {
             Self::Packmule(mount) => mount.pid(),
