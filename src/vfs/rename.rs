@@ -127,7 +127,7 @@ impl Vfs {
     }
 
     /// Pauses what is queued of these files; what had been on its way already is taken in. Nothing is paused where it fails.
-    async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Result<Vec<(Ino, Arc<Staged>)>> {
+    pub(super) async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Result<Vec<(Ino, Arc<Staged>)>> {
         let mut paused = Vec::new();
         for ino in files {
             if let Some(staged) = self.staged_now(ino).ok().flatten().filter(|staged| staged.is_queued()) {

@@ -19,7 +19,10 @@ fn store(far: &Far, key: &str, size: u64) {
     let local = tempfile::tempdir().unwrap();
     let file = local.path().join("file");
     write(&file, size);
-    s5cmd(&far.store.endpoint(), &["--part-size", "8", file.to_str().unwrap(), &format!("s3://{}/{key}", far.store.bucket())].map(str::to_owned));
+    s5cmd(
+        &far.store.endpoint(),
+        &["--part-size", "8", file.to_str().unwrap(), &format!("s3://{}/{key}", far.store.bucket())].map(str::to_owned),
+    );
 }
 
 /// Reads `len` bytes at `offset` and compares them.
@@ -94,7 +97,9 @@ pub fn streams(report: &mut Report, arguments: &Arguments) {
         store(&far, &format!("streams/{number:02}.bin"), each);
     }
     far.each(arguments, |mut target| {
-        for (task, readers) in [("read by 1 reader, far", 1), ("read by 16 readers at once, far", 16_u64), ("read by 64 readers at once, far", 64)] {
+        for (task, readers) in
+            [("read by 1 reader, far", 1), ("read by 16 readers at once, far", 16_u64), ("read by 64 readers at once, far", 64)]
+        {
             target.cold();
             let dir = target.dir().join("streams");
             let row = far.measure(task, &target, || {

@@ -280,6 +280,26 @@ fn a_delete_on_its_way_does_not_hit_the_new_object() {
     assert_eq!(stage.store.bytes("f"), "after");
 }
 
+/// A file whose new content is on its way is removed: that content takes the delete of what it was to replace for its own no more, and
+/// what was there before does not come back.
+/// Promise 11: "the name is gone at once and stays gone"
+#[test]
+fn a_file_that_is_being_replaced_is_removed_with_what_it_replaces() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    store.put("f", "before");
+    let setup = Setup::of(&store).option("write_back=100ms").option("part_size=5M");
+    let stage = Stage { mount: Mount::start(setup.env(packmule::failpoint::VARIABLE, "unlink-queued=400")), store };
+    stage.double().fault(When::operation("UploadPart"), Fault::Delay(Duration::from_secs(1)));
+    files::write(&stage.path("f"), &files::noise(1, 12 << 20)).unwrap();
+    fs::remove_file(stage.path("f")).unwrap();
+    flush(&stage);
+    assert_eq!(stage.store.keys(), Vec::<String>::new());
+    assert_eq!(errno(fs::metadata(stage.path("f"))), Errno::ENOENT);
+}
+
 on_every_store! {
     /// Promise 11: "the name is gone at once", and is free for a folder where a file was, and for a file where a folder was.
     fn a_name_that_was_removed_is_free_for_the_other_kind(store) {
