@@ -1,6 +1,7 @@
 //! The benchmark: `scripts/bench`. Everything is measured in one run on one machine, packmule and its peers alike.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod instructions;
 mod measure;
 mod patterns;
 mod plot;
@@ -58,6 +59,9 @@ type Task = fn(&mut Report, &Arguments);
 
 fn main() {
     let arguments = arguments();
+    if arguments.only == "instructions" {
+        return instructions::count();
+    }
     let tasks: [(&str, Task); 8] = [
         ("far", far),
         ("parts", patterns::parts),

@@ -43,6 +43,8 @@ pub struct Setup {
     pub source: String,
     pub options: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// A program, and its words, that runs it.
+    pub under: Vec<String>,
 }
 
 impl Setup {
@@ -56,6 +58,7 @@ impl Setup {
                 ("AWS_SECRET_ACCESS_KEY".to_owned(), store.secret_key().to_owned()),
                 ("AWS_REGION".to_owned(), "us-east-1".to_owned()),
             ],
+            under: Vec::new(),
         }
     }
 
@@ -86,8 +89,13 @@ impl Setup {
 
 /// `packmule` with nothing of the tester's own in its environment and its folders under `home`.
 pub fn packmule(home: &Path, env: &[(String, String)]) -> Command {
-    let mut command = Command::new(PACKMULE);
-    command.env_clear();
+    run_under(&[], home, env)
+}
+
+fn run_under(under: &[String], home: &Path, env: &[(String, String)]) -> Command {
+    let mut words = under.iter().map(String::as_str).chain([PACKMULE]);
+    let mut command = Command::new(words.next().unwrap_or(PACKMULE));
+    command.args(words).env_clear();
     for name in ["PATH", "LANG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -174,7 +182,7 @@ impl Mount {
     fn up(&mut self) -> Result<(), Failure> {
         assert!(self.running.is_none(), "mounted already");
         let began = Instant::now();
-        let mut command = packmule(self.home.path(), &self.setup.env);
+        let mut command = run_under(&self.setup.under, self.home.path(), &self.setup.env);
         command.arg("mount").arg(&self.setup.source).arg(&self.dir).arg("-f");
         if !self.setup.options.is_empty() {
             command.arg("-o").arg(self.setup.options.join(","));
