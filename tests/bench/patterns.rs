@@ -14,6 +14,9 @@ use crate::{Arguments, Far, read, s5cmd, timed, write};
 
 const MIB: u64 = 1 << 20;
 
+/// A task's name, what it reads of a file, and how many bytes that asks for.
+type Reading<'a> = (&'static str, &'a dyn Fn(&File), u64);
+
 /// Stores a file of this size without any mount.
 fn store(far: &Far, key: &str, size: u64) {
     let local = tempfile::tempdir().unwrap();
@@ -51,7 +54,7 @@ pub fn parts(report: &mut Report, arguments: &Arguments) {
             check_at(file, (place >> 20) % (size / 4096) * 4096, 4096);
         }
     };
-    let tasks: [(&'static str, &dyn Fn(&File), u64); 4] = [
+    let tasks: [Reading<'_>; 4] = [
         ("read one byte, far", &|file| check_at(file, 0, 1), 1),
         ("read 100 × 4 KiB at random, far", &here_and_there, 100 * 4096),
         ("read backwards by 1 MiB, far", &|file| (0..size / MIB).rev().for_each(|block| check_at(file, block * MIB, MIB as usize)), size),
