@@ -108,8 +108,8 @@ fn cold_readers_stay_within_memory_limit() {
         return;
     }
     let store = Store::double();
-    (0..16).for_each(|n| store.put(&format!("f{n}"), noise(n, 24 << 20)));
-    for (limit, readers) in [(64, 4), (64, 16), (256, 4), (256, 16)] {
+    (0..64).for_each(|n| store.put(&format!("f{n}"), noise(n, 12 << 20)));
+    for (limit, readers) in [(64, 4), (64, 16), (256, 4), (256, 64)] {
         let mount = Mount::start(crate::support::mount::Setup::of(&store).option(&format!("memory_limit={limit}M")));
         let idle = peak_kib(&mount);
         std::thread::scope(|scope| {
@@ -117,7 +117,7 @@ fn cold_readers_stay_within_memory_limit() {
                 let mount = &mount;
                 scope.spawn(move || {
                     let mut read = File::open(mount.path(&format!("f{n}"))).unwrap();
-                    assert_eq!(std::io::copy(&mut read, &mut std::io::sink()).unwrap(), 24 << 20);
+                    assert_eq!(std::io::copy(&mut read, &mut std::io::sink()).unwrap(), 12 << 20);
                 });
             }
         });

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -42,6 +43,24 @@ fn damage_the_cache(folder: &Path) -> usize {
         }
     }
     damaged
+}
+
+/// Reads a whole file all of whose bytes are its version's number.
+fn read_one_version(path: &Path, size: usize, scattered: bool) -> std::io::Result<()> {
+    const PIECE: usize = 100_000;
+    let file = File::open(path)?;
+    let mut pieces: Vec<usize> = (0..size.div_ceil(PIECE)).collect();
+    if scattered {
+        pieces.sort_by_key(|piece| piece * 7919 % 1009);
+    }
+    let mut number = None;
+    for piece in pieces {
+        let mut bytes = vec![0; PIECE.min(size - piece * PIECE)];
+        file.read_exact_at(&mut bytes, (piece * PIECE) as u64)?;
+        let number = *number.get_or_insert(bytes[0]);
+        assert!(number > 0 && bytes.iter().all(|byte| *byte == number), "a mixture of two versions, at {piece}");
+    }
+    Ok(())
 }
 
 on_every_store! {
@@ -141,6 +160,38 @@ on_every_store! {
         }
         std::thread::sleep(OUTLAST_A_LOOK);
         assert!(fs::read(stage.path("f")).unwrap() == new, "who opens it now reads the new one");
+    }
+
+    /// Promise 15: "Who reads a file reads one version of it from open to close, or gets the error ESTALE: never a mixture, never zeros, never
+    /// a short file without an error.", of a file that others overwrite all the time, read in order and here and there.
+    fn a_reader_of_what_is_replaced_again_and_again(store) {
+        const SIZE: usize = 9 * MIB;
+        let version = |number: u8| vec![number; SIZE];
+        store.put("f", version(1));
+        let stage = Stage::new(store);
+        let (over, whole) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for lane in 0..2 {
+                let (stage, over, whole) = (&stage, &over, &whole);
+                scope.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        let read = read_one_version(&stage.path("f"), SIZE, lane == 1);
+                        match read {
+                            Ok(()) => _ = whole.fetch_add(1, Ordering::Relaxed),
+                            Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32), "{error}"),
+                        }
+                    }
+                });
+            }
+            for number in 2..30 {
+                stage.store.put("f", version(number));
+                std::thread::sleep(Duration::from_millis(u64::from(number) * 37 % 150));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(whole.load(Ordering::Relaxed) > 0, "nobody ever read all of it");
+        std::thread::sleep(OUTLAST_A_LOOK);
+        assert!(fs::read(stage.path("f")).unwrap() == version(29));
     }
 
     /// Promise 16: "A damaged byte is never delivered: over TLS and from the cache always"
