@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 
 use super::commands::path_of;
-use super::pages::show;
+use super::pages::{say, show};
 use super::status::size;
 use crate::cache::{Cache, CacheReport, CacheWish};
 use crate::config::{Environment, resolve};
@@ -83,7 +83,7 @@ fn pin(matches: &ArgMatches, off: bool) -> anyhow::Result<()> {
         other => bail!("{}: unexpected answer: {other:?}", client.mountpoint().display()),
     };
     if off {
-        return show(format!("{}: not pinned any more\n", pin.shown()).as_bytes());
+        return say(&format!("{}: not pinned any more", pin.shown()));
     }
     let bar = std::io::stderr().is_terminal().then(progress::bar);
     loop {
@@ -92,7 +92,7 @@ fn pin(matches: &ArgMatches, off: bool) -> anyhow::Result<()> {
         let Some(report) = report else { bail!("{}: was unpinned meanwhile", pin.shown()) };
         if report.settled {
             bar.iter().for_each(indicatif::ProgressBar::finish_and_clear);
-            show(format!("{}\n", pin_line(&report)).as_bytes())?;
+            say(&pin_line(&report))?;
             return match report.trouble {
                 Some(_) => bail!("not all of it could be fetched: the mount tries again once a minute"),
                 None => Ok(()),

@@ -2,6 +2,7 @@
 
 use clap::ArgMatches;
 
+use super::pages::say;
 use super::{WRONG_USAGE, commands, mount};
 use crate::config::{Environment, Invocation, Typed};
 
@@ -26,8 +27,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let files: Vec<String> =
         environment.config_files().into_iter().filter(|(path, _)| path.exists()).map(|(path, _)| path.display().to_string()).collect();
-    println!("{}: right", if files.is_empty() { "no config file, environment".to_owned() } else { files.join(", ") });
-    Ok(())
+    say(&format!("{}: right", if files.is_empty() { "no config file, environment".to_owned() } else { files.join(", ") }))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::commands::path_of;
 use super::everything::{Everything, Owner, Place};
+use super::pages::say;
 use crate::control::{self, Client, Request, Response, Upload, progress};
 use crate::ranges::RangeSet;
 use crate::writeback::{Kept, Run, offline};
@@ -31,8 +32,8 @@ pub fn retry(matches: &ArgMatches) -> anyhow::Result<()> {
             Owner::Mount(mountpoint) => again(mountpoint, upload),
         };
         match result {
-            Ok(done) if upload.is_delete() => println!("deleted: {}", done.shown()),
-            Ok(stored) => println!("stored: {}", stored.shown()),
+            Ok(done) if upload.is_delete() => say(&format!("deleted: {}", done.shown()))?,
+            Ok(stored) => say(&format!("stored: {}", stored.shown()))?,
             Err(error) => {
                 eprintln!("packmule: {error:#}");
                 failed += 1;
@@ -103,10 +104,8 @@ pub fn discard(matches: &ArgMatches) -> anyhow::Result<()> {
                 Some(false) => {}
             },
         }
-        match upload.is_delete() {
-            true => println!("not deleted: {}", upload.shown()),
-            false => println!("thrown away: {}", upload.shown()),
-        }
+        let what = if upload.is_delete() { "not deleted" } else { "thrown away" };
+        say(&format!("{what}: {}", upload.shown()))?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::pages::say;
 use super::{MOUNT_FAILED, WRONG_USAGE, client, commands, failed, first_paragraph, mount};
 use crate::config::{Argument, Invocation};
 use crate::control::umount::Options;
@@ -78,7 +79,8 @@ pub fn mount(arguments: &[OsString]) -> ExitCode {
         Err(error) => return failed(&error, MOUNT_FAILED),
     };
     if matches.get_count("verbose") > 0 {
-        println!("packmule: {} on {}", config.fsname, config.mountpoint.display());
+        // Whether somebody reads it is nothing to the mount.
+        let _ = say(&format!("packmule: {} on {}", config.fsname, config.mountpoint.display()));
     }
     if matches.get_count("fake") > 0 {
         return ExitCode::SUCCESS;

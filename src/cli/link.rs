@@ -6,6 +6,7 @@ use anyhow::{anyhow, bail, ensure};
 use clap::ArgMatches;
 
 use super::commands;
+use super::pages::say;
 use crate::config::{Environment, Source, resolve, values};
 use crate::control::{self, Client, Request, Response};
 use crate::publish::links;
@@ -22,8 +23,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(rest) => of_object(rest, expires, matches)?,
         None => of_file(Path::new(path), expires)?,
     };
-    println!("{url}");
-    Ok(())
+    say(&url)
 }
 
 fn expires(text: &str) -> anyhow::Result<u64> {

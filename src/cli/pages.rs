@@ -55,6 +55,11 @@ pub fn show(text: &[u8]) -> anyhow::Result<()> {
     }
 }
 
+/// As [`show`], of a line.
+pub fn say(line: &str) -> anyhow::Result<()> {
+    show(format!("{line}\n").as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
