@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::double::{Fault, Options, When};
@@ -285,4 +286,17 @@ fn safety_options() {
     stage.store.put("f", "x");
     assert!(fs::remove_file(stage.path("f")).is_err());
     assert_eq!(stage.store.keys(), ["f"]);
+}
+
+/// `packmule … | head` is no error, and no panic.
+#[test]
+fn a_reader_that_goes_is_no_error() {
+    let home = tempfile::tempdir().unwrap();
+    for words in [&["config", "check"][..], &["man"], &["completions", "bash"], &["status", "--json", "--spool-dir", "."], &["cache", "--cache-dir", "."]] {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        drop(reader);
+        let mut command = packmule(home.path(), &[]);
+        let said = command.args(words).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        assert!(said.status.success() && said.stderr.is_empty(), "{words:?}: {} {}", said.status, String::from_utf8_lossy(&said.stderr));
+    }
 }
