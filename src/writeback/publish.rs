@@ -117,7 +117,7 @@ pub(crate) async fn perform(entry: &Arc<Entry>, context: Context, action: &Actio
             let sent = transfer::part(entry, &target, &id, base, piece).await.map(Outcome::Sent);
             or_without_base(entry, snapshot.as_deref(), sent).await
         }
-        (Action::Check { .. }, Some(snapshot)) => Ok(Outcome::Checked(check(entry, &snapshot).await)),
+        (Action::Check { .. }, Some(snapshot)) => Ok(check(entry, &snapshot, awaited).await),
         (Action::Put { .. }, Some(snapshot)) => {
             let put = commit::put(entry, &snapshot, doubt, awaited).await.map(Outcome::Judged);
             or_without_base(entry, Some(&snapshot), put).await
@@ -248,10 +248,17 @@ async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
     Ok(Outcome::Created { target, id })
 }
 
-/// True when every part holds what the file holds now: no part was torn by a writer.
-async fn check(entry: &Arc<Entry>, snapshot: &Snapshot) -> bool {
+/// Whether every part holds what the file holds now: no part was torn by a writer. Where nobody waits for the publication, that must be
+/// what was sealed: parts that were sent later may hold the middle of a new content, or the beginning of one that was closed since.
+async fn check(entry: &Arc<Entry>, snapshot: &Snapshot, awaited: bool) -> Outcome {
     let _writer = entry.writer.lock().await;
-    entry.content.lock().verify(snapshot.size)
+    let intent = entry.intent.lock();
+    if !awaited && !intent.sealed {
+        return Outcome::Overtaken;
+    }
+    let mut content = entry.content.lock();
+    let sealed = awaited || content.generation == snapshot.generation;
+    Outcome::Checked(sealed && content.verify(snapshot.size))
 }
 
 /// Headers by rule, overridden by those set on the file.

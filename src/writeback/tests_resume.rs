@@ -190,3 +190,42 @@ fn what_was_appended_to_a_published_file_and_arrived_is_not_sent_again() {
     let expected = [&pattern(30 * MIB, 0)[..], b"tail"].concat();
     assert_eq!(resumed(&world, "a", &expected), (0, 1));
 }
+
+/// A queued file of several parts is written again while they travel: what it holds then in the middle of its new content is no object,
+/// nor the beginning of the new one, whatever the parts are made of.
+#[test]
+fn a_queued_file_that_is_written_again_makes_no_object_of_both() {
+    for closed in [false, true] {
+        run(async {
+            let world = World::new();
+            let writeback = world
+                .open_with(|config| {
+                    (config.write_back, config.part_size, config.max_connections) = (Duration::from_millis(10), Some(5 << 20), 1)
+                })
+                .await;
+            let staged = world.new_file(&writeback, "f").await;
+            let old = pattern(6 << 20, 1);
+            staged.write(0, old.clone()).await.unwrap();
+            *world.store.delay.lock() = Duration::from_millis(300);
+            assert!(staged.publish().await.unwrap().is_none());
+            until(|| world.store.count("Part") == 1).await;
+            // Behind the part that travels, and past the end.
+            let new = pattern(1 << 20, 2);
+            staged.write((5 << 20) + (512 << 10), new.clone()).await.unwrap();
+            let mut whole = old.to_vec();
+            whole.truncate((5 << 20) + (512 << 10));
+            whole.extend_from_slice(&new);
+            if closed {
+                assert!(staged.publish().await.unwrap().is_none());
+            }
+            let began = std::time::Instant::now();
+            while began.elapsed() < Duration::from_secs(3) {
+                let object = world.store.object("f").map(|object| object.bytes);
+                let right = |bytes: &Bytes| *bytes == old || closed && *bytes == whole;
+                assert!(object.as_ref().is_none_or(right), "closed {closed}: {:?} bytes of both", object.map(|object| object.len()));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(world.store.object("f").is_some(), closed);
+        });
+    }
+}

@@ -292,7 +292,13 @@ fn safety_options() {
 #[test]
 fn a_reader_that_goes_is_no_error() {
     let home = tempfile::tempdir().unwrap();
-    for words in [&["config", "check"][..], &["man"], &["completions", "bash"], &["status", "--json", "--spool-dir", "."], &["cache", "--cache-dir", "."]] {
+    for words in [
+        &["config", "check"][..],
+        &["man"],
+        &["completions", "bash"],
+        &["status", "--json", "--spool-dir", "."],
+        &["cache", "--cache-dir", "."],
+    ] {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(reader);
         let mut command = packmule(home.path(), &[]);
