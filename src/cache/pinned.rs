@@ -1,6 +1,6 @@
 //! What is kept whatever else is read: objects and folders that a user pinned (`packmule cache pin`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,8 @@ impl Pin {
 pub struct Pinned {
     pins: Mutex<Vec<Pin>>,
     versions: Mutex<Arc<HashSet<EntryId>>>,
+    /// What an earlier mount had of each pin that was not listed yet.
+    left: Mutex<HashMap<Pin, Vec<EntryId>>>,
 }
 
 impl Pinned {
@@ -63,14 +65,15 @@ impl Pinned {
             }),
             Err(_) => Vec::new(),
         };
-        let mut versions = HashSet::new();
+        let mut left: HashMap<Pin, Vec<EntryId>> = HashMap::new();
         for (id, slot) in found.iter().filter(|_| !pins.is_empty()) {
             let Some(sidecar) = disk.sidecar(FileName { id: *id, serial: slot.serial }) else { continue };
-            if pins.iter().any(|pin| pin.holds(&sidecar.version.bucket, &sidecar.version.key)) {
-                versions.insert(*id);
+            for pin in pins.iter().filter(|pin| pin.holds(&sidecar.version.bucket, &sidecar.version.key)) {
+                left.entry(pin.clone()).or_default().push(*id);
             }
         }
-        Self { pins: Mutex::new(pins), versions: Mutex::new(Arc::new(versions)) }
+        let versions = left.values().flatten().copied().collect();
+        Self { pins: Mutex::new(pins), versions: Mutex::new(Arc::new(versions)), left: Mutex::new(left) }
     }
 
     /// The versions that are never evicted.
@@ -98,25 +101,34 @@ impl Cache {
         Ok(())
     }
 
-    /// The versions that are pinned by now are never evicted. `all`: and those before are not pinned any more.
-    pub fn set_pinned_versions<'a>(&self, versions: impl Iterator<Item = &'a ObjectVersion>, all: bool) {
+    /// These versions are never evicted from now on, and what an earlier mount had of the pins that were not `listed` since; no others.
+    /// Blocks.
+    pub fn set_pinned_versions<'a>(&self, versions: impl Iterator<Item = &'a ObjectVersion>, listed: impl Fn(&Pin) -> bool) {
         let mut versions: HashSet<EntryId> = versions.map(EntryId::of).collect();
-        let mut pinned = self.inner.pinned.versions.lock();
-        if !all {
-            versions.extend(pinned.iter());
+        let pinned = &self.inner.pinned;
+        {
+            let (mut left, pins) = (pinned.left.lock(), pinned.pins.lock());
+            left.retain(|pin, _| pins.contains(pin) && !listed(pin));
+            versions.extend(left.values().flatten());
         }
-        *pinned = Arc::new(versions);
+        *pinned.versions.lock() = Arc::new(versions);
     }
 
-    /// Brings what is missing of a version, whole. Where the disk takes nothing it is not [`Cache::is_complete`] afterwards.
+    /// Brings what is missing of a version, while it is `wanted`. Where the disk takes nothing more, or it is not wanted, it is not
+    /// [`Cache::is_complete`] afterwards.
     ///
     /// # Errors
     /// As those of [`super::Reader::read`].
-    pub async fn keep(self: &Arc<Self>, store: Arc<dyn Store>, version: ObjectVersion) -> Result<(), CacheError> {
+    pub async fn keep(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        version: ObjectVersion,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(), CacheError> {
         let size = version.size;
         let reader = self.reader(store, version);
         let mut at = 0;
-        while at < size {
+        while at < size && wanted() && self.inner.keeps_on_disk() {
             let bytes = reader.read(at, STEP).await?;
             if bytes.is_empty() {
                 return Err(CacheError::Stale);

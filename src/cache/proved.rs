@@ -13,8 +13,8 @@ impl Cache {
     pub async fn proved_file(&self, version: &ObjectVersion) -> Option<File> {
         let id = EntryId::of(version);
         let (slot, entry) = {
-            let index = self.inner.index.lock();
-            (index.shelf.peek(id)?, index.entries.get(&id).and_then(Weak::upgrade))
+            let mut index = self.inner.index.lock();
+            (index.shelf.touch(id)?, index.entries.get(&id).and_then(Weak::upgrade))
         };
         // What a reader has found bad since the shelf was told.
         let still = entry.filter(|entry| entry.loaded.initialized()).is_none_or(|entry| entry.state().slot(slot.serial).proved);

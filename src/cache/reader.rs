@@ -223,7 +223,8 @@ impl Reader {
         let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(entry));
         let assembles = move || {
             let bytes = entry.assemble(pieces, &inner.buffers);
-            if entry.became_proved() {
+            // Found bad, it is not to be passed through either.
+            if entry.became_proved() || bytes.is_none() {
                 inner.account(&entry);
             }
             bytes

@@ -90,6 +90,9 @@ fn pin(matches: &ArgMatches, off: bool) -> anyhow::Result<()> {
         let Response::Status(status) = client.call(&Request::Status)? else { bail!("{}: no status", client.mountpoint().display()) };
         let report = status.pins.into_iter().find(|report| (&report.bucket, &report.key) == (&pin.bucket, &pin.key));
         let Some(report) = report else { bail!("{}: was unpinned meanwhile", pin.shown()) };
+        if report.silent_seconds.is_some() {
+            bail!("{}: pinned; the store does not answer, and what is missing is fetched when it does", pin.shown());
+        }
         if report.settled {
             bar.iter().for_each(indicatif::ProgressBar::finish_and_clear);
             say(&pin_line(&report))?;
@@ -109,8 +112,8 @@ fn pin(matches: &ArgMatches, off: bool) -> anyhow::Result<()> {
 /// A pin as people read it.
 pub(super) fn pin_line(pin: &PinReport) -> String {
     let mut line = format!("pinned {}: ", pin.shown());
-    line += &match (pin.settled, pin.files) {
-        (false, 0) => "not listed yet".to_owned(),
+    line += &match (pin.listed, pin.files) {
+        (false, _) => "not listed yet".to_owned(),
         (_, files) if files == pin.kept_files => format!("{files} files, {}, all here", size(pin.bytes)),
         (_, files) => format!("{} of {files} files, {} of {} here", pin.kept_files, size(pin.kept_bytes), size(pin.bytes)),
     };
@@ -118,8 +121,10 @@ pub(super) fn pin_line(pin: &PinReport) -> String {
         line += &format!("; {} have no room in cache_size", pin.too_much);
     }
     if let Some(seconds) = pin.silent_seconds {
-        line +=
-            &format!("; the store has not answered for {}: read from the cache", humantime::format_duration(Duration::from_secs(seconds)));
+        line += &format!(
+            "; the store does not answer, for {} now: read from the cache",
+            humantime::format_duration(Duration::from_secs(seconds))
+        );
     } else if let Some(trouble) = &pin.trouble {
         line += &format!("; {}", trouble.escape_debug());
     }

@@ -17,7 +17,7 @@ use crate::control::{Request, Response, Status, Upload};
 use crate::fuse::describe;
 use crate::publish::links;
 use crate::s3::{Account, explain};
-use crate::vfs::{Caller, Ino, ROOT, Vfs};
+use crate::vfs::{Caller, Ino, PinReport, ROOT, Vfs};
 use crate::writeback::{self, DeleteStatus, EntryStatus, Run};
 
 /// S3's limit for a SigV4 link, in seconds.
@@ -61,7 +61,7 @@ impl Answers {
         Self { layers, operations, umount }
     }
 
-    fn status(&self) -> Status {
+    async fn status(&self) -> Status {
         let layers = &self.layers;
         let cache = layers.cache.usage();
         Status {
@@ -77,7 +77,7 @@ impl Answers {
             cache_bytes: cache.bytes,
             requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
             conflicts: layers.writeback.conflicts(),
-            pins: layers.vfs.pins(),
+            pins: self.pins().await,
         }
     }
 
@@ -223,6 +223,11 @@ impl Answers {
         })
     }
 
+    async fn pins(&self) -> Vec<PinReport> {
+        let vfs = self.layers.vfs.clone();
+        tokio::task::spawn_blocking(move || vfs.pins()).await.unwrap_or_default()
+    }
+
     async fn pin(&self, path: &Path, off: bool) -> Result<Response, String> {
         let found = self.find(path).await?;
         let ino = found.inodes.last().copied().unwrap_or(ROOT);
@@ -277,7 +282,7 @@ impl Handler for Answers {
                 mountpoint: self.layers.mountpoint.clone(),
                 pid: std::process::id(),
             }),
-            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Status => Ok(Response::Status(Box::new(self.status().await))),
             Request::Flush { path, as_is, timeout_ms } => {
                 let flushed = async {
                     match (&path, as_is) {
@@ -296,7 +301,7 @@ impl Handler for Answers {
             }
             Request::Cache { wish } => {
                 let report = Box::new(self.layers.cache.upkeep(wish).await);
-                Ok(Response::Cache { report, pins: self.layers.vfs.pins() })
+                Ok(Response::Cache { report, pins: self.pins().await })
             }
             Request::Pin { path, off } => self.pin(&path, off).await,
             Request::Refresh => {

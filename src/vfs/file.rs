@@ -267,7 +267,7 @@ impl Vfs {
         if let Some(row) = row {
             self.memory.put(&published.bucket, &published.key, row);
         }
-        self.note_made(&place);
+        self.note_made(&place, &Object::from(&published));
         self.settle_attributes(ino, &place, &published.attributes);
     }
 

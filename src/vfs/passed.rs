@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::handle::FileHandle;
 use super::inode::FileState;
 use super::{Fh, Ino, Vfs};
+use crate::s3::ETag;
 
 /// Smaller files gain nothing, and a log that somebody follows (`tail -f`) stays with us.
 const LEAST: u64 = 8 << 20;
@@ -37,45 +38,68 @@ pub(super) struct Passing(AtomicBool);
 pub struct Modes {
     /// Through the kernel's page cache.
     cached: u32,
-    /// Passed through, and to what.
+    /// Passed through, and to what, which is that version's.
     passed: u32,
-    backing: Option<Arc<Backing>>,
+    backing: Option<(ETag, Arc<Backing>)>,
+}
+
+/// A cache file that the kernel may read, and the version that it is of.
+pub(super) struct Passable {
+    etag: ETag,
+    file: File,
 }
 
 impl Modes {
     /// A handle more: what it is passed through to. `None`: it goes through the page cache.
-    fn open(&mut self, file: Option<File>) -> Option<Arc<Backing>> {
-        if self.passed == 0 {
-            self.backing = file.filter(|_| self.cached == 0).map(|file| Arc::new(Backing { file, registration: Mutex::default() }));
+    fn open(&mut self, passable: Option<Passable>) -> Option<Arc<Backing>> {
+        if self.passed == 0 && self.cached == 0 {
+            let backing = |passable: Passable| (passable.etag, Arc::new(Backing { file: passable.file, registration: Mutex::default() }));
+            self.backing = passable.map(backing);
         }
         *if self.backing.is_some() { &mut self.passed } else { &mut self.cached } += 1;
-        self.backing.clone()
+        self.backing.as_ref().map(|(_, backing)| backing.clone())
     }
 
-    fn close(&mut self, passed: bool) {
+    /// A handle less. Gives what the kernel lets go of, to be dropped where a slow close(2) harms nobody.
+    fn close(&mut self, passed: bool) -> Option<Arc<Backing>> {
         let count = if passed { &mut self.passed } else { &mut self.cached };
         *count = count.saturating_sub(1);
-        if self.passed == 0 {
-            self.backing = None;
+        if self.passed > 0 {
+            return None;
         }
+        self.backing.take().map(|(_, backing)| backing)
     }
 }
 
 impl FileState {
-    /// The kernel reads the file by itself: no handle may write.
-    pub(super) fn is_passed(&self) -> bool {
-        self.modes.passed > 0
-    }
-
-    /// A handle is added.
-    pub(super) fn open_mode(&mut self, file: Option<File>) -> Option<Arc<Backing>> {
-        let clean = file.filter(|_| self.staged.is_none() && !self.retiring);
-        self.modes.open(clean)
+    /// A handle is added of the version `etag`. An error where the kernel reads the file by itself, and this handle is of another version,
+    /// or not to be read so.
+    pub(super) fn open_mode(&mut self, etag: Option<&ETag>, by_us: bool, passable: Option<Passable>) -> Result<Option<Arc<Backing>>> {
+        let other = self.modes.backing.as_ref().is_some_and(|(of, _)| Some(of) != etag);
+        if self.modes.passed > 0 && (by_us || other) {
+            return Err(Error::Stale);
+        }
+        let clean = passable.filter(|passable| self.staged.is_none() && !self.retiring && Some(&passable.etag) == etag);
+        Ok(self.modes.open(clean))
     }
 
     /// A handle is gone.
-    pub(super) fn close_mode(&mut self, handle: &FileHandle) {
-        self.modes.close(handle.passed.load(Ordering::Relaxed));
+    pub(super) fn close_mode(&mut self, handle: &FileHandle) -> Option<Arc<Backing>> {
+        self.modes.close(handle.passed.load(Ordering::Relaxed))
+    }
+}
+
+/// While it lives the kernel begins to read the file by itself for nobody: it is being changed without a handle.
+pub(super) struct Unpassed<'a> {
+    vfs: &'a Vfs,
+    ino: Ino,
+}
+
+impl Drop for Unpassed<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.vfs.table.lock().get_mut(self.ino) {
+            node.file.modes.close(false);
+        }
     }
 }
 
@@ -85,8 +109,17 @@ impl Vfs {
         self.passing.0.store(true, Ordering::Relaxed);
     }
 
+    /// A change by name is about to be made. ESTALE where the kernel reads the file by itself.
+    pub(super) fn unpassed(&self, ino: Ino) -> Result<Unpassed<'_>> {
+        let opened = self.table.lock().get_mut(ino).ok_or(Error::Stale)?.file.open_mode(None, true, None);
+        match opened {
+            Ok(_) => Ok(Unpassed { vfs: self, ino }),
+            Err(_) => Err(self.forget_name(ino)),
+        }
+    }
+
     /// The cache file that may be passed through for a handle that reads this inode.
-    pub(super) async fn passable(&self, ino: Ino) -> Option<File> {
+    pub(super) async fn passable(&self, ino: Ino) -> Option<Passable> {
         if !self.passing.0.load(Ordering::Relaxed) {
             return None;
         }
@@ -97,7 +130,8 @@ impl Vfs {
             let object = node.object.as_ref().filter(|object| object.size >= LEAST && node.file.staged.is_none())?;
             Self::version(&place, object)
         };
-        self.cache.proved_file(&version).await
+        let file = self.cache.proved_file(&version).await?;
+        Some(Passable { etag: version.etag, file })
     }
 
     /// The kernel does not take the backing file: from now on it takes none, and this handle goes through the page cache.
@@ -107,7 +141,7 @@ impl Vfs {
         if handle.passed.swap(false, Ordering::Relaxed)
             && let Some(node) = self.table.lock().get_mut(handle.ino)
         {
-            node.file.modes.close(true);
+            drop(node.file.modes.close(true));
             node.file.modes.cached += 1;
         }
         Ok(())
@@ -119,8 +153,8 @@ impl Vfs {
 mod tests {
     use super::*;
 
-    fn file() -> Option<File> {
-        Some(tempfile::tempfile().unwrap())
+    fn file() -> Option<Passable> {
+        Some(Passable { etag: ETag::new("e"), file: tempfile::tempfile().unwrap() })
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! open for reading, read, lseek.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -14,6 +13,7 @@ use super::handle::FileHandle;
 use super::inode::{Object, Place};
 use super::lookup::object_of;
 use super::neighbours::Neighbour;
+use super::passed::Passable;
 use super::versions::JUST_NOW;
 use super::{Backing, Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
@@ -37,7 +37,8 @@ impl Vfs {
                 self.opens.note(process::thread_group(caller.pid), parent, name);
             }
         }
-        let passable = if writable || truncate { None } else { self.passable(ino).await };
+        let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
+        let passable = if by_us { None } else { self.passable(ino).await };
         let (fh, backing) = self.add_handle(caller, ino, flags, passable)?;
         if let Some(reader) = reader {
             self.hand_over(fh, reader);
@@ -51,18 +52,29 @@ impl Vfs {
 
     /// Registers a handle and pins its inode. `passable`: what it may be passed through to. ESTALE where it is to change a file that is
     /// passed through.
-    pub(super) fn add_handle(&self, caller: Caller, ino: Ino, flags: i32, passable: Option<File>) -> Result<(Fh, Option<Arc<Backing>>)> {
+    pub(super) fn add_handle(
+        &self,
+        caller: Caller,
+        ino: Ino,
+        flags: i32,
+        passable: Option<Passable>,
+    ) -> Result<(Fh, Option<Arc<Backing>>)> {
         let access = flags & libc::O_ACCMODE;
         let writable = access != libc::O_RDONLY;
         let mut backing = None;
         {
             let mut table = self.table.lock();
             if let Some(node) = table.get_mut(ino) {
-                if node.file.is_passed() && (writable || flags & libc::O_TRUNC != 0) {
-                    drop(table);
-                    return Err(self.forget_name(ino));
+                // Who reads past every cache asks for what a backing file cannot: offsets of no block.
+                let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
+                let etag = node.object.as_ref().map(|object| object.etag.clone());
+                match node.file.open_mode(etag.as_ref(), by_us, passable) {
+                    Ok(opened) => backing = opened,
+                    Err(_) => {
+                        drop(table);
+                        return Err(self.forget_name(ino));
+                    }
                 }
-                backing = node.file.open_mode(passable);
                 node.file.writers += u32::from(writable);
             }
             table.pin(ino);
@@ -124,11 +136,17 @@ impl Vfs {
             return Err(Error::Access);
         }
         let mut neighbour = self.take_neighbour(ino, &object.etag).filter(|_| reads && !staged);
-        if reads {
+        let place = self.place(ino)?;
+        let bucket = place.store.bucket();
+        if reads && !self.is_silent(bucket) {
             self.fetch_neighbours(ino);
         }
         // Waited for where nothing is to be proved too: dropped before its answer, it would ask in vain.
         let told = match neighbour.as_mut() {
+            // Pinned and here whole, it waits no longer than its own question would.
+            Some(neighbour) if self.is_pinned(bucket, &place.key) && self.cache.is_complete(&Self::version(&place, &object)) => {
+                self.unless_silent(bucket, async { Ok(neighbour.head().await) }).await.and_then(Result::ok).flatten()
+            }
             Some(neighbour) => neighbour.head().await,
             None => None,
         };

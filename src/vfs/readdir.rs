@@ -220,11 +220,7 @@ impl Vfs {
             stream.whole = Some(listing);
         }
         if let Some(whole) = stream.whole.clone() {
-            let total = whole.entries.len() as u64;
-            if index < total {
-                return Ok(Batch::of(&whole.entries, 0, index));
-            }
-            return Ok(self.extra(dir, stream, total, index));
+            return Ok(self.of_whole(dir, stream, &whole, index));
         }
         let at = stream.anchors.partition_point(|anchor| anchor.first <= index).saturating_sub(1);
         if let Some((page, entries)) = stream.current.clone().filter(|(page, _)| *page == at) {
@@ -237,6 +233,11 @@ impl Vfs {
             }
         }
         self.next_page(dir, stream, at, index).await
+    }
+
+    fn of_whole(&self, dir: Ino, stream: &mut Stream, whole: &Listing, index: u64) -> Batch {
+        let total = whole.entries.len() as u64;
+        if index < total { Batch::of(&whole.entries, 0, index) } else { self.extra(dir, stream, total, index) }
     }
 
     /// Asks for page `at`; what it makes certain is the batch.
@@ -253,8 +254,15 @@ impl Vfs {
                 Some(page) => page?,
                 None => {
                     let (started, page) = self.pinned_page(place).ok_or(Error::TimedOut)?;
-                    stream.started = started;
+                    let newer = self.newest_listing(dir).filter(|listing| listing.started > started);
+                    stream.started = newer.as_ref().map_or(started, |listing| listing.started);
+                    let started = stream.started;
                     stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
+                    if let Some(listing) = newer {
+                        // As it was seen last, which is since the pin was listed.
+                        stream.whole = Some(listing.clone());
+                        return Ok(self.of_whole(dir, stream, &listing, index));
+                    }
                     page
                 }
             }

@@ -50,15 +50,7 @@ impl Vfs {
 
     async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<()> {
         // A publication that was begun would take the DELETE for one that it replaces, and with it into its grave.
-        let paused = self.pause_queued(std::iter::once(ino)).await?;
-        let unlinked = self.unlink_paused(parent, ino).await;
-        if unlinked.is_err() {
-            paused.iter().for_each(|(_, staged)| staged.resume());
-        }
-        unlinked
-    }
-
-    async fn unlink_paused(&self, parent: Ino, ino: Ino) -> Result<()> {
+        let _paused = self.pause_queued(std::iter::once(ino)).await?;
         let place = self.place(ino)?;
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
@@ -69,7 +61,9 @@ impl Vfs {
             (node.object.clone(), node.file.recovered)
         };
         let open = self.handles.is_open(ino);
-        if let Some(object) = object.as_ref().filter(|_| open) {
+        // Who has new content open reads that.
+        let reads_it = open && self.staged_now(ino)?.is_none();
+        if let Some(object) = object.as_ref().filter(|_| reads_it) {
             self.keep_readable(&place, object).await;
         }
         if let Some(object) = &object {

@@ -52,6 +52,18 @@ struct Found {
     stands: bool,
 }
 
+/// A queued file that is not published meanwhile. Dropped, by an end as by a deadline, it goes on.
+pub(super) struct Paused {
+    ino: Ino,
+    staged: Arc<Staged>,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.staged.resume();
+    }
+}
+
 impl Vfs {
     /// rename(2) and renameat2(2) with RENAME_NOREPLACE.
     pub async fn rename(&self, caller: Caller, parent: Ino, name: &OsStr, new_parent: Ino, new_name: &OsStr, flags: u32) -> Result<()> {
@@ -119,27 +131,23 @@ impl Vfs {
         // An upload that nobody waits for must not end under a name that is about to be another file's, or in the middle of a copy.
         let paused = self.pause_queued([Some(ino), step.replaced].into_iter().flatten()).await?;
         let renamed = self.rename_in_turn(caller, ino, step).await;
-        paused.iter().for_each(|(_, staged)| staged.resume());
-        drop(turn);
+        drop((paused, turn));
         // What was closed under a temporary name is published by now, unless it waits.
         self.retire(ino).await;
         renamed
     }
 
-    /// Pauses what is queued of these files; what had been on its way already is taken in. Nothing is paused where it fails.
-    pub(super) async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Result<Vec<(Ino, Arc<Staged>)>> {
+    /// Pauses what is queued of these files; what had been on its way already is taken in.
+    pub(super) async fn pause_queued(&self, files: impl Iterator<Item = Ino>) -> Result<Vec<Paused>> {
         let mut paused = Vec::new();
         for ino in files {
             if let Some(staged) = self.staged_now(ino).ok().flatten().filter(|staged| staged.is_queued()) {
-                paused.push((ino, staged.clone()));
+                paused.push(Paused { ino, staged: staged.clone() });
                 let pauses = async {
                     staged.pause().await;
                     Ok(())
                 };
-                if let Err(error) = self.patiently(pauses).await {
-                    paused.iter().for_each(|(_, staged)| staged.resume());
-                    return Err(error);
-                }
+                self.patiently(pauses).await?;
             }
             self.catch_up(ino);
         }
@@ -342,7 +350,7 @@ impl Vfs {
         if let Some(row) = row {
             self.memory.put(place.store.bucket(), &place.key, row);
         }
-        self.note_made(&place);
+        self.note_made(&place, &object);
         Some(object)
     }
 

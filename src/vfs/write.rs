@@ -69,10 +69,8 @@ impl Vfs {
     pub(super) async fn truncate(&self, caller: Caller, ino: Ino, fh: Option<Fh>, size: u64) -> Result<()> {
         if fh.is_none() {
             self.check_writable()?;
-            if self.table.lock().get(ino).is_some_and(|node| node.file.is_passed()) {
-                return Err(self.forget_name(ino));
-            }
         }
+        let _unpassed = fh.is_none().then(|| self.unpassed(ino)).transpose()?;
         {
             // In turn, so that a file that was just closed is not handed to the cache meanwhile.
             let order = self.order(ino)?;
@@ -96,9 +94,8 @@ impl Vfs {
                 Ok(())
             }
             None => {
-                let writers = self.table.lock().get(ino).map_or(0, |node| node.file.writers);
                 // Somebody writes it at this moment: their close publishes.
-                if writers > 0 {
+                if self.handles.is_written(ino) {
                     return Ok(());
                 }
                 let result = self.publish(ino).await;
@@ -154,17 +151,22 @@ impl Vfs {
     pub async fn release(&self, fh: Fh) {
         let Ok(handle) = self.handles.remove_file(fh) else { return };
         let ino = handle.ino;
+        let mut let_go = None;
         let last = {
             let mut table = self.table.lock();
             match table.get_mut(ino) {
                 Some(node) => {
-                    node.file.close_mode(&handle);
+                    let_go = node.file.close_mode(&handle);
                     node.file.writers = node.file.writers.saturating_sub(u32::from(handle.writable));
                     node.file.writers == 0 && (handle.writable || node.removed)
                 }
                 None => false,
             }
         };
+        if let_go.is_some() {
+            // The last handle of a file that was evicted meanwhile: its room is freed now.
+            tokio::task::spawn_blocking(move || drop(let_go));
+        }
         let (Some(this), true) = (self.shared(), last) else {
             self.table.lock().unpin(ino);
             return;

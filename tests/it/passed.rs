@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, noise, sh};
 use crate::support::mount::{Mount, can_mount};
 use crate::support::stage::Stage;
@@ -75,8 +76,8 @@ fn stage() -> Option<(Stage, Vec<u8>)> {
     Some((Stage::new(store), content))
 }
 
-/// Promise 16: "A file of 8 MiB and more that is on this machine whole, all of whose blocks were compared since the mount, is read by the
-/// kernel itself"
+/// Promise 16: "A file of 8 MiB and more that is on this machine whole, all of whose blocks were fetched or compared since the mount, is
+/// read by the kernel itself"
 #[test]
 fn a_proved_file_is_read_by_the_kernel_itself() {
     let Some((mut stage, content)) = stage() else { return };
@@ -135,6 +136,24 @@ fn who_writes_gets_another_inode() {
     fs::remove_file(stage.path("other.exe")).unwrap();
     assert!(reads_without_us(&stage.mount, &fourth, &content));
     assert_eq!(stage.store.keys(), Vec::<String>::new());
+}
+
+/// truncate(2) has no handle: who opens the file while it waits for the store does not keep the old content for everybody.
+#[test]
+fn a_truncation_is_seen_by_who_opened_meanwhile() {
+    let Some((stage, content)) = stage() else { return };
+    read_all(&stage, "setup.exe", &content);
+    std::thread::sleep(Duration::from_millis(1200));
+    stage.double().fault(When::operation("HeadObject"), Fault::Delay(Duration::from_millis(600)));
+    std::thread::scope(|scope| {
+        let truncates = scope.spawn(|| nix::unistd::truncate(&stage.path("setup.exe"), 5).unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+        let meanwhile = File::open(stage.path("setup.exe")).unwrap();
+        truncates.join().unwrap();
+        assert_eq!(fs::read(stage.path("setup.exe")).unwrap(), content[..5]);
+        drop(meanwhile);
+    });
+    assert_eq!(stage.store.bytes("setup.exe"), content[..5]);
 }
 
 /// The kernel fails an open with EIO that mixes the two ways to read on one inode: readers, writers and mappings at random.

@@ -187,6 +187,91 @@ fn what_is_pinned_is_not_evicted() {
     assert!(String::from_utf8_lossy(&cache(&stage.mount, &["show"], "").stdout).contains("in 0 files"));
 }
 
+/// A pin that this mount has not listed yet says nothing of its names: no file is a folder, and none is missing.
+#[test]
+fn a_pin_that_was_never_listed_is_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    site(&store);
+    let mut stage = Stage::with(store, &["metadata_ttl=1s", "retries=0"]);
+    pin(&stage.mount, "site");
+    stage.mount.umount();
+    stage.double().fault(When::operation("ListObjectsV2").key("site/"), Fault::Stall(Duration::from_secs(600)));
+    stage.mount.again();
+    assert!(stage.mount.status().contains("not listed yet"), "{}", stage.mount.status());
+    for name in ["site/index.html", "site/none", "site/none/x"] {
+        let error = quickly(|| errno(fs::metadata(stage.path(name))));
+        assert!(matches!(error, Errno::ETIMEDOUT | Errno::EHOSTUNREACH), "{name}: {error}");
+    }
+    stage.double().clear_faults();
+    stage.store.eventually("it is listed", |_| stage.mount.status().contains("3 files, 9.0 MiB, all here"));
+    assert_eq!(fs::read(stage.path("site/index.html")).unwrap(), b"<p>");
+}
+
+/// What was learned since the pin was listed is not forgotten: a folder that was renamed here, a file that others made and this mount saw.
+#[test]
+fn what_was_seen_since_is_so_without_the_store() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    site(&store);
+    let stage = Stage::with(store, &["metadata_ttl=1s"]);
+    pin(&stage.mount, "site");
+    fs::rename(stage.path("site/css"), stage.path("site/css2")).unwrap();
+    stage.store.eventually("the copy is kept", |_| stage.mount.status().contains("3 files, 9.0 MiB, all here"));
+    stage.store.put("site/later", "later");
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(fs::read(stage.path("site/later")).unwrap(), b"later");
+    assert_eq!(files::names(&stage.path("site")), ["css2", "index.html", "later", "setup.exe"]);
+    std::thread::sleep(Duration::from_secs(2));
+    outage(&stage, false);
+    quickly(|| assert_eq!(files::names(&stage.path("site")), ["css2", "index.html", "later", "setup.exe"]));
+    quickly(|| assert_eq!(fs::metadata(stage.path("site/later")).unwrap().len(), 5));
+    quickly(|| assert_eq!(fs::read(stage.path("site/css2/main.css")).unwrap(), b"p {}"));
+    quickly(|| assert_eq!(errno(fs::metadata(stage.path("site/css"))), Errno::ENOENT));
+    stage.double().set_down(false);
+}
+
+/// Small files in the order of their names are fetched ahead: not of a store that is silent.
+#[test]
+fn small_pinned_files_are_read_in_order_without_the_store() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    (0..40).for_each(|n| store.put(&format!("many/{n:02}"), noise(n, 3000)));
+    let stage = Stage::with(store, &["metadata_ttl=1s"]);
+    pin(&stage.mount, "many");
+    std::thread::sleep(Duration::from_secs(2));
+    outage(&stage, true);
+    quickly(|| (0..40).for_each(|n| assert!(fs::read(stage.path(&format!("many/{n:02}"))).unwrap() == noise(n, 3000))));
+}
+
+/// A disk that has no room is not paid for again and again.
+#[test]
+fn what_finds_no_room_is_not_fetched_again() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    (0..30).for_each(|n| store.put(&format!("many/{n:02}"), noise(n, MIB)));
+    let stage = Stage::with(store, &["min_free_space=1000T"]);
+    let line = {
+        let said = cache(&stage.mount, &["pin"], "many");
+        assert!(!said.status.success(), "{said:?}");
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    assert!(line.contains("cache_dir has no room (min_free_space), or cannot be written"), "{line}");
+    let fetched = stage.double().requests().of("GetObject");
+    assert!(fetched <= 16, "{fetched} GETs");
+    cache(&stage.mount, &["pin"], "many");
+    let again = stage.double().requests().of("GetObject") - fetched;
+    assert!(again <= 16, "{again} GETs");
+}
+
 /// One object, and a bucket of a mount of all of them.
 #[test]
 fn a_file_and_a_bucket_are_pinned() {

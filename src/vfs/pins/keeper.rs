@@ -1,8 +1,8 @@
-//! Lists what is pinned once a minute and brings what is new of it.
+//! Lists what is pinned once a minute, and brings what is new of it: side by side, for bringing may take hours.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use super::super::{Ino, Kind, Vfs};
 use super::{SILENT, Snapshot};
-use crate::cache::{Cache, CacheError, ObjectVersion, Pin};
+use crate::cache::{CacheError, ObjectVersion, Pin};
 use crate::s3::{ErrorKind, ListRequest, S3Error, Store, explain, is_archive_class};
 
 /// How often what is pinned is listed: one request for a thousand objects.
@@ -30,16 +30,23 @@ impl Vfs {
         self.set_known(self.cache.pins());
         let (this, closing) = (self.clone(), self.closing.clone());
         self.spawn(async move {
-            let keeps = async {
+            let lists = async {
                 loop {
-                    this.pass().await;
+                    this.list_pins().await;
                     let _ = tokio::time::timeout(EVERY, this.pins.wake.notified()).await;
                     tokio::time::sleep(GATHER).await;
                 }
             };
+            let brings = async {
+                loop {
+                    this.pins.bring.notified().await;
+                    this.bring_pins().await;
+                }
+            };
             tokio::select! {
                 () = closing.cancelled() => {}
-                () = keeps => {}
+                () = lists => {}
+                () = brings => {}
             }
         });
     }
@@ -108,7 +115,8 @@ impl Vfs {
         pins.retain(|other| *other != pin);
         self.cache.set_pins(pins.clone()).await.map_err(|error| format!("{}: still pinned: {error}", pin.shown()))?;
         self.set_known(pins);
-        self.choose();
+        let Some(this) = self.shared() else { return Ok(pin) };
+        let _ = tokio::task::spawn_blocking(move || this.choose()).await;
         Ok(pin)
     }
 
@@ -142,95 +150,113 @@ impl Vfs {
             }
             request.continuation = page.next.filter(|_| pin.is_folder());
             if request.continuation.is_none() {
-                return Ok(Snapshot { started, objects, too_much: 0 });
+                return Ok(Snapshot { started, objects });
             }
         }
     }
 
     fn install_snapshot(&self, pin: &Pin, store: Arc<dyn Store>, snapshot: Snapshot) {
         if let Some(kept) = self.pins.kept.lock().get_mut(pin) {
-            kept.removed.retain(|_, at| *at >= snapshot.started);
+            kept.changes.retain(|_, (at, _)| *at >= snapshot.started);
             (kept.snapshot, kept.store) = (Some(Arc::new(snapshot)), Some(store));
             (kept.passed, kept.trouble) = (false, None);
         }
     }
 
-    /// Lists every pin, and brings what is missing.
-    async fn pass(&self) {
+    /// Lists every pin.
+    async fn list_pins(&self) {
         let pins: Vec<Pin> = self.pins.kept.lock().keys().cloned().collect();
-        let mut stores = HashMap::new();
-        for pin in &pins {
-            if self.pins.is_silent(&pin.bucket) {
-                continue;
-            }
-            let store = match self.store_of(&pin.bucket).await {
-                Ok(Some(store)) => store,
-                Ok(None) => {
-                    self.note_trouble(pin, Some("not on this mount".into()));
-                    continue;
-                }
-                Err(error) => {
-                    self.note_trouble(pin, Some(explain::explain(&error)));
-                    continue;
-                }
+        for pin in pins.into_iter().filter(|pin| !self.pins.is_silent(&pin.bucket)) {
+            let store = match tokio::time::timeout(SILENT, self.store_of(&pin.bucket)).await {
+                Ok(Ok(Some(store))) => Ok(store),
+                Ok(Ok(None)) => Err("not on this mount".to_owned()),
+                Ok(Err(error)) => Err(explain::explain(&error)),
+                Err(_) => Err(silence(&pin)),
             };
-            match self.listed(store.as_ref(), pin).await {
-                Ok(snapshot) => self.install_snapshot(pin, store.clone(), snapshot),
-                Err(why) => self.note_trouble(pin, Some(why)),
+            let listed = match store {
+                Ok(store) => self.listed(store.as_ref(), &pin).await.map(|snapshot| (store, snapshot)),
+                Err(why) => Err(why),
+            };
+            match listed {
+                Ok((store, snapshot)) => self.install_snapshot(&pin, store, snapshot),
+                Err(why) => self.note_trouble(&pin, Some(why)),
             }
-            stores.insert(pin.bucket.clone(), store);
         }
-        for (pin, versions, archived) in self.choose() {
-            let Some(store) = stores.get(&pin.bucket) else { continue };
+        self.pins.bring.notify_one();
+    }
+
+    /// Brings what is missing of what was listed.
+    async fn bring_pins(&self) {
+        let Some(this) = self.shared() else { return };
+        let chosen = tokio::task::spawn_blocking(move || this.choose()).await.unwrap_or_default();
+        for Chosen { pin, versions, archived } in chosen {
+            let Some(store) = self.pins.store(&pin.bucket).filter(|_| !self.pins.is_silent(&pin.bucket)) else { continue };
             let asleep = (archived > 0).then(|| format!("{archived} objects are archived: restore them first"));
-            let trouble = self.bring(store, &versions).await;
+            let trouble = self.bring(&pin, &store, versions).await;
             self.note_trouble(&pin, trouble.or(asleep));
         }
     }
 
-    /// The versions that there is room for, pin by pin, and how many cannot be read. These are not evicted from now on.
-    fn choose(&self) -> Vec<(Pin, Vec<ObjectVersion>, usize)> {
-        let (mut room, mut seen) = (self.cache.max_size(), HashSet::new());
-        let mut kept = self.pins.kept.lock();
-        let mut chosen = Vec::new();
-        for (pin, kept) in kept.iter_mut() {
-            let Some(snapshot) = &mut kept.snapshot else { continue };
+    /// The versions that there is room for, pin by pin. These are not evicted from now on. Blocks: each is hashed.
+    fn choose(&self) -> Vec<Chosen> {
+        let listed: Vec<(Pin, Option<Arc<Snapshot>>)> =
+            self.pins.kept.lock().iter().map(|(pin, kept)| (pin.clone(), kept.snapshot.clone())).collect();
+        let (mut room, mut seen, mut chosen) = (self.cache.max_size(), HashSet::new(), Vec::new());
+        for (pin, snapshot) in &listed {
+            let Some(snapshot) = snapshot else { continue };
             let (mut versions, mut too_much, mut archived) = (Vec::new(), 0, 0);
-            for entry in snapshot.objects.values() {
+            for (entry, version) in snapshot.versions(&pin.bucket) {
                 if is_archive_class(entry.storage_class.as_deref()) {
                     archived += 1;
-                    continue;
-                }
-                let version = snapshot.version(&pin.bucket, entry);
-                if seen.contains(&version) {
-                    continue;
-                }
-                match room.checked_sub(entry.size) {
-                    Some(rest) => {
-                        room = rest;
-                        seen.insert(version.clone());
-                        versions.push(version);
+                } else if !seen.contains(&version) {
+                    match room.checked_sub(entry.size) {
+                        Some(rest) => {
+                            room = rest;
+                            seen.insert(version.clone());
+                            versions.push(version);
+                        }
+                        None => too_much += 1,
                     }
-                    None => too_much += 1,
                 }
             }
-            if too_much != snapshot.too_much {
-                *snapshot = Arc::new(Snapshot { started: snapshot.started, objects: snapshot.objects.clone(), too_much });
+            if let Some(kept) = self.pins.kept.lock().get_mut(pin) {
+                kept.too_much = too_much;
             }
-            chosen.push((pin.clone(), versions, archived));
+            chosen.push(Chosen { pin: pin.clone(), versions, archived });
         }
-        // What an earlier mount pinned stays until it was listed.
-        let listed = kept.values().all(|kept| kept.snapshot.is_some());
-        self.cache.set_pinned_versions(chosen.iter().flat_map(|(_, versions, _)| versions), listed);
+        let is_listed = |pin: &Pin| listed.iter().any(|(one, snapshot)| one == pin && snapshot.is_some());
+        self.cache.set_pinned_versions(chosen.iter().flat_map(|chosen| &chosen.versions), is_listed);
         chosen
     }
 
-    /// Brings what is missing of these. Gives why some of it is missing still.
-    async fn bring(&self, store: &Arc<dyn Store>, versions: &[ObjectVersion]) -> Option<String> {
-        let missing: Vec<_> = versions.iter().filter(|version| !self.cache.is_complete(version)).cloned().collect();
-        let kept = missing.into_iter().map(|version| bring_one(self.cache.clone(), store.clone(), version));
+    /// Brings what is missing of these, as long as the pin stands. Gives why some of it is missing still.
+    async fn bring(&self, pin: &Pin, store: &Arc<dyn Store>, versions: Vec<ObjectVersion>) -> Option<String> {
+        let missing: Vec<_> = versions.into_iter().filter(|version| !self.cache.is_complete(version)).collect();
+        let this = self.shared()?;
+        // One that finds no room finds it for all.
+        let full = Arc::new(AtomicBool::new(false));
+        let kept = missing.into_iter().map(|version| this.clone().bring_one(pin.clone(), store.clone(), version, full.clone()));
         let troubles: Vec<Option<String>> = futures::stream::iter(kept).buffer_unordered(AT_ONCE).collect().await;
         troubles.into_iter().flatten().next()
+    }
+
+    async fn bring_one(self: Arc<Self>, pin: Pin, store: Arc<dyn Store>, version: ObjectVersion, full: Arc<AtomicBool>) -> Option<String> {
+        let stands = || self.pins.kept.lock().contains_key(&pin);
+        let wanted = || !full.load(Ordering::Relaxed) && stands() && !self.pins.is_silent(&pin.bucket);
+        if !wanted() {
+            return None;
+        }
+        match self.cache.keep(store, version.clone(), wanted).await {
+            Ok(()) if self.cache.is_complete(&version) || !wanted() => None,
+            Ok(()) => {
+                full.store(true, Ordering::Relaxed);
+                Some("cache_dir has no room (min_free_space), or cannot be written".to_owned())
+            }
+            // Replaced since it was listed: the next pass brings what is there then.
+            Err(CacheError::Stale) => None,
+            Err(CacheError::S3(error)) => Some(explain::explain(&error)),
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     fn note_trouble(&self, pin: &Pin, trouble: Option<String>) {
@@ -268,15 +294,12 @@ impl Vfs {
     }
 }
 
-async fn bring_one(cache: Arc<Cache>, store: Arc<dyn Store>, version: ObjectVersion) -> Option<String> {
-    match cache.keep(store, version.clone()).await {
-        Ok(()) if cache.is_complete(&version) => None,
-        Ok(()) => Some("the cache's disk has no room (min_free_space), or cannot be written".to_owned()),
-        // Replaced since it was listed: the next pass brings what is there then.
-        Err(CacheError::Stale) => None,
-        Err(CacheError::S3(error)) => Some(explain::explain(&error)),
-        Err(error) => Some(error.to_string()),
-    }
+/// What is to be kept of a pin.
+struct Chosen {
+    pin: Pin,
+    versions: Vec<ObjectVersion>,
+    /// Objects that cannot be read.
+    archived: usize,
 }
 
 fn is_answer(error: &S3Error) -> bool {

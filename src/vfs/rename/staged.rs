@@ -44,7 +44,8 @@ impl Vfs {
         let ahead = self.leave_ahead(step, leaves.as_ref()).await?;
         failpoint::pass("rename-left");
         if let Err(error) = staged.retarget_held(target(&step.target), expect, temporary.is_some(), guess).await {
-            self.withdraw_ahead(step, ahead).await?;
+            // What the store says to that tells nobody why the rename failed.
+            let _ = self.withdraw_ahead(step, ahead).await;
             return Err(error.into());
         }
         if let Some(published) = staged.published() {

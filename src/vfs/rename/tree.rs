@@ -26,8 +26,9 @@ impl Vfs {
         // What is on its way already arrives first, where the listing finds it.
         let queued = self.pause_queued(files.into_iter()).await?;
         let result = self.move_tree(dir, step).await;
-        for (ino, staged) in queued {
-            staged.resume();
+        for paused in queued {
+            let (ino, staged) = (paused.ino, paused.staged.clone());
+            drop(paused);
             self.follow_up(ino, &staged);
         }
         result
@@ -71,6 +72,13 @@ impl Vfs {
             })?;
             for (key, error) in refused {
                 tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
+            }
+        }
+        for copy in &copied {
+            self.forget_object(&Place { store: source.store.clone(), key: copy.source.clone() });
+            let below = copy.source.get(source.key.len()..).unwrap_or_default();
+            if let Some((_, object)) = &copy.objects {
+                self.note_made(&Place { store: destination.store.clone(), key: format!("{}{below}", destination.key) }, object);
             }
         }
         self.retarget_below(dir, source, destination, &copied).await?;
@@ -135,7 +143,6 @@ impl Vfs {
             let (stored, mtime) =
                 row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
             self.within(self.put_marker(&target, stored, mtime)).await?;
-            self.forget_object(&source);
             return Ok(Copied { source: entry.key, objects: None });
         }
         let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
@@ -169,7 +176,6 @@ impl Vfs {
         if let Some(row) = row {
             let written = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
             self.memory.put(target.store.bucket(), &target.key, Row { etag: outcome.etag.clone(), written, ..row });
-            self.forget_object(&source);
         }
         let copy = copied_object(&object, &outcome);
         self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;

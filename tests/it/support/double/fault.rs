@@ -84,7 +84,7 @@ impl When {
         Self { bucket: Some(name.to_owned()), ..Self::default() }
     }
 
-    /// Only for this key.
+    /// Only for this key, or listings of this prefix.
     pub fn key(mut self, key: &str) -> Self {
         self.key = Some(key.to_owned());
         self
@@ -111,7 +111,7 @@ impl When {
     fn is_about(&self, asked: &Asked) -> bool {
         self.operation.is_none_or(|operation| operation == asked.operation)
             && self.bucket.as_ref().is_none_or(|bucket| *bucket == asked.bucket)
-            && self.key.as_ref().is_none_or(|key| *key == asked.key)
+            && self.key.as_ref().is_none_or(|key| *key == asked.key || asked.key.is_empty() && *key == asked.prefix)
             && self.outside.as_ref().is_none_or(|prefix| {
                 let inside = asked.key.starts_with(prefix) || asked.prefix.starts_with(prefix);
                 !inside && asked.operation != "DeleteObjects"
