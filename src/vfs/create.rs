@@ -29,7 +29,7 @@ impl Vfs {
             Err(error) => return Err(error),
         }
         let ino = self.make_file(caller, parent, name, mode, exclusive).await?;
-        let (fh, _) = self.add_handle(caller, ino, flags, None)?;
+        let (fh, _) = self.add_handle(caller, ino, flags, None, None)?.ok_or(Error::Stale)?;
         Ok((self.grant(ino)?, Opened { fh, keep_cache: false, backing: None }))
     }
 

@@ -12,6 +12,7 @@ use super::error::{Error, Result};
 use super::readdir::DirHandle;
 use super::{Fh, Ino};
 use crate::cache::Reader;
+use crate::s3::ETag;
 
 /// An open file.
 pub struct FileHandle {
@@ -33,6 +34,10 @@ pub struct FileHandle {
     pub wrote: AtomicBool,
     /// Its opener closed it, and nobody wrote by it since. RELEASE comes later than close(2) returns.
     pub closed: AtomicBool,
+    /// The version that it was opened with; `None` where that was no object's.
+    pub version: Option<ETag>,
+    /// It was read from the store's object.
+    pub read: AtomicBool,
     /// The kernel reads by itself what it is open on.
     pub passed: AtomicBool,
     /// Its reader of the published object, and the file's epoch that it is of.

@@ -1,7 +1,7 @@
 //! open for reading, read, lseek.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,15 +10,34 @@ use parking_lot::Mutex;
 use super::error::{Error, Result};
 use super::file::row_of;
 use super::handle::FileHandle;
-use super::inode::{Object, Place};
+use super::inode::{Node, Object, Place};
 use super::lookup::object_of;
 use super::neighbours::Neighbour;
 use super::passed::Passable;
 use super::versions::JUST_NOW;
 use super::{Backing, Caller, Fh, Ino, Kind, Opened, Vfs, attr, process};
 use crate::cache::{CacheError, Reader};
-use crate::s3::ObjectHead;
+use crate::s3::{ETag, ObjectHead};
 use crate::writeback::{self, Staged};
+
+/// How often a file is proved anew that becomes another version before there is a handle on it.
+const OPENS_MOST: u32 = 8;
+
+/// What a file is opened with.
+pub(super) struct Proved {
+    /// The kernel's pages of it are still true.
+    keep_cache: bool,
+    /// Has its bytes already.
+    reader: Option<Arc<Reader>>,
+    etag: Option<ETag>,
+    epoch: u64,
+}
+
+impl Proved {
+    fn of(node: &Node, keep_cache: bool, reader: Option<Arc<Reader>>) -> Self {
+        Self { keep_cache, reader, etag: node.object.as_ref().map(|object| object.etag.clone()), epoch: node.file.epoch }
+    }
+}
 
 impl Vfs {
     /// open(2) of an existing file.
@@ -29,17 +48,24 @@ impl Vfs {
         if writable || truncate {
             self.check_writable()?;
         }
-        let opened = self.open_object(ino, readable && !truncate, truncate);
-        let (keep_cache, reader) = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
+        let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
+        let mut tries = 0;
+        let (Proved { keep_cache, reader, .. }, fh, backing) = loop {
+            let opened = self.open_object(ino, readable && !truncate, truncate);
+            let proved = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
+            let passable = if by_us { None } else { self.passable(ino).await };
+            match self.add_handle(caller, ino, flags, Some(&proved), passable)? {
+                Some((fh, backing)) => break (proved, fh, backing),
+                None if tries < OPENS_MOST => tries += 1,
+                None => return Err(Error::Stale),
+            }
+        };
         if writable && !truncate {
             let named = self.table.lock().get(ino).map(|node| (node.parent, node.name.clone()));
             if let Some((parent, name)) = named {
                 self.opens.note(process::thread_group(caller.pid), parent, name);
             }
         }
-        let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
-        let passable = if by_us { None } else { self.passable(ino).await };
-        let (fh, backing) = self.add_handle(caller, ino, flags, passable)?;
         if let Some(reader) = reader {
             self.hand_over(fh, reader);
         }
@@ -50,15 +76,18 @@ impl Vfs {
         Ok(Opened { fh, keep_cache: keep_cache && !truncate, backing })
     }
 
-    /// Registers a handle and pins its inode. `passable`: what it may be passed through to. ESTALE where it is to change a file that is
-    /// passed through.
+    /// Registers a handle and pins its inode. `proved`: what it is opened with; `None` where the node is of another version by now, which
+    /// nobody could keep it from becoming as long as no handle was there. `passable`: what it may be passed through to. ESTALE where it is
+    /// to change a file that is passed through.
+    #[allow(clippy::type_complexity)]
     pub(super) fn add_handle(
         &self,
         caller: Caller,
         ino: Ino,
         flags: i32,
+        proved: Option<&Proved>,
         passable: Option<Passable>,
-    ) -> Result<(Fh, Option<Arc<Backing>>)> {
+    ) -> Result<Option<(Fh, Option<Arc<Backing>>)>> {
         let access = flags & libc::O_ACCMODE;
         let writable = access != libc::O_RDONLY;
         let mut backing = None;
@@ -68,6 +97,9 @@ impl Vfs {
                 // Who reads past every cache asks for what a backing file cannot: offsets of no block.
                 let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
                 let etag = node.object.as_ref().map(|object| object.etag.clone());
+                if proved.is_some_and(|proved| proved.etag != etag || proved.epoch != node.file.epoch) {
+                    return Ok(None);
+                }
                 match node.file.open_mode(etag.as_ref(), by_us, passable) {
                     Ok(opened) => backing = opened,
                     Err(_) => {
@@ -90,14 +122,16 @@ impl Vfs {
             wrote: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             passed: AtomicBool::new(backing.is_some()),
+            version: proved.and_then(|proved| proved.etag.clone()),
+            read: AtomicBool::new(false),
             reader: Mutex::new(None),
         });
-        Ok((fh, backing))
+        Ok(Some((fh, backing)))
     }
 
     /// Close-to-open: what another client published is seen now, and is what the handle is opened with. True when the kernel's
     /// pages are still true, and a reader that has its bytes already. `empties`: O_TRUNC, which begins new content at once.
-    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<(bool, Option<Arc<Reader>>)> {
+    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<Proved> {
         let (object, fresh, staged) = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
@@ -107,7 +141,7 @@ impl Vfs {
                 Kind::File => {}
             }
             if node.is_local() || node.removed && node.file.staged.is_some() {
-                return Ok((true, None));
+                return Ok(Proved::of(node, true, None));
             }
             // ESTALE makes the kernel look the name up again.
             let object = node.object.clone().filter(|_| node.linked).ok_or(Error::Stale)?;
@@ -126,7 +160,8 @@ impl Vfs {
                 known.archived = false;
             }
             if restored {
-                return Ok((false, None));
+                let table = self.table.lock();
+                return Ok(Proved::of(table.get(ino).ok_or(Error::Stale)?, false, None));
             }
             tracing::error!(
                 "s3://{}/{} is archived: restore it first (aws s3api restore-object), then open it again",
@@ -165,10 +200,7 @@ impl Vfs {
         let etag = node.object.as_ref().map(|object| object.etag.clone());
         let reader = neighbour.map(Neighbour::reader).filter(|reader| etag.as_ref() == Some(&reader.version().etag));
         let kept = node.file.kernel_pages.is_some() && node.file.kernel_pages == etag;
-        if reads {
-            node.file.kernel_pages = etag;
-        }
-        Ok((kept, reader))
+        Ok(Proved::of(node, kept, reader))
     }
 
     /// A handle reads what was fetched ahead.
@@ -249,7 +281,19 @@ impl Vfs {
                 None => drop(self.order(handle.ino)?.lock().await),
             }
         }
-        let epoch = self.table.lock().get(handle.ino).ok_or(Error::Stale)?.file.epoch;
+        let epoch = {
+            let mut table = self.table.lock();
+            let node = table.get_mut(handle.ino).ok_or(Error::Stale)?;
+            // Not before: pages of another version go when the kernel hears the answer to an open, and the answers to two of them may
+            // come to it in any order. A read comes after that of its handle.
+            if !handle.read.swap(true, Ordering::Relaxed)
+                && handle.version.is_some()
+                && node.object.as_ref().map(|object| &object.etag) == handle.version.as_ref()
+            {
+                node.file.kernel_pages = handle.version.clone();
+            }
+            node.file.epoch
+        };
         let reader = self.handle_reader(&handle, epoch)?;
         let read = async {
             match reader.read(offset, size as usize).await {
