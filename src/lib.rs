@@ -39,8 +39,8 @@
 //! # Where state lives
 //! The state directory (`$XDG_STATE_HOME/packmule`, `/var/lib/packmule` for root) holds the spool (data that S3 does not have yet:
 //! never in a cache directory, people delete those) and the remembered attributes. The cache directory can be deleted at any
-//! time, and what was pinned (`packmule cache pin`) is forgotten with it. Every mount locks sub-directories of its own; what lies in one that no mount has is listed, copied out and thrown away by
-//! [`writeback::offline`], because a bucket that is gone is never mounted again.
+//! time, and what was pinned (`packmule cache pin`) is forgotten with it. Every mount locks sub-directories of its own; what lies in one
+//! that no mount has is listed, copied out and thrown away by [`writeback::offline`], because a bucket that is gone is never mounted again.
 //!
 //! # What users are promised
 //! README.md numbers it. "Promise 12" in a comment is its row 12, and `tests/it/promises.rs` sees to it that every row has a test

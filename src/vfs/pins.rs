@@ -1,5 +1,6 @@
 //! What is pinned (`packmule cache pin`) is fetched before anybody reads it, and is read from the cache while the store does not
-//! answer: names and versions are then those that the keeper listed last, less what this mount removed since. Everything else waits for the store (promise 22).
+//! answer: names and versions are then those that the keeper listed last, with what this mount saw and did since. Everything else
+//! waits for the store (promise 22).
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -317,7 +318,7 @@ impl Vfs {
 
     /// It is pinned.
     pub(super) fn is_pinned(&self, bucket: &str, key: &str) -> bool {
-        self.pins.any.load(Ordering::Relaxed) && self.pins.kept.lock().keys().any(|pin| pin.holds(bucket, key))
+        self.pins.any.load(Ordering::Relaxed) && self.pins.holds(bucket, key)
     }
 
     /// An object is no more under this key.

@@ -39,6 +39,11 @@ impl Proved {
     }
 }
 
+/// Never passed through: who writes, and who reads past every cache, which a backing file does at whole blocks only.
+fn is_by_us(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0
+}
+
 impl Vfs {
     /// open(2) of an existing file.
     pub async fn open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Opened> {
@@ -48,7 +53,7 @@ impl Vfs {
         if writable || truncate {
             self.check_writable()?;
         }
-        let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
+        let by_us = is_by_us(flags);
         let mut tries = 0;
         let (Proved { keep_cache, reader, .. }, fh, backing) = loop {
             let opened = self.open_object(ino, readable && !truncate, truncate);
@@ -94,8 +99,7 @@ impl Vfs {
         {
             let mut table = self.table.lock();
             if let Some(node) = table.get_mut(ino) {
-                // Who reads past every cache asks for what a backing file cannot: offsets of no block.
-                let by_us = writable || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0;
+                let by_us = is_by_us(flags);
                 let etag = node.object.as_ref().map(|object| object.etag.clone());
                 if proved.is_some_and(|proved| proved.etag != etag || proved.epoch != node.file.epoch) {
                     return Ok(None);
@@ -151,8 +155,8 @@ impl Vfs {
             // What new content keeps of it must be of the version that it is opened with.
             (object.clone(), fresh && !(empties && object.attributes.is_none()), node.file.staged.is_some())
         };
+        let place = self.place(ino)?;
         if object.archived && reads {
-            let place = self.place(ino)?;
             // A listing names the storage class alone: whether it was restored, a HEAD says.
             let head = place.store.head(&place.key).await?;
             let restored = !head.is_archived() && head.etag == object.etag;
@@ -171,7 +175,6 @@ impl Vfs {
             return Err(Error::Access);
         }
         let mut neighbour = self.take_neighbour(ino, &object.etag).filter(|_| reads && !staged);
-        let place = self.place(ino)?;
         let bucket = place.store.bucket();
         if reads && !self.is_silent(bucket) {
             self.fetch_neighbours(ino);
@@ -188,12 +191,12 @@ impl Vfs {
         match (fresh, reads) {
             (true, _) => {}
             (false, true) if !staged => match told {
-                Some(head) => self.proved(ino, &self.place(ino)?, head)?,
-                None => self.revalidate_or_kept(ino, &object).await?,
+                Some(head) => self.proved(ino, &place, head)?,
+                None => self.revalidate_or_kept(ino, &place, &object).await?,
             },
             // Its bytes are here.
-            (false, true) => drop(self.object_now(ino, &self.place(ino)?).await?),
-            (false, false) => drop(self.current_object(ino, &self.place(ino)?).await?),
+            (false, true) => drop(self.object_now(ino, &place).await?),
+            (false, false) => drop(self.current_object(ino, &place).await?),
         }
         let mut table = self.table.lock();
         let node = table.get_mut(ino).ok_or(Error::Stale)?;
@@ -211,10 +214,9 @@ impl Vfs {
     }
 
     /// As [`Vfs::revalidate`]. A pinned version that is here whole is opened too while the store is silent.
-    async fn revalidate_or_kept(&self, ino: Ino, object: &Object) -> Result<()> {
-        let place = self.place(ino)?;
+    async fn revalidate_or_kept(&self, ino: Ino, place: &Place, object: &Object) -> Result<()> {
         let bucket = place.store.bucket();
-        if !self.is_pinned(bucket, &place.key) || !self.cache.is_complete(&Self::version(&place, object)) {
+        if !self.is_pinned(bucket, &place.key) || !self.cache.is_complete(&Self::version(place, object)) {
             return self.revalidate(ino).await;
         }
         self.unless_silent(bucket, self.revalidate(ino)).await.unwrap_or(Ok(()))

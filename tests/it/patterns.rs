@@ -68,10 +68,13 @@ fn backward() {
 /// 64 KiB of each MiB, as a video is searched or an image of a disk looked through: the gaps are not fetched, the next places are.
 #[test]
 fn at_equal_distances() {
-    let Some(requests) = cost_of_reading((0..SIZE / MIB).map(|step| step * MIB), 64 * KIB) else { return };
-    let asked = (SIZE / MIB * 64 * KIB) as u64;
-    assert!(requests.bytes_down <= 2 * asked, "{} KiB for {}", requests.bytes_down >> 10, asked >> 10);
-    assert!(requests.peak >= 4, "{} at once", requests.peak);
+    // At whole blocks, and where every read touches two: then twice is what the blocks are, and a read that the kernel splits costs one.
+    for (shift, spare) in [(0, 0), (4 * KIB, MIB)] {
+        let Some(requests) = cost_of_reading((0..SIZE / MIB).map(|step| step * MIB + shift), 64 * KIB) else { return };
+        let asked = (SIZE / MIB * 64 * KIB) as u64;
+        assert!(requests.bytes_down <= 2 * asked + spare as u64, "{} KiB for {}", requests.bytes_down >> 10, asked >> 10);
+        assert!(requests.peak >= 4, "{} at once", requests.peak);
+    }
 }
 
 /// Who reads in order gets many connections soon, and who stops early wastes two windows at most: a window is four times what was read.

@@ -41,6 +41,18 @@ fn site(store: &Store) {
     store.put("other/f", "f");
 }
 
+/// A mount with the site pinned.
+fn pinned_site() -> Option<Stage> {
+    if !can_mount() {
+        return None;
+    }
+    let store = Store::double();
+    site(&store);
+    let stage = Stage::with(store, &["metadata_ttl=1s"]);
+    pin(&stage.mount, "site");
+    Some(stage)
+}
+
 fn quickly<T>(what: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let result = what();
@@ -129,13 +141,7 @@ fn what_is_not_pinned_fails_while_the_store_is_silent() {
 
 #[test]
 fn what_this_mount_changed_is_so_without_the_store() {
-    if !can_mount() {
-        return;
-    }
-    let store = Store::double();
-    site(&store);
-    let stage = Stage::with(store, &["metadata_ttl=1s"]);
-    pin(&stage.mount, "site");
+    let Some(stage) = pinned_site() else { return };
     fs::remove_file(stage.path("site/index.html")).unwrap();
     files::write(&stage.path("site/new"), b"new").unwrap();
     fs::rename(stage.path("site/css/main.css"), stage.path("site/css/other.css")).unwrap();
@@ -213,13 +219,7 @@ fn a_pin_that_was_never_listed_is_an_error() {
 /// What was learned since the pin was listed is not forgotten: a folder that was renamed here, a file that others made and this mount saw.
 #[test]
 fn what_was_seen_since_is_so_without_the_store() {
-    if !can_mount() {
-        return;
-    }
-    let store = Store::double();
-    site(&store);
-    let stage = Stage::with(store, &["metadata_ttl=1s"]);
-    pin(&stage.mount, "site");
+    let Some(stage) = pinned_site() else { return };
     fs::rename(stage.path("site/css"), stage.path("site/css2")).unwrap();
     stage.store.eventually("the copy is kept", |_| stage.mount.status().contains("3 files, 9.0 MiB, all here"));
     stage.store.put("site/later", "later");
