@@ -274,9 +274,8 @@ impl Inner {
 
     fn drop_damaged(&self, entry: &Arc<Entry>, error: &CacheError) {
         tracing::warn!(%error, "damaged in transit; dropped");
-        entry.state().damaged = true;
+        self.take_out(entry, true);
         self.recent.forget(entry.uid);
-        self.detach(entry);
     }
 
     /// Lets an entry go on where an evicted one was. Blocks. [`CacheError::Damaged`] when all has come by now and is not the object.
@@ -503,13 +502,19 @@ impl Inner {
 
     /// Takes an entry out of the cache: its readers go on with what they have, and the file goes. Blocks.
     pub fn detach(&self, entry: &Arc<Entry>) {
-        let (id, name) = {
-            let mut state = entry.state();
-            state.detached = true;
-            (state.id(), state.file.as_ref().map(|(name, _)| *name))
-        };
-        {
+        self.take_out(entry, false);
+    }
+
+    /// Damaged and no longer found in one step: who turned to another entry in between would find this one, or its file, again.
+    fn take_out(&self, entry: &Arc<Entry>, damaged: bool) {
+        let name = {
             let mut index = self.index.lock();
+            let (id, name) = {
+                let mut state = entry.state();
+                state.detached = true;
+                state.damaged |= damaged;
+                (state.id(), state.file.as_ref().map(|(name, _)| *name))
+            };
             if index.is_current(id, entry) {
                 index.forget(id);
             }
@@ -519,7 +524,8 @@ impl Inner {
                 index.shelf.remove(id);
             }
             index.unsaved.remove(&entry.uid);
-        }
+            name
+        };
         if let (Some(disk), Some(name)) = (&self.disk, name) {
             disk.unlink(name);
         }
