@@ -1,16 +1,18 @@
 //! One byte range of one version, whatever happens to its connections: a body that stops short or stalls is resumed where it was.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::block::BLOCK;
 use super::entry::Entry;
+use super::fetch::{Awaited, Reading};
+use super::memory::{Buffer, Buffers};
 use super::{CacheError, ObjectVersion};
 use crate::s3::{ErrorKind, GetObject, GetRequest, ObjectHead, S3Error, Store};
 
@@ -21,10 +23,10 @@ const FETCH_DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 2_000 } e
 const STALL: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 10_000 });
 /// Failures in a row, without a block between them, that end a fetch.
 const MAX_RESUMES: u32 = 5;
-/// Bytes gathered before they are written, cut at multiples of this: what the kernel asks for in one read, which is then answered
-/// without a copy. It bounds the memory of a connection.
+/// Bytes gathered before they are written, cut where the reader's reads begin: what the kernel asks for in one read, which is then
+/// answered without a copy. It bounds the memory of a connection.
 pub const SEGMENT: usize = 16 * BLOCK as usize;
-/// On a slow connection whole blocks are handed on after this time already.
+/// Whole blocks of a segment that somebody waits for are handed on before the rest of it, so far apart.
 const PATIENCE: Duration = Duration::from_millis(5);
 
 /// A resumable GET.
@@ -34,7 +36,13 @@ pub struct Download {
     /// Next byte to hand on; a block's start.
     pos: u64,
     end: u64,
-    buffer: BytesMut,
+    /// The end of the segment, at most.
+    until: u64,
+    reading: Weak<Reading>,
+    buffers: Arc<Buffers>,
+    /// The segment, as far as it has come.
+    segment: Option<Buffer>,
+    filled: usize,
     body: Option<BoxStream<'static, crate::s3::Result<Bytes>>>,
     /// What came of the body beyond the segment.
     rest: Bytes,
@@ -49,14 +57,18 @@ pub struct Download {
 
 impl Download {
     /// Of `bytes`, whose start is a block's.
-    pub fn new(entry: Arc<Entry>, store: Arc<dyn Store>, bytes: Range<u64>) -> Self {
+    pub fn new(entry: Arc<Entry>, store: Arc<dyn Store>, buffers: &Arc<Buffers>, reading: Weak<Reading>, bytes: Range<u64>) -> Self {
         let now = Instant::now();
         Self {
             entry,
             store,
             pos: bytes.start,
             end: bytes.end,
-            buffer: BytesMut::new(),
+            until: bytes.end,
+            reading,
+            buffers: Arc::clone(buffers),
+            segment: None,
+            filled: 0,
             body: None,
             rest: Bytes::new(),
             skip: 0,
@@ -79,35 +91,42 @@ impl Download {
         }
     }
 
-    /// The next whole blocks (the object's last one may be short), or `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, CacheError> {
+    /// The next whole blocks (the object's last one may be short), or `None` at the end. Less than a segment only where a read waits
+    /// for it: what comes in one piece is answered without a copy.
+    pub async fn next(&mut self, awaited: &Awaited) -> Result<Option<(u64, Bytes)>, CacheError> {
         loop {
             if self.space() == 0 {
-                return Ok(self.cut(self.buffer.len()));
+                return Ok(self.cut_all());
             }
             if !self.rest.is_empty() {
                 let rest = std::mem::take(&mut self.rest);
                 self.take(rest);
                 continue;
             }
-            let Some(body) = &mut self.body else {
+            if self.body.is_none() {
                 self.connect().await?;
-                continue;
-            };
-            let chunk = match body.next().now_or_never() {
-                Some(chunk) => chunk,
-                None if self.buffer.len() >= BLOCK as usize && self.last_segment.elapsed() >= PATIENCE => {
-                    return Ok(self.cut(self.buffer.len() / BLOCK as usize * BLOCK as usize));
-                }
-                None => match timeout(STALL, body.next()).await {
-                    Ok(chunk) => chunk,
-                    Err(_) => Some(Err(self.error(ErrorKind::TimedOut, format!("no byte for {STALL:?}")))),
-                },
-            };
+            }
+            let Some(chunk) = self.chunk(awaited).await else { return Ok(self.cut_whole_blocks()) };
             match chunk {
                 Some(Ok(chunk)) => self.take(chunk),
                 Some(Err(error)) => self.failed(error).await?,
                 None => self.failed(self.error(ErrorKind::Network, "the body stopped short".into())).await?,
+            }
+        }
+    }
+
+    /// What the body brings next; `None` when a read waits for blocks that are here, and the body lets it wait.
+    async fn chunk(&mut self, awaited: &Awaited) -> Option<Option<crate::s3::Result<Bytes>>> {
+        let here = (self.pos + self.filled as u64) / BLOCK;
+        let (handed, stall) = (self.last_segment + PATIENCE, Instant::now() + STALL);
+        loop {
+            let waits = self.filled as u64 >= BLOCK && awaited.before(here);
+            tokio::select! {
+                biased;
+                chunk = self.body.as_mut()?.next() => return Some(chunk),
+                () = sleep_until(handed), if waits => return None,
+                () = awaited.more(), if !waits => {}
+                () = sleep_until(stall) => return Some(Some(Err(self.error(ErrorKind::TimedOut, format!("no byte for {STALL:?}"))))),
             }
         }
     }
@@ -119,8 +138,7 @@ impl Download {
 
     /// Bytes that the segment lacks; 0 at the end of what was asked for, too.
     fn space(&self) -> usize {
-        let boundary = (self.pos / SEGMENT as u64 + 1) * SEGMENT as u64;
-        (boundary.min(self.end) - self.pos) as usize - self.buffer.len()
+        (self.until.min(self.end) - self.pos) as usize - self.filled
     }
 
     fn take(&mut self, mut chunk: Bytes) {
@@ -129,13 +147,15 @@ impl Download {
             self.skip -= skipped;
             chunk = chunk.slice(skipped as usize..);
         }
-        let space = self.space();
-        if self.buffer.is_empty() {
-            self.buffer.reserve(space);
+        if self.segment.is_none() {
+            let (size, phase) = (SEGMENT as u64, self.reading.upgrade().map_or(0, |reading| reading.phase()));
+            self.until = (self.pos + size - phase) / size * size + phase;
         }
-        // Never more than was reserved: growing would copy all that is there.
+        let space = self.space();
         self.rest = chunk.split_off(space.min(chunk.len()));
-        self.buffer.extend_from_slice(&chunk);
+        let segment = self.segment.get_or_insert_with(|| self.buffers.take(self.filled + space));
+        segment.as_mut()[self.filled..self.filled + chunk.len()].copy_from_slice(&chunk);
+        self.filled += chunk.len();
         self.last_bytes = Instant::now();
         self.since_failure += chunk.len() as u64;
         if self.since_failure >= BLOCK {
@@ -143,14 +163,31 @@ impl Download {
         }
     }
 
-    fn cut(&mut self, len: usize) -> Option<(u64, Bytes)> {
-        if len == 0 {
-            return None;
-        }
+    /// What has come, as it lies.
+    fn cut_all(&mut self) -> Option<(u64, Bytes)> {
+        let mut segment = self.segment.take()?;
+        segment.truncate(std::mem::take(&mut self.filled));
+        self.handed(segment.freeze())
+    }
+
+    /// The whole blocks of what has come, copied: the connection is slow, and a segment's memory is not to be held for a few of them.
+    fn cut_whole_blocks(&mut self) -> Option<(u64, Bytes)> {
+        let len = self.filled / BLOCK as usize * BLOCK as usize;
+        let (mut blocks, segment) = (self.buffers.take(len), self.segment.as_mut()?.as_mut());
+        blocks.as_mut().copy_from_slice(&segment[..len]);
+        segment.copy_within(len..self.filled, 0);
+        self.filled -= len;
+        self.handed(blocks.freeze())
+    }
+
+    fn handed(&mut self, blocks: Bytes) -> Option<(u64, Bytes)> {
         let at = self.pos;
-        self.pos += len as u64;
+        self.pos += blocks.len() as u64;
+        if self.segment.is_none() {
+            self.until = self.end;
+        }
         self.last_segment = Instant::now();
-        Some((at / BLOCK, self.buffer.split_to(len).freeze()))
+        (!blocks.is_empty()).then_some((at / BLOCK, blocks))
     }
 
     async fn connect(&mut self) -> Result<(), CacheError> {
@@ -178,7 +215,7 @@ impl Download {
     }
 
     async fn get(&mut self, source: &ObjectVersion) -> Result<GetObject, S3Error> {
-        let range = self.pos + self.buffer.len() as u64..self.end;
+        let range = self.pos + self.filled as u64..self.end;
         let request = GetRequest {
             // Asked for without a range the store adds its whole checksum, where it has one.
             range: (range != (0..source.size)).then_some(range),
@@ -207,7 +244,7 @@ impl Download {
             let text = format!("the version has {} bytes, and {} are said to be all", source.size, answer.head.size);
             return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));
         }
-        let at = self.pos + self.buffer.len() as u64;
+        let at = self.pos + self.filled as u64;
         if answer.range.start > at || answer.range.end <= at {
             let text = format!("asked for bytes from {at}, got {}-{}", answer.range.start, answer.range.end);
             return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));

@@ -1,10 +1,11 @@
 //! Flights: GETs that bring blocks to an entry. A block has at most one flight; everybody who wants it waits for that one.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use super::CacheError;
 use super::block::{BLOCK, blocks_of, bytes_of};
@@ -14,7 +15,28 @@ use super::inner::Inner;
 use crate::s3::{ObjectHead, Store};
 
 /// What keeps a flight going beside the reads that wait for it: the reader it was launched for, while it does not seek.
-pub type Hold = Arc<()>;
+pub type Hold = Arc<Reading>;
+
+/// How the reader reads.
+#[derive(Debug, Default)]
+pub struct Reading {
+    phase: AtomicU64,
+}
+
+impl Reading {
+    /// A read of these bytes. The kernel's read-ahead asks for as much as a segment at a time, seldom at a segment's multiples: its first
+    /// windows are smaller.
+    pub fn note(&self, range: &Range<u64>) {
+        if range.end - range.start >= SEGMENT as u64 {
+            self.phase.store(range.start % SEGMENT as u64 / BLOCK * BLOCK, Ordering::Relaxed);
+        }
+    }
+
+    /// Where its reads begin, in bytes after a multiple of a segment.
+    pub fn phase(&self) -> u64 {
+        self.phase.load(Ordering::Relaxed)
+    }
+}
 
 /// How a flight ended.
 #[derive(Clone, Debug)]
@@ -39,24 +61,58 @@ struct Progress {
 pub struct Flight {
     /// What it brings.
     pub blocks: Range<u64>,
-    hold: Weak<()>,
-    waiting: AtomicUsize,
+    hold: Weak<Reading>,
+    awaited: Awaited,
     progress: watch::Sender<Progress>,
 }
 
-/// Counts a read that waits for a flight.
-struct Waiting<'a>(&'a Flight);
+/// The blocks that reads wait for.
+#[derive(Debug, Default)]
+pub struct Awaited {
+    blocks: Mutex<Vec<u64>>,
+    more: Notify,
+}
+
+impl Awaited {
+    /// Somebody waits for a block before this one.
+    pub fn before(&self, block: u64) -> bool {
+        self.blocks.lock().iter().any(|awaited| *awaited < block)
+    }
+
+    /// Ends when somebody more waits, perhaps since before this was called.
+    pub async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    fn by_nobody(&self) -> bool {
+        self.blocks.lock().is_empty()
+    }
+}
+
+/// A read that waits for a block.
+struct Waiting<'a>(&'a Awaited, u64);
+
+impl<'a> Waiting<'a> {
+    fn new(awaited: &'a Awaited, block: u64) -> Self {
+        awaited.blocks.lock().push(block);
+        awaited.more.notify_one();
+        Self(awaited, block)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut blocks = self.0.blocks.lock();
+        if let Some(at) = blocks.iter().position(|block| *block == self.1) {
+            blocks.swap_remove(at);
+        }
     }
 }
 
 impl Flight {
     fn new(blocks: Range<u64>, hold: &Hold) -> Arc<Self> {
         let progress = watch::Sender::new(Progress { next: blocks.start, end: None });
-        Arc::new(Self { blocks, hold: Arc::downgrade(hold), waiting: AtomicUsize::new(0), progress })
+        Arc::new(Self { blocks, hold: Arc::downgrade(hold), awaited: Awaited::default(), progress })
     }
 
     /// True when the block is yet to come from this flight.
@@ -67,8 +123,7 @@ impl Flight {
 
     /// Waits until the block has landed or the flight has ended, and keeps the flight going meanwhile.
     pub async fn wait(&self, block: u64) -> End {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(self);
+        let _waiting = Waiting::new(&self.awaited, block);
         let mut progress = self.progress.subscribe();
         loop {
             {
@@ -87,7 +142,7 @@ impl Flight {
     }
 
     fn is_wanted(&self) -> bool {
-        self.hold.strong_count() > 0 || self.waiting.load(Ordering::Relaxed) > 0
+        self.hold.strong_count() > 0 || !self.awaited.by_nobody()
     }
 }
 
@@ -96,6 +151,13 @@ struct Landing {
     entry: Arc<Entry>,
     flight: Arc<Flight>,
     end: End,
+}
+
+impl Landing {
+    fn download(&self, inner: &Inner, store: &Arc<dyn Store>, bytes: Range<u64>) -> Download {
+        let reading = Weak::clone(&self.flight.hold);
+        Download::new(Arc::clone(&self.entry), Arc::clone(store), &inner.buffers, reading, bytes)
+    }
 }
 
 impl Drop for Landing {
@@ -130,7 +192,7 @@ pub fn launch(
             let _ahead = if ahead { inner.ahead.acquire().await.ok() } else { None };
             let _connection = inner.connections.acquire().await.ok();
             let bytes = bytes_of(landing.flight.blocks.clone(), landing.entry.size);
-            let download = Download::new(Arc::clone(&landing.entry), Arc::clone(&store), bytes);
+            let download = landing.download(&inner, &store, bytes);
             fly(Arc::clone(&inner), landing, download, ahead.then_some(store)).await;
         });
     }
@@ -152,7 +214,7 @@ pub async fn open(
         Some(landing) if landing.flight.blocks == blocks => landing,
         _ => return None,
     };
-    let mut download = Download::new(Arc::clone(entry), Arc::clone(store), 0..bytes);
+    let mut download = landing.download(inner, store, 0..bytes);
     let connection = Arc::clone(&inner.connections).acquire_owned().await.ok();
     let head = download.open().await;
     match &head {
@@ -205,7 +267,7 @@ async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, as
         if !landing.flight.is_wanted() && download.remaining() > SEGMENT as u64 {
             return;
         }
-        let (first, data) = match download.next().await {
+        let (first, data) = match download.next(&landing.flight.awaited).await {
             Ok(Some(segment)) => segment,
             Ok(None) => {
                 landing.end = End::Landed;

@@ -171,6 +171,11 @@ impl Buffer {
         &mut self.bytes[..self.len]
     }
 
+    /// Leaves out what follows.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Hands the bytes out without copying them.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)

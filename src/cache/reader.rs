@@ -1,8 +1,8 @@
 //! One reader of one version: finds its blocks, waits for those on their way, has the missing ones fetched.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use tokio::sync::SemaphorePermit;
 use super::block::{BLOCK, blocks_of};
 use super::download::{Download, stale_or};
 use super::entry::{Entry, Found, InUse, Piece};
-use super::fetch::{self, End, Hold};
+use super::fetch::{self, Awaited, End, Hold};
 use super::inner::{Inner, LEAST_ANSWERS};
 use super::window::{FIRST, MAX_PIECE, Plan, Window};
 use super::{CacheError, ObjectVersion, READ_DEADLINE};
@@ -50,7 +50,7 @@ impl Reader {
             inner,
             store,
             version,
-            ahead: Mutex::new(Ahead { window, hold: Hold::new(()) }),
+            ahead: Mutex::new(Ahead { window, hold: Hold::default() }),
             exact: false,
             entry: Mutex::new(None),
             given: AtomicBool::new(false),
@@ -128,8 +128,9 @@ impl Reader {
             ahead.window.set_reach(self.inner.reach());
             let plan = if self.exact { Plan::of(range.clone()) } else { ahead.window.on_read(range.clone()) };
             if plan.seek {
-                ahead.hold = Hold::new(());
+                ahead.hold = Hold::default();
             }
+            ahead.hold.note(&range);
             (plan, Arc::clone(&ahead.hold))
         };
         let mut plans_ahead = !plan.ahead.is_empty();
@@ -238,8 +239,8 @@ impl Reader {
         let _connection = self.inner.connections.acquire().await.ok();
         let bytes = super::block::bytes_of(want, entry.size);
         let mut all = bytes::BytesMut::with_capacity((bytes.end - bytes.start) as usize);
-        let mut download = Download::new(Arc::clone(entry), Arc::clone(&self.store), bytes);
-        while let Some((_, data)) = download.next().await? {
+        let mut download = Download::new(Arc::clone(entry), Arc::clone(&self.store), &self.inner.buffers, Weak::new(), bytes);
+        while let Some((_, data)) = download.next(&Awaited::default()).await? {
             all.extend_from_slice(&data);
         }
         Ok(all.freeze())

@@ -356,6 +356,25 @@ async fn the_file_and_its_readers_follow_a_new_name() {
     assert!(open(dir.path()).await.is_complete(&to));
 }
 
+/// The kernel's read-ahead reads a segment's size at a time, off a segment's multiples.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_reads_in_order_is_answered_without_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = content(64 * MIB, 23);
+    let (cache, fake) = (open(dir.path()).await, Fake::new(data.clone(), "e"));
+    let reader = reader(&cache, &fake);
+    let (mut at, mut whole) = (0, 0);
+    for size in [MIB / 4, MIB / 2].into_iter().chain(std::iter::repeat_n(MIB, 60)) {
+        let first = reader.read(at, size).await.unwrap();
+        let second = reader.read(at, size).await.unwrap();
+        assert!(first == data[at as usize..][..size]);
+        // Joined of two segments, each would be memory of its own.
+        whole += u32::from(first.as_ptr() == second.as_ptr());
+        at += size as u64;
+    }
+    assert!(whole > 45, "{whole} of 60");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_size_bound_holds_and_readers_go_on() {
     let dir = tempfile::tempdir().unwrap();

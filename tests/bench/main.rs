@@ -17,13 +17,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use measure::{Pattern, Report, Row, drop_caches, peak_rss};
+use measure::{Pattern, Report, Rounds, Row, cpu_seconds, drop_caches, peak_rss};
 use support::proxy::{Distance, Proxy};
 use support::store::Store;
 use target::{PEERS, Peer, Target};
 
 /// A region on another continent's near side: what hides in a loopback and hurts in an office.
 const DISTANCE: Distance = Distance { round_trip: Duration::from_millis(20), bandwidth: 80_000_000 };
+
+/// How often what is over in seconds is done; the median counts.
+const ROUNDS: u32 = 3;
 
 struct Arguments {
     /// Only these tasks, with commas between them.
@@ -114,6 +117,14 @@ impl Far {
 
     /// Times `work` and tells what crossed the distance meanwhile.
     fn measure(&self, task: &'static str, target: &Target, work: impl FnOnce()) -> Row {
+        let before = cpu_seconds(target.pid());
+        let row = self.beside(task, target.name(), work);
+        let cpu = cpu_seconds(target.pid()).zip(before).map(|(after, before)| after - before);
+        Row { cpu_seconds: cpu, peak_rss_mib: peak_rss(target.pid()), ..row }
+    }
+
+    /// The same of a program that mounts nothing.
+    fn beside(&self, task: &'static str, program: &str, work: impl FnOnce()) -> Row {
         self.proxy.reset();
         let took = timed(work);
         Row {
@@ -121,34 +132,49 @@ impl Far {
             open_connections: Some(self.proxy.peak_open()),
             requests: Some(self.proxy.requests().counts()),
             bytes: Some(self.proxy.bytes()),
-            peak_rss_mib: peak_rss(target.pid()),
-            ..Row::new(task, target.name(), took)
+            ..Row::new(task, program, took)
         }
     }
 }
 
-/// One large file, written and read in order through the mount.
+/// One large file, written and read in order through the mount; and what the machine allows: the same bytes through the same proxy,
+/// without a filesystem, over as many connections as help. In turn, so that a busy moment of the machine is nobody's alone.
 fn far(report: &mut Report, arguments: &Arguments) {
     let (far, size) = (Far::new(), arguments.size);
-    far.each(arguments, |mut target| {
-        let file = target.dir().join(format!("{}.bin", target.name()));
-        report.add(far.measure("write one file, far", &target, || write(&file, size)).payload(size));
-        target.cold();
-        report.add(far.measure("read one file, far", &target, || read(&file, size)).payload(size));
-    });
-    // What the machine allows: the same bytes through the same proxy, without a filesystem, over as many connections as help.
-    let wide = |from: &str, to: &str| ["--concurrency", "16", "--part-size", "8", from, to].map(str::to_owned);
     let local = tempfile::tempdir().unwrap();
     let (file, back) = (local.path().join("file"), local.path().join("back"));
     write(&file, size);
-    let object = format!("s3://{}/s5cmd.bin", far.store.bucket());
-    far.proxy.reset();
-    let up = Row::new("write one file, far", "s5cmd", timed(|| s5cmd(&far.endpoint(), &wide(file.to_str().unwrap(), &object))));
-    report.add(Row { busy_connections: Some(far.proxy.peak_busy()), ..up }.payload(size));
-    drop_caches();
-    far.proxy.reset();
-    let down = Row::new("read one file, far", "s5cmd", timed(|| s5cmd(&far.endpoint(), &wide(&object, back.to_str().unwrap()))));
-    report.add(Row { busy_connections: Some(far.proxy.peak_busy()), ..down }.payload(size));
+    let object = |name: &str| format!("s3://{}/{name}", far.store.bucket());
+    let wide = |from: &str, to: &str| ["--concurrency", "16", "--part-size", "8", from, to].map(str::to_owned);
+    s5cmd(&far.store.endpoint(), &wide(file.to_str().unwrap(), &object("large.bin")));
+    let mut rounds = Rounds::default();
+    for round in 0..ROUNDS {
+        far.each(arguments, |mut target| {
+            let name = format!("{}-{round}.bin", target.name());
+            let copy = target.dir().join(&name);
+            rounds.add(far.measure("write one file, far", &target, || {
+                run(Command::new("cp").arg(&file).arg(&copy));
+                // Some peers' close() returns before anything is stored.
+                while far.store.size(&name) != Some(size) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }));
+            target.cold();
+            let _ = std::fs::read_dir(target.dir()).unwrap().count();
+            rounds
+                .add(far.measure("read one file, far", &target, || run(Command::new("cp").arg(target.dir().join("large.bin")).arg(&back))));
+            run(Command::new("cmp").arg(&file).arg(&back));
+            std::fs::remove_file(&back).unwrap();
+        });
+        drop_caches();
+        let up = wide(file.to_str().unwrap(), &object(&format!("s5cmd-{round}.bin")));
+        rounds.add(far.beside("write one file, far", "s5cmd", || s5cmd(&far.endpoint(), &up)));
+        drop_caches();
+        rounds
+            .add(far.beside("read one file, far", "s5cmd", || s5cmd(&far.endpoint(), &wide(&object("large.bin"), back.to_str().unwrap()))));
+        std::fs::remove_file(&back).unwrap();
+    }
+    rounds.medians().into_iter().for_each(|row| report.add(row.payload(size)));
 }
 
 /// 200 files in 60 new directories, by `cp -r`.
@@ -191,7 +217,7 @@ fn listing(report: &mut Report, arguments: &Arguments) {
     });
 }
 
-/// One file of twice the size each way, without any distance, beside s5cmd: three times in turn, the median counts.
+/// One file of twice the size each way, without any distance, beside s5cmd, in turn.
 fn near(report: &mut Report, arguments: &Arguments) {
     let size = 2 * arguments.size;
     let store = Store::seaweed();
@@ -200,37 +226,28 @@ fn near(report: &mut Report, arguments: &Arguments) {
     write(&file, size);
     let mut target = Target::packmule(&store, &store.endpoint());
     let object = |round: u32| format!("s3://{}/s5cmd-{round}.bin", store.bucket());
-    let (mut ours_up, mut ours_down, mut theirs_up, mut theirs_down) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut peak = 0.0_f64;
-    for round in 0..3 {
+    let mut rounds = Rounds::default();
+    for round in 0..ROUNDS {
         let copy = target.dir().join(format!("packmule-{round}.bin"));
-        let again = |from: &Path, to: &Path| timed(|| run(Command::new("cp").arg(from).arg(to)));
-        ours_up.push(again(&file, &copy));
-        theirs_up.push(timed(|| s5cmd(&store.endpoint(), &[file.to_str().unwrap(), &object(round)])));
-        peak = peak.max(peak_rss(target.pid()).unwrap_or_default());
+        let again = |task: &'static str, target: &Target, from: &Path, to: &Path| {
+            let before = cpu_seconds(target.pid());
+            let took = timed(|| run(Command::new("cp").arg(from).arg(to)));
+            let cpu = cpu_seconds(target.pid()).zip(before).map(|(after, before)| after - before);
+            Row { cpu_seconds: cpu, peak_rss_mib: peak_rss(target.pid()), ..Row::new(task, "packmule", took) }
+        };
+        rounds.add(again("write one file, near", &target, &file, &copy));
+        let up = timed(|| s5cmd(&store.endpoint(), &[file.to_str().unwrap(), &object(round)]));
+        rounds.add(Row::new("write one file, near", "s5cmd", up));
         target.cold();
-        ours_down.push(again(&copy, &back));
+        rounds.add(again("read one file, near", &target, &copy, &back));
         run(Command::new("cmp").arg(&file).arg(&back));
         std::fs::remove_file(&back).unwrap();
         drop_caches();
-        theirs_down.push(timed(|| s5cmd(&store.endpoint(), &[&object(round), back.to_str().unwrap()])));
+        let down = timed(|| s5cmd(&store.endpoint(), &[&object(round), back.to_str().unwrap()]));
+        rounds.add(Row::new("read one file, near", "s5cmd", down));
         std::fs::remove_file(&back).unwrap();
-        peak = peak.max(peak_rss(target.pid()).unwrap_or_default());
     }
-    for (task, program, times) in [
-        ("write one file, near", "packmule", ours_up),
-        ("write one file, near", "s5cmd", theirs_up),
-        ("read one file, near", "packmule", ours_down),
-        ("read one file, near", "s5cmd", theirs_down),
-    ] {
-        let row = Row::new(task, program, median(times)).payload(size);
-        report.add(Row { peak_rss_mib: (program == "packmule").then_some(peak), ..row });
-    }
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+    rounds.medians().into_iter().for_each(|row| report.add(row.payload(size)));
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

@@ -1,16 +1,15 @@
 //! How files are read: a byte, here and there, backwards, a window every MiB, many small ones, many at once, and again.
 
 use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::measure::{Pattern, Report, Row};
+use crate::measure::{Pattern, Report, Rounds, Row};
 use crate::target::Target;
-use crate::{Arguments, Far, read, s5cmd, timed, write};
+use crate::{Arguments, Far, ROUNDS, read, s5cmd, timed, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -127,27 +126,32 @@ pub fn again(report: &mut Report, arguments: &Arguments) {
     }
     let target = Target::packmule(&far.store, &far.endpoint());
     let (path, home) = (target.dir().join("large.bin"), target.home().unwrap().join("cache"));
+    let mut rounds = Rounds::default();
     // Held open from before the file was proved: the kernel reads all handles of an inode the same way, and this one through the mount.
     let held = File::open(&path).unwrap();
-    sweep(&path, size);
-    // Not from the pages that the kernel has of the mount; the cache's own file stays in memory, in all three.
-    posix_fadvise(&held, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-    report.add(far.measure("read again", &target, || sweep(&path, size)).payload(size));
+    sweep(&held, size);
+    for _ in 0..ROUNDS {
+        // Not from the pages that the kernel has of the mount; the cache's own file stays in memory, in all three.
+        posix_fadvise(&held, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let file = File::open(&path).unwrap();
+        rounds.add(far.measure("read again", &target, || sweep(&file, size)));
+    }
     drop(held);
     std::thread::sleep(Duration::from_millis(200));
-    let row = Row::new("read again", "packmule, passed through", timed(|| sweep(&path, size)));
-    report.add(row.payload(size));
-    let cached = largest_below(&home);
-    let row = Row::new("read again", "the cache's file itself", timed(|| sweep(&cached, size)));
-    report.add(row.payload(size));
+    let cached = File::open(largest_below(&home)).unwrap();
+    for _ in 0..ROUNDS {
+        let file = File::open(&path).unwrap();
+        rounds.add(Row::new("read again", "packmule, passed through", timed(|| sweep(&file, size))));
+        rounds.add(Row::new("read again", "the cache's file itself", timed(|| sweep(&cached, size))));
+    }
+    rounds.medians().into_iter().for_each(|row| report.add(row.payload(size)));
 }
 
 /// Reads everything, and looks at nothing: what compares costs as much as what reads.
-fn sweep(path: &Path, size: u64) {
-    let (mut file, mut block) = (File::open(path).unwrap(), vec![0; 1 << 20]);
-    let mut all = 0;
+fn sweep(file: &File, size: u64) {
+    let (mut block, mut all) = (vec![0; 1 << 20], 0);
     loop {
-        match file.read(&mut block).unwrap() {
+        match file.read_at(&mut block, all).unwrap() {
             0 => break,
             read => all += read as u64,
         }

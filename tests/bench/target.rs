@@ -13,6 +13,9 @@ use crate::support::store::Store;
 /// Other filesystems over S3, by the name of their program.
 pub const PEERS: &[&str] = &["s3fs", "rclone", "geesefs", "mount-s3"];
 
+/// A peer's folder for what it has cached, below its home.
+const CACHE: &str = ".cache";
+
 /// A mounted filesystem.
 pub enum Target {
     Packmule(Box<Mount>),
@@ -77,7 +80,8 @@ pub struct Peer {
     bucket: String,
     child: Child,
     dir: PathBuf,
-    _home: TempDir,
+    /// Where it keeps what it keeps.
+    home: TempDir,
 }
 
 impl Peer {
@@ -88,13 +92,14 @@ impl Peer {
         let home = tempfile::tempdir().ok()?;
         let dir = home.path().join("mnt");
         std::fs::create_dir(&dir).ok()?;
-        let child = spawn(program, endpoint, store.bucket(), &dir)?;
-        Some(Self { program, endpoint: endpoint.to_owned(), bucket: store.bucket().to_owned(), child, dir, _home: home })
+        let child = spawn(program, endpoint, store.bucket(), &dir, home.path())?;
+        Some(Self { program, endpoint: endpoint.to_owned(), bucket: store.bucket().to_owned(), child, dir, home })
     }
 
     fn again(&mut self) {
         self.stop();
-        if let Some(child) = spawn(self.program, &self.endpoint, &self.bucket, &self.dir) {
+        let _ = std::fs::remove_dir_all(self.home.path().join(CACHE));
+        if let Some(child) = spawn(self.program, &self.endpoint, &self.bucket, &self.dir, self.home.path()) {
             self.child = child;
         }
     }
@@ -115,7 +120,7 @@ impl Drop for Peer {
     }
 }
 
-fn spawn(program: &str, endpoint: &str, bucket: &str, dir: &Path) -> Option<Child> {
+fn spawn(program: &str, endpoint: &str, bucket: &str, dir: &Path, home: &Path) -> Option<Child> {
     let mut command = Command::new(program);
     match program {
         "s3fs" => {
@@ -124,7 +129,8 @@ fn spawn(program: &str, endpoint: &str, bucket: &str, dir: &Path) -> Option<Chil
         }
         "rclone" => {
             let remote = format!(":s3,provider=Other,env_auth=true,endpoint='{endpoint}':{bucket}");
-            command.args(["mount", &remote]).arg(dir).args(["--vfs-cache-mode", "writes", "--vfs-read-chunk-streams", "16"]);
+            command.args(["mount", &remote]).arg(dir).args(["--vfs-cache-mode", "writes", "--vfs-write-back", "0s"]);
+            command.args(["--vfs-read-chunk-streams", "16", "--cache-dir"]).arg(home.join(CACHE));
         }
         "geesefs" => {
             command.args(["-f", "--endpoint", endpoint, bucket]).arg(dir);
@@ -134,7 +140,8 @@ fn spawn(program: &str, endpoint: &str, bucket: &str, dir: &Path) -> Option<Chil
         }
         _ => return None,
     }
-    let mut child = credentials(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+    let mut child =
+        credentials(&mut command).env("HOME", home).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
     let until = Instant::now() + Duration::from_secs(20);
     while !is_mounted(dir) {
         if child.try_wait().ok()?.is_some() || Instant::now() > until {

@@ -193,6 +193,12 @@ impl Store {
     }
 
     /// Another client's DELETE.
+    /// Bytes of an object.
+    pub fn size(&self, key: &str) -> Option<u64> {
+        let answer = self.send(Method::HEAD, &path(key), &[], Vec::new());
+        if answer.status == 200 { answer.headers.get("content-length")?.parse().ok() } else { None }
+    }
+
     pub fn delete(&self, key: &str) {
         match self.as_double() {
             Some(double) => double.delete_object(&self.bucket, key),
