@@ -1,5 +1,6 @@
 //! The kernel's requests. A session thread decodes one, a task answers it: a slow or a panicking operation harms its own
-//! caller alone (a reply that is dropped unsent answers EIO), and the session threads never wait.
+//! caller alone (a reply that is dropped unsent answers EIO), and the session threads never wait. What asks for names and attributes is
+//! answered by the session thread itself where nothing has to be waited for.
 //!
 //! Locks: neither POSIX_LOCKS nor FLOCK_LOCKS is negotiated, so the kernel keeps fcntl and flock locks by itself, between
 //! the processes of this machine.
@@ -14,9 +15,11 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -68,11 +71,31 @@ impl Fuse {
     /// Runs one operation. The task owns the reply: if it panics the reply is dropped, which answers EIO, and the panic
     /// hook logs it.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, req: &Request, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
+        self.runtime.spawn(self.task(req, operation));
+    }
+
+    /// As [`Self::spawn`], and at once as far as it goes without waiting: waking another thread costs more than most answers about names
+    /// do. For operations that neither copy file data nor call the kernel back, which may wait for a session thread.
+    fn answer<F: Future<Output = ()> + Send + 'static>(&self, req: &Request, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
+        let mut task = Box::pin(self.task(req, operation));
+        let _runtime = self.runtime.enter();
+        let polls = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        // A spawned task is polled anew, with a waker of its own. One that panicked is dropped, as the runtime drops it.
+        if let Ok(Poll::Pending) = std::panic::catch_unwind(polls) {
+            self.runtime.spawn(task);
+        }
+    }
+
+    fn task<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        req: &Request,
+        operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (vfs, guard, pid) = (self.vfs.clone(), InFlight::begin(&self.in_flight), req.pid());
-        self.runtime.spawn(async move {
+        async move {
             let _guard = guard;
             vfs::asked_by(pid, operation(vfs)).await;
-        });
+        }
     }
 }
 
@@ -93,7 +116,7 @@ impl fuser::Filesystem for Fuse {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
+        self.answer(req, async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -101,7 +124,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.spawn(req, async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
+        self.answer(req, async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
     }
 
     fn setattr(
@@ -128,7 +151,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.spawn(req, async move |vfs| match vfs.readlink(ino.0).await {
+        self.answer(req, async move |vfs| match vfs.readlink(ino.0).await {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -296,7 +319,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.spawn(req, async move |vfs| match vfs.opendir(ino.0).await {
+        self.answer(req, async move |vfs| match vfs.opendir(ino.0).await {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(errno(error)),
         });
@@ -338,7 +361,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.spawn(req, async move |vfs| {
+        self.answer(req, async move |vfs| {
             vfs.releasedir(fh.0).await;
             reply.ok();
         });
@@ -349,7 +372,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.spawn(req, async move |vfs| match vfs.statfs().await {
+        self.answer(req, async move |vfs| match vfs.statfs().await {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize),
             Err(error) => reply.error(errno(error)),
         });
@@ -362,11 +385,11 @@ impl fuser::Filesystem for Fuse {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.spawn(req, async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
+        self.answer(req, async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.spawn(req, async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
+        self.answer(req, async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -29,6 +29,7 @@ mod request;
 pub mod response;
 pub mod rfc2047;
 pub mod slow;
+pub mod sweep;
 mod upload;
 pub mod xml;
 

@@ -19,7 +19,8 @@ use super::inode::Place;
 use super::listing::{KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{DirEntry, DirSink, Fh, Ino, Vfs};
-use crate::s3::ListRequest;
+use crate::s3::sweep::{Ask, Lister, Sweep};
+use crate::s3::{ListPage, ListRequest, Store};
 
 /// Offsets 1 and 2 follow `.` and `..`; the listing's entries come from 2 on.
 const DOTS: u64 = 2;
@@ -40,6 +41,8 @@ struct Stream {
     place: Option<Place>,
     /// Where each page begins, in order.
     anchors: Vec<Anchor>,
+    /// What follows the first page.
+    sweep: Option<Sweep>,
     /// The page that was read last.
     current: Option<(usize, Arc<Vec<Listed>>)>,
     /// Entries of the whole listing, while they are few enough to be kept.
@@ -61,7 +64,8 @@ struct Stream {
 struct Anchor {
     /// Index of the first entry.
     first: u64,
-    continuation: Option<String>,
+    /// None before it was asked for, and where nothing came.
+    ask: Option<Ask>,
     merger: Merger,
 }
 
@@ -198,11 +202,14 @@ impl Vfs {
             state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
+        let prefix = place.as_ref().map(|place| place.key.clone()).unwrap_or_default();
+        let ask = Some(Ask::first(ListRequest { prefix, delimited: true, ..ListRequest::default() }));
         Ok(Stream {
             _guard: state.begin_listing(started),
             started,
             place,
-            anchors: vec![Anchor { first: 0, continuation: None, merger }],
+            anchors: vec![Anchor { first: 0, ask, merger }],
+            sweep: None,
             current: None,
             gathered: Some(Vec::new()),
             whole,
@@ -245,33 +252,46 @@ impl Vfs {
         let Some(place) = &stream.place else { return Err(Error::NotDirectory) };
         let anchor = stream.anchors.get(at).cloned().ok_or(Error::Invalid)?;
         let mut merger = anchor.merger.clone();
-        let request =
-            ListRequest { prefix: place.key.clone(), delimited: true, continuation: anchor.continuation.clone(), ..ListRequest::default() };
-        let bucket = place.store.bucket();
-        let asked = self.list(place.store.as_ref(), request);
-        let page = if anchor.continuation.is_none() && self.is_pinned(bucket, &place.key) {
-            match self.unless_silent(bucket, asked).await {
-                Some(page) => page?,
-                None => {
-                    let (started, page) = self.pinned_page(place).ok_or(Error::TimedOut)?;
-                    let newer = self.newest_listing(dir).filter(|listing| listing.started > started);
-                    stream.started = newer.as_ref().map_or(started, |listing| listing.started);
-                    let started = stream.started;
-                    stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
-                    if let Some(listing) = newer {
-                        // As it was seen last, which is since the pin was listed.
+        let (newest, last) = (at + 1 == stream.anchors.len() && !stream.ended, at + 1 == stream.anchors.len() && stream.ended);
+        let page = match (anchor.ask, &mut stream.sweep) {
+            (Some(ask), _) if at == 0 => {
+                let page = match self.first_page(dir, place, &ask).await? {
+                    First::Page(page) => page,
+                    First::Pinned(started, page) => {
+                        stream.started = started;
+                        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
+                        page
+                    }
+                    First::Seen(listing) => {
+                        stream.started = listing.started;
+                        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(listing.started)).unwrap_or_default();
                         stream.whole = Some(listing.clone());
                         return Ok(self.of_whole(dir, stream, &listing, index));
                     }
-                    page
+                };
+                if newest {
+                    let lister = self.lister(place.store.clone());
+                    stream.sweep = Some(Sweep::after(&ask.request, &page, self.config.max_connections, lister));
                 }
+                page
             }
-        } else {
-            asked.await?
+            (Some(ask), _) => {
+                let mut page = self.list(place.store.as_ref(), ask.request.clone()).await?;
+                ask.cut(&mut page);
+                page.next = (!last).then(String::new);
+                page
+            }
+            (None, Some(sweep)) if newest => match sweep.next().await? {
+                Some(swept) => {
+                    stream.anchors[at].ask = Some(swept.ask);
+                    swept.page
+                }
+                None => ListPage::default(),
+            },
+            _ => ListPage::default(),
         };
         let next = page.next.clone();
         let entries = merger.push(page);
-        let newest = at + 1 == stream.anchors.len() && !stream.ended;
         let end = anchor.first + entries.len() as u64;
         if newest {
             stream.gathered = stream.gathered.take().map(|mut all| {
@@ -280,9 +300,10 @@ impl Vfs {
             });
             stream.gathered = stream.gathered.take().filter(|all| all.len() <= KEEP_MOST);
             match next {
-                Some(continuation) => stream.anchors.push(Anchor { first: end, continuation: Some(continuation), merger }),
+                Some(_) => stream.anchors.push(Anchor { first: end, ask: None, merger }),
                 None => {
                     stream.ended = true;
+                    stream.sweep = None;
                     if let Some(all) = stream.gathered.take() {
                         self.install(dir, Arc::new(merger.listing(stream.started, all, true)));
                     }
@@ -298,6 +319,35 @@ impl Vfs {
             return Ok(self.extra(dir, stream, end, index));
         }
         Ok(Batch { names: Vec::new(), listed: true })
+    }
+
+    /// What the store says, or what is known of a pinned directory while it says nothing.
+    async fn first_page(&self, dir: Ino, place: &Place, ask: &Ask) -> Result<First> {
+        let bucket = place.store.bucket();
+        let asked = self.list(place.store.as_ref(), ask.request.clone());
+        if !self.is_pinned(bucket, &place.key) {
+            return Ok(First::Page(asked.await?));
+        }
+        if let Some(page) = self.unless_silent(bucket, asked).await {
+            return Ok(First::Page(page?));
+        }
+        let (started, page) = self.pinned_page(place).ok_or(Error::TimedOut)?;
+        // As it was seen last, where that is since the pin was listed.
+        let newer = self.newest_listing(dir).filter(|listing| listing.started > started);
+        Ok(newer.map_or(First::Pinned(started, page), First::Seen))
+    }
+
+    fn lister(&self, store: Arc<dyn Store>) -> Lister {
+        let vfs = self.this.clone();
+        Arc::new(move |request| {
+            let (vfs, store) = (vfs.clone(), store.clone());
+            Box::pin(async move {
+                match vfs.upgrade() {
+                    Some(vfs) => vfs.list_raw(store.as_ref(), request).await,
+                    None => store.list(request).await,
+                }
+            })
+        })
     }
 
     /// Names that exist here alone, behind those that the store lists.
@@ -392,6 +442,15 @@ impl Vfs {
             .and_then(|ino| table.get(ino))
             .is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started))
     }
+}
+
+/// The beginning of a directory.
+enum First {
+    Page(ListPage),
+    /// Of a pinned one, and when it was listed.
+    Pinned(Instant, ListPage),
+    /// A newer listing of it, whole.
+    Seen(Arc<Listing>),
 }
 
 /// A name that is about to be offered.

@@ -91,7 +91,7 @@ on_every_store! {
                       os.close(fd)\nm[4990:4996] = b'stored'\nm.close()";
         files::run(stage.dir(), "python3", &["-c", script]);
         stage.store.eventually("the mapping's bytes are in the bucket", |store| store.bytes("m").ends_with(b"0stored0000"));
-        assert_eq!(stage.store.bytes("m").len(), 5000);
+        assert_eq!(stage.store.size("m"), Some(5000));
     }
 
     /// Promise 4: "becomes an object if it is still empty 2 s later (sooner at fsync of its directory, flush or unmount)"
