@@ -49,6 +49,8 @@ pub struct Download {
     /// Bytes of the body before the ones that were asked for.
     skip: u64,
     by_version: bool,
+    /// Why the body ended.
+    trouble: Option<S3Error>,
     failures: u32,
     since_failure: u64,
     last_bytes: Instant,
@@ -73,6 +75,7 @@ impl Download {
             rest: Bytes::new(),
             skip: 0,
             by_version: false,
+            trouble: None,
             failures: 0,
             since_failure: 0,
             last_bytes: now,
@@ -104,14 +107,25 @@ impl Download {
                 continue;
             }
             if self.body.is_none() {
+                // What has come is not to wait for the answer to another GET, nor to be lost with it.
+                if self.filled as u64 >= BLOCK {
+                    return Ok(self.cut_whole_blocks());
+                }
+                if let Some(error) = self.trouble.take() {
+                    self.failed(error).await?;
+                }
                 self.connect().await?;
             }
             let Some(chunk) = self.chunk(awaited).await else { return Ok(self.cut_whole_blocks()) };
-            match chunk {
-                Some(Ok(chunk)) => self.take(chunk),
-                Some(Err(error)) => self.failed(error).await?,
-                None => self.failed(self.error(ErrorKind::Network, "the body stopped short".into())).await?,
-            }
+            let error = match chunk {
+                Some(Ok(chunk)) => {
+                    self.take(chunk);
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None => self.error(ErrorKind::Network, "the body stopped short".into()),
+            };
+            (self.body, self.rest, self.trouble) = (None, Bytes::new(), Some(error));
         }
     }
 
@@ -131,9 +145,9 @@ impl Download {
         }
     }
 
-    /// Bytes that are still to come.
-    pub fn remaining(&self) -> u64 {
-        self.end - self.pos
+    /// A body is there, and little is still to come of it.
+    pub fn is_nearly_done(&self) -> bool {
+        self.body.is_some() && self.end - self.pos <= SEGMENT as u64
     }
 
     /// Bytes that the segment lacks; 0 at the end of what was asked for, too.
@@ -171,7 +185,7 @@ impl Download {
     }
 
     /// The whole blocks of what has come, copied: the connection is slow, and a segment's memory is not to be held for a few of them.
-    fn cut_whole_blocks(&mut self) -> Option<(u64, Bytes)> {
+    pub fn cut_whole_blocks(&mut self) -> Option<(u64, Bytes)> {
         let len = self.filled / BLOCK as usize * BLOCK as usize;
         let (mut blocks, segment) = (self.buffers.take(len), self.segment.as_mut()?.as_mut());
         blocks.as_mut().copy_from_slice(&segment[..len]);
@@ -249,6 +263,7 @@ impl Download {
             let text = format!("asked for bytes from {at}, got {}-{}", answer.range.start, answer.range.end);
             return Err(CacheError::S3(self.error(ErrorKind::Protocol, text)));
         }
+        self.entry.learn_version_id(&answer.head.etag, answer.head.version_id.as_deref());
         let _ = self.entry.head.set(answer.head.clone());
         // With a part of the object may come that part's checksum.
         if let Some(checksum) = answer.head.checksum.filter(|_| answer.range == (0..source.size)) {

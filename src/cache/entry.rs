@@ -18,7 +18,7 @@ use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::{Stretches, Whole};
 use super::{CacheError, ObjectVersion};
-use crate::s3::{Checksum, ObjectHead, Store};
+use crate::s3::{Checksum, ETag, ObjectHead, Store};
 
 /// Reads wait for blocks that wait for this answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -251,6 +251,14 @@ impl Entry {
         }
         drop(state);
         Some(buffer.freeze())
+    }
+
+    /// The bucket keeps versions, and this is what it calls the entry's: listings do not tell, answers do.
+    pub fn learn_version_id(&self, etag: &ETag, version_id: Option<&str>) {
+        let mut state = self.state();
+        if state.source.version_id.is_none() && state.source.etag == *etag {
+            state.source.version_id = version_id.map(str::to_owned);
+        }
     }
 
     /// The last block of all was proved since this was asked: the shelf is to be told.

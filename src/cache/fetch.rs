@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::CacheError;
 use super::block::{BLOCK, blocks_of, bytes_of};
@@ -21,6 +22,13 @@ pub type Hold = Arc<Reading>;
 #[derive(Debug, Default)]
 pub struct Reading {
     phase: AtomicU64,
+    gone: CancellationToken,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.gone.cancel();
+    }
 }
 
 impl Reading {
@@ -62,6 +70,8 @@ pub struct Flight {
     /// What it brings.
     pub blocks: Range<u64>,
     hold: Weak<Reading>,
+    /// The reader went, or seeks.
+    gone: CancellationToken,
     awaited: Awaited,
     progress: watch::Sender<Progress>,
 }
@@ -71,6 +81,7 @@ pub struct Flight {
 pub struct Awaited {
     blocks: Mutex<Vec<u64>>,
     more: Notify,
+    none: Notify,
 }
 
 impl Awaited {
@@ -106,13 +117,16 @@ impl Drop for Waiting<'_> {
         if let Some(at) = blocks.iter().position(|block| *block == self.1) {
             blocks.swap_remove(at);
         }
+        if blocks.is_empty() {
+            self.0.none.notify_one();
+        }
     }
 }
 
 impl Flight {
     fn new(blocks: Range<u64>, hold: &Hold) -> Arc<Self> {
         let progress = watch::Sender::new(Progress { next: blocks.start, end: None });
-        Arc::new(Self { blocks, hold: Arc::downgrade(hold), awaited: Awaited::default(), progress })
+        Arc::new(Self { blocks, hold: Arc::downgrade(hold), gone: hold.gone.clone(), awaited: Awaited::default(), progress })
     }
 
     /// True when the block is yet to come from this flight.
@@ -141,8 +155,12 @@ impl Flight {
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        self.hold.strong_count() > 0 || !self.awaited.by_nobody()
+    /// Ends once nobody wants it.
+    async fn unwanted(&self) {
+        self.gone.cancelled().await;
+        while !self.awaited.by_nobody() {
+            self.awaited.none.notified().await;
+        }
     }
 }
 
@@ -214,8 +232,8 @@ pub async fn open(
         Some(landing) if landing.flight.blocks == blocks => landing,
         _ => return None,
     };
-    let mut download = landing.download(inner, store, 0..bytes);
     let connection = Arc::clone(&inner.connections).acquire_owned().await.ok();
+    let mut download = landing.download(inner, store, 0..bytes);
     let head = download.open().await;
     match &head {
         Ok(_) => {
@@ -242,7 +260,7 @@ fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, a
         let here = state.blocks.has(block)
             || state.trusted
             || state.flights.iter().any(|flight| flight.brings(block))
-            || (!on_disk && inner.recent.get(entry.uid, block).is_some());
+            || ((!on_disk || !inner.keeps_on_disk()) && inner.recent.get(entry.uid, block).is_some());
         if here {
             continue;
         }
@@ -264,11 +282,17 @@ fn register(inner: &Inner, entry: &Arc<Entry>, blocks: Range<u64>, piece: u64, a
 async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, ask: Option<Arc<dyn Store>>) {
     loop {
         // The end of a nearly finished body costs less than its connection.
-        if !landing.flight.is_wanted() && download.remaining() > SEGMENT as u64 {
-            return;
-        }
-        let (first, data) = match download.next(&landing.flight.awaited).await {
+        let may_end = !download.is_nearly_done();
+        let next = tokio::select! {
+            biased;
+            () = landing.flight.unwanted(), if may_end => None,
+            next = download.next(&landing.flight.awaited) => Some(next),
+        };
+        let unwanted = next.is_none();
+        // What has come is kept.
+        let (first, data) = match next.unwrap_or_else(|| Ok(download.cut_whole_blocks())) {
             Ok(Some(segment)) => segment,
+            Ok(None) if unwanted => return,
             Ok(None) => {
                 landing.end = End::Landed;
                 return;
@@ -293,6 +317,9 @@ async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, as
                 landing.end = End::Failed(CacheError::Io(Arc::new(std::io::Error::other(error))));
                 return;
             }
+        }
+        if unwanted {
+            return;
         }
     }
 }

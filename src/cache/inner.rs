@@ -173,6 +173,7 @@ impl Inner {
         let mut index = self.index.lock();
         if let Some(entry) = index.entries.get(&id).and_then(Weak::upgrade) {
             index.shelf.touch(id);
+            entry.learn_version_id(&version.etag, version.version_id.as_deref());
             return entry;
         }
         let entry = Arc::new(self.new_entry(version));

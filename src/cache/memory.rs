@@ -1,5 +1,6 @@
 //! Memory of the cache: the blocks that came last, and buffers that are used again.
 
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 /// Blocks fetched a moment ago: a reader that keeps up with the network gets them without a pread, and where there is no
-/// disk they are the cache. Bounded in bytes.
+/// disk they are the cache. Bounded in bytes, of whole segments: one is in memory as long as any block of it.
 #[derive(Debug)]
 pub struct Recent {
     inner: Mutex<RecentInner>,
@@ -18,7 +19,32 @@ pub struct Recent {
 #[derive(Debug)]
 struct RecentInner {
     blocks: LruCache<(u64, u64), Held>,
+    /// How many blocks of each segment are here, by the segment's address.
+    segments: HashMap<usize, usize>,
     bytes: usize,
+}
+
+impl RecentInner {
+    fn keep(&mut self, key: (u64, u64), held: Held) {
+        let blocks = self.segments.entry(held.segment.as_ptr().addr()).or_default();
+        *blocks += 1;
+        if *blocks == 1 {
+            self.bytes += held.segment.len();
+        }
+        if let Some(old) = self.blocks.put(key, held) {
+            self.let_go(&old);
+        }
+    }
+
+    fn let_go(&mut self, held: &Held) {
+        let address = held.segment.as_ptr().addr();
+        let Some(blocks) = self.segments.get_mut(&address) else { return };
+        *blocks -= 1;
+        if *blocks == 0 {
+            self.segments.remove(&address);
+            self.bytes -= held.segment.len();
+        }
+    }
 }
 
 /// A block, as the part of the segment that it came in: blocks of one segment are joined without a copy.
@@ -42,7 +68,7 @@ impl Held {
 impl Recent {
     /// Holds at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { inner: Mutex::new(RecentInner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
+        Self { inner: Mutex::new(RecentInner { blocks: LruCache::unbounded(), segments: HashMap::new(), bytes: 0 }), limit }
     }
 
     /// The bound, in bytes.
@@ -55,14 +81,11 @@ impl Recent {
         let mut inner = self.inner.lock();
         for (block, start) in (first..).zip((0..segment.len()).step_by(size)) {
             let part = start..segment.len().min(start + size);
-            inner.bytes += part.len();
-            if let Some(old) = inner.blocks.put((uid, block), Held { segment: segment.clone(), part }) {
-                inner.bytes -= old.part.len();
-            }
+            inner.keep((uid, block), Held { segment: segment.clone(), part });
         }
         while inner.bytes > self.limit {
             let Some((_, old)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= old.part.len();
+            inner.let_go(&old);
         }
     }
 
@@ -112,7 +135,7 @@ impl Recent {
         let gone: Vec<_> = inner.blocks.iter().map(|(key, _)| *key).filter(|key| key.0 == uid).collect();
         for key in gone {
             if let Some(old) = inner.blocks.pop(&key) {
-                inner.bytes -= old.part.len();
+                inner.let_go(&old);
             }
         }
     }
@@ -124,7 +147,7 @@ const POOLED_FROM: usize = 64 << 10;
 /// Read buffers, used again: a fresh one of 1 MiB costs 256 page faults and its zeroing.
 #[derive(Debug)]
 pub struct Buffers {
-    idle: Mutex<(Vec<Vec<u8>>, usize)>,
+    idle: Mutex<(VecDeque<Vec<u8>>, usize)>,
     limit: usize,
 }
 
@@ -139,20 +162,26 @@ impl Buffers {
         let rounded = len.next_power_of_two().max(4096);
         let found = {
             let mut idle = self.idle.lock();
-            let at = idle.0.iter().position(|buffer| buffer.len() == rounded);
-            at.map(|at| {
+            let at = idle.0.iter().rposition(|buffer| buffer.len() == rounded);
+            at.and_then(|at| {
                 idle.1 -= rounded;
-                idle.0.swap_remove(at)
+                idle.0.remove(at)
             })
         };
         Buffer { bytes: found.unwrap_or_else(|| vec![0; rounded]), len, pool: Arc::clone(self) }
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
+        if buffer.len() < POOLED_FROM || buffer.len() > self.limit {
+            return;
+        }
         let mut idle = self.idle.lock();
-        if buffer.len() >= POOLED_FROM && idle.1 + buffer.len() <= self.limit {
-            idle.1 += buffer.len();
-            idle.0.push(buffer);
+        idle.1 += buffer.len();
+        idle.0.push_back(buffer);
+        // Sizes that nobody has asked for lately make room for those that are in use.
+        while idle.1 > self.limit {
+            let Some(oldest) = idle.0.pop_front() else { break };
+            idle.1 -= oldest.len();
         }
     }
 }
@@ -225,6 +254,41 @@ mod tests {
         (3..5).for_each(|block| recent.put(1, block, &Bytes::from(vec![0; 10]), 10));
         let here: Vec<_> = (0..5).map(|block| recent.peek(1, block).is_some()).collect();
         assert_eq!(here, [true, false, false, true, true]);
+    }
+
+    /// A block that is read again and again keeps its segment in memory, and is counted for it.
+    #[test]
+    fn whole_segments_are_counted() {
+        let (pool, recent) = (Arc::new(Buffers::new(0)), Recent::new(4 << 20));
+        let mut segments = Vec::new();
+        struct Counted(Vec<u8>, #[expect(dead_code, reason = "dropped with the bytes")] Arc<()>);
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        for number in 0..50 {
+            let token = Arc::new(());
+            segments.push(Arc::downgrade(&token));
+            recent.put(1, number * 16, &Bytes::from_owner(Counted(vec![0; 1 << 20], token)), 64 << 10);
+            recent.join(1, number * 16 + 3..number * 16 + 4, &pool).unwrap();
+            recent.spend(1, number * 16..number * 16 + 16);
+            recent.get(1, number * 16 + 3);
+        }
+        let here = segments.iter().filter(|segment| segment.strong_count() > 0).count();
+        assert!(here <= 4, "{here} MiB");
+        recent.forget(1);
+        let inner = recent.inner.lock();
+        assert_eq!((inner.bytes, inner.segments.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_pool_keeps_what_was_used_last() {
+        let pool = Arc::new(Buffers::new(8 << 20));
+        drop((0..128).map(|_| pool.take(64 << 10)).collect::<Vec<_>>());
+        drop(pool.take(1 << 20));
+        let idle = pool.idle.lock();
+        assert!(idle.1 <= 8 << 20 && idle.0.iter().any(|buffer| buffer.len() == 1 << 20));
     }
 
     #[test]

@@ -37,6 +37,8 @@ mod window;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_flights;
 
 pub use pinned::Pin;
 pub use reader::Reader;

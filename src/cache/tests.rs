@@ -14,9 +14,9 @@ use super::fake::{Fake, Fault, Object, content};
 use super::*;
 use crate::s3::{Checksum, ErrorKind};
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
-fn config(dir: &Path) -> CacheConfig {
+pub(super) fn config(dir: &Path) -> CacheConfig {
     CacheConfig {
         dir: dir.to_owned(),
         identity: "http://store/bucket".into(),
@@ -29,7 +29,7 @@ fn config(dir: &Path) -> CacheConfig {
     }
 }
 
-async fn open(dir: &Path) -> Arc<Cache> {
+pub(super) async fn open(dir: &Path) -> Arc<Cache> {
     Cache::open(config(dir)).await.unwrap()
 }
 
@@ -37,12 +37,12 @@ async fn open_http(dir: &Path) -> Arc<Cache> {
     Cache::open(CacheConfig { checks_ranges_over_http: true, ..config(dir) }).await.unwrap()
 }
 
-fn reader(cache: &Arc<Cache>, fake: &Arc<Fake>) -> Reader {
+pub(super) fn reader(cache: &Arc<Cache>, fake: &Arc<Fake>) -> Reader {
     cache.reader(Arc::clone(fake) as Arc<dyn Store>, fake.version("key"))
 }
 
 /// Reads from start to end in steps; the first error ends it.
-async fn read_all(reader: &Reader, step: usize) -> Result<Vec<u8>, CacheError> {
+pub(super) async fn read_all(reader: &Reader, step: usize) -> Result<Vec<u8>, CacheError> {
     let mut all = Vec::new();
     loop {
         let bytes = reader.read(all.len() as u64, step).await?;
