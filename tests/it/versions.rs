@@ -270,3 +270,25 @@ fn changing_a_file_asks_one_head() {
     assert_eq!(stage.store.bytes("f"), "x1x3x5x7x9");
     assert_eq!(stage.store.get("f").unwrap().metadata.get("origin").map(String::as_str), Some("elsewhere"));
 }
+
+/// Promise 15: "Who reads a file reads one version of it from open to close", replaced or not, where the bucket keeps versions.
+#[test]
+fn a_bucket_that_keeps_versions_gives_the_old_one_to_its_end() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::seaweed();
+    store.keep_versions();
+    let old = noise(31, 24 * MIB);
+    store.put("big", old.clone());
+    let stage = Stage::new(store);
+    let mut file = File::open(stage.path("big")).unwrap();
+    let mut begin = [0; 4096];
+    file.read_exact(&mut begin).unwrap();
+    assert!(begin == old[..4096]);
+    stage.store.put("big", noise(32, MIB));
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).unwrap();
+    assert!(rest == old[4096..]);
+    assert!(fs::read(stage.path("big")).unwrap() == noise(32, MIB), "who opens it now gets the new one");
+}

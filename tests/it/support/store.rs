@@ -206,6 +206,13 @@ impl Store {
         }
     }
 
+    /// Switches versions on in a bucket of SeaweedFS.
+    pub fn keep_versions(&self) {
+        let configuration =
+            "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Status>Enabled</Status></VersioningConfiguration>";
+        assert_eq!(self.send(Method::PUT, "?versioning", &[], configuration.into()).status, 200);
+    }
+
     /// Keys of uploads that were begun and neither completed nor aborted.
     pub fn unfinished_uploads(&self) -> Vec<String> {
         if let Some(double) = self.as_double() {
