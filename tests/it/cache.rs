@@ -5,6 +5,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
+
 use crate::support::files::{self, noise, output};
 use crate::support::mount::can_mount;
 use crate::support::stage::Stage;
@@ -114,4 +117,52 @@ fn a_cache_without_a_mount_is_shown_checked_and_emptied() {
     assert!(text(&ask(&stage, "empty")).contains("in 3 files are gone"));
     assert!(of_kind(&stage, "data").is_empty() && of_kind(&stage, "sums").is_empty());
     assert!(text(&ask(&stage, "show")).contains("in 0 files"));
+}
+
+/// A small disk of its own.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str())).unwrap();
+        Self(dir)
+    }
+
+    fn free(&self) -> u64 {
+        let stat = statvfs(self.0.path()).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// "bounded by `cache_size` and `min_free_space`": where others fill the disk the cache makes room, and readers go on.
+#[test]
+fn the_cache_leaves_min_free_space() {
+    const FREE: u64 = 40 << 20;
+    if !can_mount() {
+        return;
+    }
+    let (disk, store) = (Disk::new("96m"), Store::double());
+    (0..5).for_each(|n| store.put(&format!("{n}"), noise(n, 16 * MIB)));
+    let cache = format!("cache_dir={}", disk.0.path().display());
+    let stage = Stage::with(store, &[&cache, &format!("min_free_space={FREE}")]);
+    let read = |n: u64| assert!(fs::read(stage.path(&n.to_string())).unwrap() == noise(n, 16 * MIB));
+    (0..5).for_each(read);
+    // What landed last is written before room is made for it.
+    assert!(disk.free() > FREE - (4 << 20) && disk.free() < 60 << 20, "{} MiB are free", disk.free() >> 20);
+    // Open, and read to its end after it was evicted for others.
+    let held = fs::File::open(stage.path("0")).unwrap();
+    held.read_exact_at(&mut [0; 4096], 0).unwrap();
+    fs::write(disk.0.path().join("others"), noise(9, 30 * MIB)).unwrap();
+    (1..5).for_each(read);
+    assert!(disk.free() > FREE - (4 << 20), "{} MiB are free", disk.free() >> 20);
+    let mut whole = vec![0; 16 * MIB];
+    held.read_exact_at(&mut whole, 0).unwrap();
+    assert!(whole == noise(0, 16 * MIB));
 }
