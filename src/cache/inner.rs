@@ -567,13 +567,18 @@ impl Inner {
         }
     }
 
-    /// Writes sidecars until the cache is gone.
+    /// Writes sidecars, and leaves others the room that is theirs whether anything is read or not, until the cache is gone.
     pub async fn save_forever(this: Weak<Self>) {
         let Some(soon) = this.upgrade().map(|inner| Arc::clone(&inner.save_soon)) else { return };
         loop {
             _ = tokio::time::timeout(Duration::from_secs(1), soon.notified()).await;
             let Some(inner) = this.upgrade() else { return };
-            if let Err(error) = tokio::task::spawn_blocking(move || inner.save(false)).await {
+            let work = move || {
+                inner.save(false);
+                inner.unchecked.store(SPACE_EVERY, Ordering::Relaxed);
+                inner.make_room(0);
+            };
+            if let Err(error) = tokio::task::spawn_blocking(work).await {
                 tracing::debug!(%error, "sidecars not written");
             }
         }
