@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::log::Log;
@@ -129,11 +130,21 @@ fn run_child(config: &Config) -> ExitCode {
 fn run_here(config: &Config, background: bool, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     let log = log::start(config, background)?;
     log::log_panics();
+    allow_many_files();
     let runtime = runtime().context("cannot start")?;
     let result = runtime.block_on(serve(config, &log, ready));
     // Nothing that still runs has a promise to keep: what was not drained lies in the spool.
     runtime.shutdown_background();
     result
+}
+
+/// Each open file of the mount and each connection is a descriptor here, and so is what is read from the cache: the soft limit, 1024 nearly
+/// everywhere for the sake of select(2), is less than a mount is asked for. What it starts inherits the limit as it then is.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The runtime of a mount.

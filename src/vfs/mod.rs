@@ -2,8 +2,8 @@
 //! the store (names).
 //!
 //! # Locks
-//! One file's `order` (async) → key guards (async, [`guard`]) → the inode table (a leaf, never held across `.await`).
-//! The handle table is a leaf of its own. Nothing calls the kernel ([`Notify`]) while it holds one.
+//! One file's `order` (async) → key guards (async, [`guard`]) → the inode table (never held across `.await`) → what is fetched ahead
+//! ([`neighbours`]). The handle table is a leaf of its own. Nothing calls the kernel ([`Notify`]) while it holds one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +58,7 @@ use deadline::InVain;
 use guard::KeyGuards;
 use handle::Handles;
 use inode::Table;
+use neighbours::FetchedAhead;
 use passed::Passing;
 use pins::Pins;
 use queued::Recovered;
@@ -268,8 +269,7 @@ pub struct Vfs {
     handles: Handles,
     guards: KeyGuards,
     in_vain: InVain,
-    /// When somebody went through the files of a directory in order.
-    walked: Mutex<Option<std::time::Instant>>,
+    fetched_ahead: Mutex<FetchedAhead>,
     memory: Memory,
     pins: Pins,
     passing: Passing,
@@ -299,7 +299,7 @@ impl Vfs {
             handles: Handles::default(),
             guards: KeyGuards::default(),
             in_vain: InVain::default(),
-            walked: Mutex::default(),
+            fetched_ahead: Mutex::default(),
             memory,
             pins: Pins::default(),
             passing: Passing::default(),

@@ -203,7 +203,11 @@ impl Vfs {
         let etag = node.object.as_ref().map(|object| object.etag.clone());
         let reader = neighbour.map(Neighbour::reader).filter(|reader| etag.as_ref() == Some(&reader.version().etag));
         let kept = node.file.kernel_pages.is_some() && node.file.kernel_pages == etag;
-        Ok(Proved::of(node, kept, reader))
+        let (proved, parent) = (Proved::of(node, kept, reader), node.parent);
+        if let Some(dir) = table.dir_mut(parent).filter(|_| reads) {
+            dir.walk.on_opened();
+        }
+        Ok(proved)
     }
 
     /// A handle reads what was fetched ahead.

@@ -24,6 +24,7 @@ mod links;
 mod model;
 mod names;
 mod namespace;
+mod neighbours;
 mod options;
 mod outages;
 mod passed;

@@ -306,3 +306,17 @@ fn a_reader_that_goes_is_no_error() {
         assert!(said.status.success() && said.stderr.is_empty(), "{words:?}: {} {}", said.status, String::from_utf8_lossy(&said.stderr));
     }
 }
+
+/// The soft limit of open files is for programs that use select(2).
+#[test]
+fn a_mount_may_have_as_many_files_open_as_its_user() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let under = ["sh", "-c", "ulimit -Sn 256; exec \"$@\"", "sh"].map(str::to_owned).to_vec();
+    let mount = Mount::start(Setup { under, ..Setup::of(&store) });
+    let limits = fs::read_to_string(format!("/proc/{}/limits", mount.pid())).unwrap();
+    let words: Vec<_> = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().split_whitespace().collect();
+    assert!(words[0] != "256" && words[0] == words[1], "{words:?}");
+}
