@@ -92,7 +92,7 @@ fn every_other_file_of_many_directories() {
     holds_little((0..FILES_EACH).step_by(2));
 }
 
-/// Promise 8: reading back what was written through the mount fetches nothing, though the listing is of the objects before.
+/// Reading back what was written through the mount fetches nothing, though the listing is of the objects before.
 #[test]
 fn files_overwritten_here_are_read_back_for_nothing() {
     let Some(stage) = small_files() else { return };
