@@ -39,6 +39,7 @@ mod fake;
 mod tests;
 
 pub use pinned::Pin;
+pub use proved::ProvedFile;
 pub use reader::Reader;
 pub use upkeep::{CacheReport, CacheWish};
 
