@@ -244,8 +244,7 @@ impl Inner {
     }
 
     /// True when all blocks of the version are here, by what is known without I/O.
-    pub fn is_complete(&self, version: &ObjectVersion) -> bool {
-        let id = EntryId::of(version);
+    pub fn is_complete(&self, id: EntryId) -> bool {
         let (entry, slot) = {
             let index = self.index.lock();
             (index.entries.get(&id).and_then(Weak::upgrade), index.shelf.peek(id))

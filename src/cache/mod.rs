@@ -40,7 +40,9 @@ mod tests;
 #[cfg(test)]
 mod tests_flights;
 
+pub use block::EntryId;
 pub use pinned::Pin;
+pub use proved::ProvedFile;
 pub use reader::Reader;
 pub use upkeep::{CacheReport, CacheWish};
 
@@ -157,7 +159,7 @@ impl Cache {
 
     /// All blocks of the version are here.
     pub fn is_complete(&self, version: &ObjectVersion) -> bool {
-        version.size == 0 || self.inner.is_complete(version)
+        version.size == 0 || self.inner.is_complete(EntryId::of(version))
     }
 
     /// Takes a closed spool file with exactly `version.size` valid bytes as the version's cache file, by rename; where that

@@ -102,9 +102,7 @@ impl Cache {
     }
 
     /// These versions are never evicted from now on, and what an earlier mount had of the pins that were not `listed` since; no others.
-    /// Blocks.
-    pub fn set_pinned_versions<'a>(&self, versions: impl Iterator<Item = &'a ObjectVersion>, listed: impl Fn(&Pin) -> bool) {
-        let mut versions: HashSet<EntryId> = versions.map(EntryId::of).collect();
+    pub fn set_pinned_versions(&self, mut versions: HashSet<EntryId>, listed: impl Fn(&Pin) -> bool) {
         let pinned = &self.inner.pinned;
         {
             let (mut left, pins) = (pinned.left.lock(), pinned.pins.lock());
@@ -138,12 +136,12 @@ impl Cache {
         Ok(())
     }
 
-    /// Bytes of a version that are on disk.
-    pub fn held(&self, version: &ObjectVersion) -> u64 {
-        if self.is_complete(version) {
-            return version.size;
+    /// Bytes that are on disk of a version of this size. By its id: who asks again and again of thousands hashes each once.
+    pub fn held(&self, id: EntryId, size: u64) -> u64 {
+        if self.inner.is_complete(id) {
+            return size;
         }
-        self.inner.index.lock().shelf.peek(EntryId::of(version)).map_or(0, |slot| slot.bytes.min(version.size))
+        self.inner.index.lock().shelf.peek(id).map_or(0, |slot| slot.bytes.min(size))
     }
 
     /// Its directory; `None` where it is in memory alone.

@@ -140,14 +140,18 @@ impl Vfs {
             }
             node.file.epoch += 1;
             node.since = Some(std::time::Instant::now());
-            (from, to, row_of(node, written))
+            (from, to, object.clone(), row_of(node, written))
         };
-        let (from, to, row) = versions;
+        let (from, to, object, row) = versions;
         if let Some(row) = row {
             self.memory.put(bucket, key, row);
         }
-        let cache = self.cache.clone();
-        self.spawn(async move { cache.rekey(&from, &to).await });
+        let Some(this) = self.shared() else { return };
+        self.spawn(async move {
+            this.cache.rekey(&from, &to).await;
+            // Before it followed it would be missing.
+            this.note_made(&place, &object);
+        });
     }
 
     /// Replaces an inode's headers or user metadata at the user's word (extended attributes).

@@ -6,7 +6,6 @@
 //! gets another inode, by ESTALE: who has the old one open reads on what it opened.
 
 use std::any::Any;
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,6 +15,7 @@ use super::error::{Error, Result};
 use super::handle::FileHandle;
 use super::inode::FileState;
 use super::{Fh, Ino, Vfs};
+use crate::cache::ProvedFile;
 use crate::s3::ETag;
 
 /// Smaller files gain nothing, and a log that somebody follows (`tail -f`) stays with us.
@@ -23,10 +23,10 @@ const LEAST: u64 = 8 << 20;
 
 /// A cache file in the kernel's hands.
 pub struct Backing {
-    /// Opened for reading.
-    pub file: File,
     /// The kernel's number for it, once it has one: ends with the last handle.
     pub registration: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    /// In use for as long as it has that number, so that it is dropped last.
+    pub file: ProvedFile,
 }
 
 /// Whether this mount passes files through.
@@ -46,14 +46,14 @@ pub struct Modes {
 /// A cache file that the kernel may read, and the version that it is of.
 pub(super) struct Passable {
     etag: ETag,
-    file: File,
+    file: ProvedFile,
 }
 
 impl Modes {
     /// A handle more: what it is passed through to. `None`: it goes through the page cache.
     fn open(&mut self, passable: Option<Passable>) -> Option<Arc<Backing>> {
         if self.passed == 0 && self.cached == 0 {
-            let backing = |passable: Passable| (passable.etag, Arc::new(Backing { file: passable.file, registration: Mutex::default() }));
+            let backing = |passable: Passable| (passable.etag, Arc::new(Backing { registration: Mutex::default(), file: passable.file }));
             self.backing = passable.map(backing);
         }
         *if self.backing.is_some() { &mut self.passed } else { &mut self.cached } += 1;
@@ -152,9 +152,12 @@ impl Vfs {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::cache::ObjectVersion;
 
     fn file() -> Option<Passable> {
-        Some(Passable { etag: ETag::new("e"), file: tempfile::tempfile().unwrap() })
+        let etag = ETag::new("e");
+        let version = ObjectVersion { bucket: "b".into(), key: "k".into(), etag: etag.clone(), size: LEAST, version_id: None };
+        Some(Passable { etag, file: ProvedFile::alone(tempfile::tempfile().unwrap(), version) })
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::inode::{Object, Place};
 use super::listing::{Answer, Listed, ListedObject, Listing};
 use super::path::Meaning;
 use super::{Ino, Vfs};
-use crate::cache::{ObjectVersion, Pin};
+use crate::cache::{EntryId, ObjectVersion, Pin};
 use crate::s3::{ListEntry, ListPage, Store};
 
 mod keeper;
@@ -36,8 +36,10 @@ pub(super) struct Pins {
     kept: Mutex<BTreeMap<Pin, Kept>>,
     /// Buckets whose store is silent, since when.
     silent: Mutex<HashMap<String, Instant>>,
-    /// A pin is new, something changed in one, or the store answers again.
+    /// A pin is new, or the store answers again: what is pinned is listed.
     wake: Notify,
+    /// This mount changed something in a pin: it knows what, and lists nothing for it.
+    changed: Notify,
     /// Something was listed: what is missing of it is brought.
     bring: Notify,
     /// One change at a time.
@@ -47,23 +49,37 @@ pub(super) struct Pins {
 /// One pin's state.
 #[derive(Default)]
 struct Kept {
-    snapshot: Option<Arc<Snapshot>>,
+    content: Content,
     /// The bucket, once it was found.
     store: Option<Arc<dyn Store>>,
-    /// What this mount made and removed since the snapshot, and when.
-    changes: BTreeMap<String, (Instant, Option<ListEntry>)>,
     /// Why the last pass ended early.
     trouble: Option<String>,
-    /// All of the snapshot was asked for.
+    /// All of the content was asked for.
     passed: bool,
-    /// Objects of the snapshot that `cache_size` has no room for.
+    /// Objects of the content that `cache_size` has no room for.
     too_much: u64,
+}
+
+/// What a pin holds as far as this mount knows.
+#[derive(Clone, Default)]
+struct Content {
+    snapshot: Option<Arc<Snapshot>>,
+    /// What this mount made and removed since the snapshot, and when.
+    changes: BTreeMap<String, (Instant, Option<Member>)>,
 }
 
 /// What a pin held when it was listed.
 struct Snapshot {
     started: Instant,
-    objects: BTreeMap<String, ListEntry>,
+    objects: BTreeMap<String, Member>,
+}
+
+/// An object of a pin, and the id of its version in the cache: what is shown of a pin, and what is missing, is asked of the whole pin
+/// again and again.
+#[derive(Clone, Debug)]
+struct Member {
+    entry: ListEntry,
+    id: EntryId,
 }
 
 /// A pin, as commands show it.
@@ -128,11 +144,11 @@ impl Pins {
     }
 
     /// What the newest pin that was listed says, which holds all of this folder or this key, and when it was listed.
-    fn ask<T>(&self, bucket: &str, key: &str, of: impl FnOnce(&Kept) -> T) -> Option<(Instant, T)> {
+    fn ask<T>(&self, bucket: &str, key: &str, of: impl FnOnce(&Content) -> T) -> Option<(Instant, T)> {
         let kept = self.kept.lock();
-        let holding = kept.iter().filter(|(pin, _)| pin.holds(bucket, key)).map(|(_, kept)| kept);
+        let holding = kept.iter().filter(|(pin, _)| pin.holds(bucket, key)).map(|(_, kept)| &kept.content);
         let (started, newest) =
-            holding.filter_map(|kept| Some((kept.snapshot.as_ref()?.started, kept))).max_by_key(|(started, _)| *started)?;
+            holding.filter_map(|content| Some((content.snapshot.as_ref()?.started, content))).max_by_key(|(started, _)| *started)?;
         Some((started, of(newest)))
     }
 
@@ -145,29 +161,37 @@ impl Pins {
     }
 }
 
-impl Kept {
+impl Member {
+    fn new(bucket: &str, entry: ListEntry) -> Self {
+        let id = EntryId::of(&version_of(bucket, &entry));
+        Self { entry, id }
+    }
+}
+
+impl Content {
     /// What is known below a prefix, in no order: as it was listed, with what this mount has done since.
-    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a ListEntry> {
+    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Member> {
         let in_prefix = move |key: &String| key.starts_with(prefix);
         let listed = self
             .snapshot
             .iter()
             .flat_map(move |snapshot| snapshot.objects.range(prefix.to_owned()..).take_while(move |(key, _)| in_prefix(key)));
-        let listed = listed.filter(|(key, _)| !self.changes.contains_key(*key)).map(|(_, entry)| entry);
+        let listed = listed.filter(|(key, _)| !self.changes.contains_key(*key)).map(|(_, member)| member);
         let made = self.changes.range(prefix.to_owned()..).take_while(move |(key, _)| in_prefix(key));
-        listed.chain(made.filter_map(|(_, (_, entry))| entry.as_ref()))
+        listed.chain(made.filter_map(|(_, (_, member))| member.as_ref()))
     }
 
     fn object(&self, key: &str) -> Option<&ListEntry> {
-        match self.changes.get(key) {
+        let member = match self.changes.get(key) {
             Some((_, change)) => change.as_ref(),
             None => self.snapshot.as_ref()?.objects.get(key),
-        }
+        };
+        member.map(|member| &member.entry)
     }
 
     /// What a name is, less what waits to be deleted.
     fn known(&self, key: &str, hidden: impl Fn(&str) -> bool) -> Known {
-        if self.below(&format!("{key}/")).any(|entry| !hidden(&entry.key)) {
+        if self.below(&format!("{key}/")).any(|member| !hidden(&member.entry.key)) {
             return Known::Directory;
         }
         match self.object(key).filter(|_| !hidden(key)) {
@@ -179,7 +203,7 @@ impl Kept {
     /// A page of a folder, whole.
     fn page(&self, prefix: &str) -> ListPage {
         let mut page = ListPage::default();
-        let mut entries: Vec<&ListEntry> = self.below(prefix).collect();
+        let mut entries: Vec<&ListEntry> = self.below(prefix).map(|member| &member.entry).collect();
         entries.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         for entry in entries {
             match entry.key[prefix.len()..].split_once('/') {
@@ -196,18 +220,9 @@ impl Kept {
     }
 }
 
-impl Snapshot {
-    /// The objects, each with the version that the cache knows it by.
-    fn versions<'a>(&'a self, bucket: &'a str) -> impl Iterator<Item = (&'a ListEntry, ObjectVersion)> {
-        let version = move |entry: &ListEntry| ObjectVersion {
-            bucket: bucket.to_owned(),
-            key: entry.key.clone(),
-            etag: entry.etag.clone(),
-            size: entry.size,
-            version_id: None,
-        };
-        self.objects.values().map(move |entry| (entry, version(entry)))
-    }
+/// What the cache keeps of it.
+fn version_of(bucket: &str, entry: &ListEntry) -> ObjectVersion {
+    ObjectVersion { bucket: bucket.to_owned(), key: entry.key.clone(), etag: entry.etag.clone(), size: entry.size, version_id: None }
 }
 
 impl Vfs {
@@ -255,8 +270,8 @@ impl Vfs {
         // A listing of the folder that is newer than the pin's says more.
         let listing = self.newest_listing(parent);
         let hidden = |key: &str| self.writeback.is_deleted(bucket, key, Instant::now());
-        let of_pin = self.pins.ask(bucket, key, |kept| kept.known(key, hidden));
-        let of_pin = of_pin.or_else(|| self.pins.ask(bucket, &format!("{key}/"), |kept| kept.known(key, hidden)));
+        let of_pin = self.pins.ask(bucket, key, |content| content.known(key, hidden));
+        let of_pin = of_pin.or_else(|| self.pins.ask(bucket, &format!("{key}/"), |content| content.known(key, hidden)));
         let (started, known) = match (of_pin, listing) {
             (Some((listed, _)), Some(listing)) if listing.started > listed => {
                 match listing.find(&Meaning::Segment(segment.clone()), name) {
@@ -306,7 +321,7 @@ impl Vfs {
     /// The page that a pinned folder begins with, and when it was listed, where the store is silent.
     pub(super) fn pinned_page(&self, place: &Place) -> Option<(Instant, ListPage)> {
         let (bucket, key) = (place.store.bucket(), &place.key);
-        let (started, mut page) = self.pins.ask(bucket, key, |kept| kept.page(key))?;
+        let (started, mut page) = self.pins.ask(bucket, key, |content| content.page(key))?;
         self.writeback.hide_deleted(bucket, Instant::now(), &mut page);
         Some((started, page))
     }
@@ -344,9 +359,12 @@ impl Vfs {
         if !self.pins.any.load(Ordering::Relaxed) {
             return;
         }
-        for (_, kept) in self.pins.kept.lock().iter_mut().filter(|(pin, _)| pin.holds(place.store.bucket(), &place.key)) {
-            kept.changes.insert(place.key.clone(), (Instant::now(), entry.clone()));
-            self.pins.wake.notify_one();
+        let bucket = place.store.bucket();
+        let change = entry.map(|entry| Member::new(bucket, entry));
+        for (_, kept) in self.pins.kept.lock().iter_mut().filter(|(pin, _)| pin.holds(bucket, &place.key)) {
+            kept.content.changes.insert(place.key.clone(), (Instant::now(), change.clone()));
+            kept.passed = false;
+            self.pins.changed.notify_one();
         }
     }
 
@@ -357,27 +375,26 @@ impl Vfs {
         }
     }
 
-    /// Pins, as commands show them. Blocks: of each object it is looked how much is here.
+    /// Pins, as commands show them. Blocks: of each of their objects it is looked how much is here.
     pub fn pins(&self) -> Vec<PinReport> {
         let silent = self.pins.silent.lock().clone();
-        let kept: Vec<(PinReport, Option<Arc<Snapshot>>)> = {
+        let kept: Vec<(PinReport, Content)> = {
             let kept = self.pins.kept.lock();
             let report = |(pin, kept): (&Pin, &Kept)| PinReport {
                 bucket: pin.bucket.clone(),
                 key: pin.key.clone(),
-                listed: kept.snapshot.is_some(),
+                listed: kept.content.snapshot.is_some(),
                 settled: kept.passed,
                 trouble: kept.trouble.clone(),
                 too_much: kept.too_much,
                 silent_seconds: silent.get(&pin.bucket).map(|since| (since.elapsed() + SILENT).as_secs()),
                 ..PinReport::default()
             };
-            kept.iter().map(|one| (report(one), one.1.snapshot.clone())).collect()
+            kept.iter().map(|one| (report(one), one.1.content.clone())).collect()
         };
-        let counted = |(mut report, snapshot): (PinReport, Option<Arc<Snapshot>>)| {
-            let bucket = report.bucket.clone();
-            for (entry, version) in snapshot.iter().flat_map(|snapshot| snapshot.versions(&bucket)) {
-                let held = self.cache.held(&version);
+        let counted = |(mut report, content): (PinReport, Content)| {
+            for Member { entry, id } in content.below("").filter(|_| report.listed) {
+                let held = self.cache.held(*id, entry.size);
                 report.files += 1;
                 report.bytes += entry.size;
                 report.kept_bytes += held;
@@ -400,11 +417,12 @@ mod tests {
     }
 
     /// Listed with these keys, and then changed.
-    fn kept(keys: &[&str], made: &[&str], removed: &[&str]) -> Kept {
-        let objects = keys.iter().map(|key| ((*key).to_owned(), entry(key))).collect();
-        let changes = made.iter().map(|key| (*key, Some(entry(key)))).chain(removed.iter().map(|key| (*key, None)));
+    fn content(keys: &[&str], made: &[&str], removed: &[&str]) -> Content {
+        let member = |key: &str| Member::new("b", entry(key));
+        let objects = keys.iter().map(|key| ((*key).to_owned(), member(key))).collect();
+        let changes = made.iter().map(|key| (*key, Some(member(key)))).chain(removed.iter().map(|key| (*key, None)));
         let changes = changes.map(|(key, change)| (key.to_owned(), (Instant::now(), change))).collect();
-        Kept { snapshot: Some(Arc::new(Snapshot { started: Instant::now(), objects })), changes, ..Kept::default() }
+        Content { snapshot: Some(Arc::new(Snapshot { started: Instant::now(), objects })), changes }
     }
 
     fn pinned(key: &str) -> Pins {
@@ -426,19 +444,19 @@ mod tests {
 
     #[test]
     fn a_folder_is_one_page() {
-        let page = kept(&["p/", "p/a", "p/b/c", "p/b/d", "p/e", "q"], &["p/aa", "p/bb/x"], &["p/e"]).page("p/");
+        let page = content(&["p/", "p/a", "p/b/c", "p/b/d", "p/e", "q"], &["p/aa", "p/bb/x"], &["p/e"]).page("p/");
         assert_eq!(page.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["p/", "p/a", "p/aa"]);
         assert_eq!((page.prefixes, page.next), (vec!["p/b/".to_owned(), "p/bb/".to_owned()], None));
     }
 
     #[test]
     fn what_was_done_here_since_counts() {
-        let kept = kept(&["p/a", "p/b/c", "p/d"], &["p/new/x", "p/d"], &["p/a", "p/b/c"]);
+        let content = content(&["p/a", "p/b/c", "p/d"], &["p/new/x", "p/d"], &["p/a", "p/b/c"]);
         for (key, known) in
             [("p/a", "Nothing"), ("p/b", "Nothing"), ("p/new", "Directory"), ("p/new/x", "Object"), ("p/d", "Object"), ("p", "Directory")]
         {
-            assert!(format!("{:?}", kept.known(key, |_| false)).starts_with(known), "{key}");
+            assert!(format!("{:?}", content.known(key, |_| false)).starts_with(known), "{key}");
         }
-        assert!(matches!(kept.known("p/d", |key| key == "p/d"), Known::Nothing));
+        assert!(matches!(content.known("p/d", |key| key == "p/d"), Known::Nothing));
     }
 }

@@ -70,6 +70,7 @@ impl Vfs {
             self.memory.put(place.store.bucket(), &place.key, row);
         }
         self.memory.written().await;
+        node.object.iter().for_each(|object| self.note_made(&place, object));
         let ino = self.table.lock().insert(node);
         self.touch_parent(parent);
         self.grant(ino)

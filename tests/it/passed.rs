@@ -66,6 +66,13 @@ fn passed(stage: &Stage, name: &str, content: &[u8]) -> File {
     panic!("{name} is not passed through");
 }
 
+/// What `packmule cache empty` says.
+fn empty(stage: &Stage) -> String {
+    let said = files::output(stage.mount.command().args(["cache", "empty"]).arg(stage.dir()));
+    assert!(said.status.success(), "{said:?}");
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
 fn stage() -> Option<(Stage, Vec<u8>)> {
     if !can_mount() {
         return None;
@@ -94,9 +101,41 @@ fn a_proved_file_is_read_by_the_kernel_itself() {
     drop(file);
     let file = File::open(stage.path("setup.exe")).unwrap();
     assert_eq!(reads_without_us(&stage.mount, &file, &content), possible);
-    // What goes from the cache meanwhile is read to the end.
-    files::output(stage.mount.command().args(["cache", "empty"]).arg(stage.dir()));
+    // It is being read: it stays.
+    empty(&stage);
     assert_eq!(reads_without_us(&stage.mount, &file, &content), possible);
+    if possible {
+        drop(file);
+        stage.double().reset_requests();
+        read_all(&stage, "setup.exe", &content);
+        assert_eq!(stage.double().requests().of("GetObject"), 0);
+        // Nobody reads it any more: the last close reaches the mount a moment after it.
+        stage.store.eventually("it goes", |_| empty(&stage).contains("in 0 files, 0 of them whole"));
+    }
+}
+
+/// Others that nobody reads go first, however recently they were read.
+#[test]
+fn a_passed_file_is_not_evicted_before_idle_ones() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let content = noise(1, 9 * MIB);
+    store.put("setup.exe", content.clone());
+    (0..6).for_each(|n| store.put(&format!("many/{n}"), noise(n, 8 * MIB)));
+    let stage = Stage::with(store, &["cache_size=24M"]);
+    read_all(&stage, "setup.exe", &content);
+    if !is_possible(&stage.mount) {
+        return;
+    }
+    let file = passed(&stage, "setup.exe", &content);
+    (0..6).for_each(|n| read_all(&stage, &format!("many/{n}"), &noise(n, 8 * MIB)));
+    assert!(reads_without_us(&stage.mount, &file, &content));
+    drop(file);
+    stage.double().reset_requests();
+    read_all(&stage, "setup.exe", &content);
+    assert_eq!(stage.double().requests().of("GetObject"), 0);
 }
 
 /// Promise 16: "who has it open reads on what it opened, even where this mount changes the file"

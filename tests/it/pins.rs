@@ -272,6 +272,36 @@ fn what_finds_no_room_is_not_fetched_again() {
     assert!(again <= 16, "{again} GETs");
 }
 
+/// What this mount changes in a pin is kept at once, and is no reason to list all of it anew.
+#[test]
+fn what_is_changed_in_a_pin_is_kept_without_a_listing() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    (0..10).for_each(|n| store.put(&format!("site/many/{n:04}"), "x"));
+    store.put("other/moved", noise(1, MIB));
+    let stage = Stage::with(store, &["metadata_ttl=1h"]);
+    pin(&stage.mount, "site");
+    stage.double().reset_requests();
+    let all_here = |what: &str| stage.store.eventually(what, |_| stage.mount.status().contains(&format!("site/: {what}, all here")));
+    for n in 1..=8 {
+        files::write(&stage.path(&format!("site/new{n}")), b"y").unwrap();
+        all_here(&format!("{} files, {} B", 10 + n, 10 + n));
+    }
+    files::write(&stage.path("site/new1"), b"another").unwrap();
+    all_here("18 files, 24 B");
+    fs::remove_file(stage.path("site/many/0000")).unwrap();
+    all_here("17 files, 23 B");
+    // What is not on this machine is fetched, and not evicted.
+    fs::rename(stage.path("other/moved"), stage.path("site/moved")).unwrap();
+    all_here("18 files, 1.0 MiB");
+    assert!(cache(&stage.mount, &["empty"], "").status.success());
+    all_here("18 files, 1.0 MiB");
+    let listings = stage.double().requests().of("ListObjectsV2");
+    assert!(listings < 11, "{listings} for 11 changes");
+}
+
 /// One object, and a bucket of a mount of all of them.
 #[test]
 fn a_file_and_a_bucket_are_pinned() {

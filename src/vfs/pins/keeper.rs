@@ -1,4 +1,5 @@
-//! Lists what is pinned once a minute, and brings what is new of it: side by side, for bringing may take hours.
+//! Lists what is pinned once a minute, and brings what is new of it: side by side, for bringing may take hours. What this mount changes
+//! meanwhile is known without a listing, which costs a request for each thousand objects.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use bytesize::ByteSize;
 use futures::StreamExt;
 
 use super::super::{Ino, Kind, Vfs};
-use super::{SILENT, Snapshot};
+use super::{Content, Member, SILENT, Snapshot, version_of};
 use crate::cache::{CacheError, ObjectVersion, Pin};
 use crate::s3::{ErrorKind, ListRequest, S3Error, Store, explain, is_archive_class};
 
@@ -39,7 +40,10 @@ impl Vfs {
             };
             let brings = async {
                 loop {
-                    this.pins.bring.notified().await;
+                    tokio::select! {
+                        () = this.pins.bring.notified() => {}
+                        () = this.pins.changed.notified() => tokio::time::sleep(GATHER).await,
+                    }
                     this.bring_pins().await;
                 }
             };
@@ -70,10 +74,10 @@ impl Vfs {
         let store = store.ok_or_else(|| format!("{}: not on this mount", pin.shown()))?;
         let snapshot = self.listed(store.as_ref(), &pin).await?;
         let _turn = self.pins.turn.lock().await;
-        let of = |snapshot: &Snapshot| snapshot.objects.values().map(|entry| entry.size).sum::<u64>();
+        let of = |snapshot: &Snapshot| snapshot.objects.values().map(|member| member.entry.size).sum::<u64>();
         let others: u64 = {
             let kept = self.pins.kept.lock();
-            kept.iter().filter(|(other, _)| **other != pin).filter_map(|(_, kept)| kept.snapshot.as_deref().map(of)).sum()
+            kept.iter().filter(|(other, _)| **other != pin).filter_map(|(_, kept)| kept.content.snapshot.as_deref().map(of)).sum()
         };
         let (bytes, room) = (of(&snapshot), self.cache.max_size().saturating_sub(others));
         if bytes > room {
@@ -144,7 +148,7 @@ impl Vfs {
             let page = tokio::time::timeout(SILENT, self.list_raw(store, request.clone())).await;
             let page = page.map_err(|_| silence(pin)).and_then(|page| page.map_err(|error| explain::explain(&error)))?;
             let fits = page.entries.into_iter().filter(|entry| pin.holds(&pin.bucket, &entry.key));
-            objects.extend(fits.map(|entry| (entry.key.clone(), entry)));
+            objects.extend(fits.map(|entry| (entry.key.clone(), Member::new(&pin.bucket, entry))));
             if objects.len() > MOST {
                 return Err(format!("{}: holds more than {MOST} objects: pin folders of it", pin.shown()));
             }
@@ -157,8 +161,8 @@ impl Vfs {
 
     fn install_snapshot(&self, pin: &Pin, store: Arc<dyn Store>, snapshot: Snapshot) {
         if let Some(kept) = self.pins.kept.lock().get_mut(pin) {
-            kept.changes.retain(|_, (at, _)| *at >= snapshot.started);
-            (kept.snapshot, kept.store) = (Some(Arc::new(snapshot)), Some(store));
+            kept.content.changes.retain(|_, (at, _)| *at >= snapshot.started);
+            (kept.content.snapshot, kept.store) = (Some(Arc::new(snapshot)), Some(store));
             (kept.passed, kept.trouble) = (false, None);
         }
     }
@@ -185,35 +189,38 @@ impl Vfs {
         self.pins.bring.notify_one();
     }
 
-    /// Brings what is missing of what was listed.
+    /// Brings what is missing of what was listed, and made since.
     async fn bring_pins(&self) {
         let Some(this) = self.shared() else { return };
         let chosen = tokio::task::spawn_blocking(move || this.choose()).await.unwrap_or_default();
-        for Chosen { pin, versions, archived } in chosen {
+        for Chosen { pin, missing, archived } in chosen {
             let Some(store) = self.pins.store(&pin.bucket).filter(|_| !self.pins.is_silent(&pin.bucket)) else { continue };
             let asleep = (archived > 0).then(|| format!("{archived} objects are archived: restore them first"));
-            let trouble = self.bring(&pin, &store, versions).await;
+            let trouble = self.bring(&pin, &store, missing).await;
             self.note_trouble(&pin, trouble.or(asleep));
         }
     }
 
-    /// The versions that there is room for, pin by pin. These are not evicted from now on. Blocks: each is hashed.
+    /// The versions that there is room for are not evicted from now on. Gives those of them that are missing, pin by pin. Blocks: each
+    /// is looked for.
     fn choose(&self) -> Vec<Chosen> {
-        let listed: Vec<(Pin, Option<Arc<Snapshot>>)> =
-            self.pins.kept.lock().iter().map(|(pin, kept)| (pin.clone(), kept.snapshot.clone())).collect();
+        let listed: BTreeMap<Pin, Content> = {
+            let kept = self.pins.kept.lock();
+            let listed = kept.iter().filter(|(_, kept)| kept.content.snapshot.is_some());
+            listed.map(|(pin, kept)| (pin.clone(), kept.content.clone())).collect()
+        };
         let (mut room, mut seen, mut chosen) = (self.cache.max_size(), HashSet::new(), Vec::new());
-        for (pin, snapshot) in &listed {
-            let Some(snapshot) = snapshot else { continue };
-            let (mut versions, mut too_much, mut archived) = (Vec::new(), 0, 0);
-            for (entry, version) in snapshot.versions(&pin.bucket) {
-                if is_archive_class(entry.storage_class.as_deref()) {
+        for (pin, content) in &listed {
+            let (mut wanted, mut too_much, mut archived) = (Vec::new(), 0, 0);
+            for member in content.below("") {
+                if is_archive_class(member.entry.storage_class.as_deref()) {
                     archived += 1;
-                } else if !seen.contains(&version) {
-                    match room.checked_sub(entry.size) {
+                } else if !seen.contains(&member.id) {
+                    match room.checked_sub(member.entry.size) {
                         Some(rest) => {
                             room = rest;
-                            seen.insert(version.clone());
-                            versions.push(version);
+                            seen.insert(member.id);
+                            wanted.push(member);
                         }
                         None => too_much += 1,
                     }
@@ -222,16 +229,21 @@ impl Vfs {
             if let Some(kept) = self.pins.kept.lock().get_mut(pin) {
                 kept.too_much = too_much;
             }
-            chosen.push(Chosen { pin: pin.clone(), versions, archived });
+            chosen.push((pin, wanted, archived));
         }
-        let is_listed = |pin: &Pin| listed.iter().any(|(one, snapshot)| one == pin && snapshot.is_some());
-        self.cache.set_pinned_versions(chosen.iter().flat_map(|chosen| &chosen.versions), is_listed);
-        chosen
+        self.cache.set_pinned_versions(seen, |pin| listed.contains_key(pin));
+        // From here on what is here stays.
+        let is_missing = |member: &&Member| self.cache.held(member.id, member.entry.size) < member.entry.size;
+        let of = |(pin, wanted, archived): (&Pin, Vec<&Member>, usize)| Chosen {
+            pin: pin.clone(),
+            missing: wanted.into_iter().filter(is_missing).map(|member| version_of(&pin.bucket, &member.entry)).collect(),
+            archived,
+        };
+        chosen.into_iter().map(of).collect()
     }
 
-    /// Brings what is missing of these, as long as the pin stands. Gives why some of it is missing still.
-    async fn bring(&self, pin: &Pin, store: &Arc<dyn Store>, versions: Vec<ObjectVersion>) -> Option<String> {
-        let missing: Vec<_> = versions.into_iter().filter(|version| !self.cache.is_complete(version)).collect();
+    /// Brings what is missing, as long as the pin stands. Gives why some of it is missing still.
+    async fn bring(&self, pin: &Pin, store: &Arc<dyn Store>, missing: Vec<ObjectVersion>) -> Option<String> {
         let this = self.shared()?;
         // One that finds no room finds it for all.
         let full = Arc::new(AtomicBool::new(false));
@@ -243,7 +255,8 @@ impl Vfs {
     async fn bring_one(self: Arc<Self>, pin: Pin, store: Arc<dyn Store>, version: ObjectVersion, full: Arc<AtomicBool>) -> Option<String> {
         let stands = || self.pins.kept.lock().contains_key(&pin);
         let wanted = || !full.load(Ordering::Relaxed) && stands() && !self.pins.is_silent(&pin.bucket);
-        if !wanted() {
+        // Read by somebody else since it was missing.
+        if !wanted() || self.cache.is_complete(&version) {
             return None;
         }
         match self.cache.keep(store, version.clone(), wanted).await {
@@ -297,7 +310,7 @@ impl Vfs {
 /// What is to be kept of a pin.
 struct Chosen {
     pin: Pin,
-    versions: Vec<ObjectVersion>,
+    missing: Vec<ObjectVersion>,
     /// Objects that cannot be read.
     archived: usize,
 }
