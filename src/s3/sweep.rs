@@ -23,6 +23,8 @@ const IN_ORDER: usize = 5;
 const AHEAD: usize = 96;
 /// Requests under way, at most, whatever the connections allow.
 const LANES: usize = 32;
+/// Guesses at once where nothing is known to follow: those that are in vain are the price of a listing that is hardly longer.
+const FIRST_GUESSES: usize = 16;
 /// So many more ranges were found empty than not, after which no more is guessed.
 const FRUITLESS: i32 = 8;
 
@@ -279,7 +281,8 @@ impl Sweep {
             // Not again before another page of it has come.
             self.ranges[at].goes_on = false;
             let Ask { request, until } = self.ranges[at].ask.clone();
-            let begins = self.names.between(&self.ranges[at].span, until.as_deref(), each.clamp(1, room));
+            let most = if until.is_none() { room.min(FIRST_GUESSES) } else { room };
+            let begins = self.names.between(&self.ranges[at].span, until.as_deref(), each.clamp(1, most));
             room -= begins.len();
             for (nth, begin) in begins.into_iter().enumerate() {
                 let request = ListRequest { start_after: Some(begin.clone()), continuation: None, ..request.clone() };
