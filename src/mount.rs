@@ -320,6 +320,7 @@ fn vfs_config(config: &Config) -> VfsConfig {
         close_timeout: config.close_timeout,
         write_back: config.write_back,
         max_connections: config.max_connections,
+        memory_limit: config.memory_limit,
         state_dir: config.state_dir.clone(),
     }
 }

@@ -19,8 +19,10 @@ use super::{ErrorKind, ListPage, ListRequest, Result, S3Error};
 
 /// Pages of a listing that come one after the other. Most listings are no longer, and a guess would be of too little.
 const IN_ORDER: usize = 5;
-/// Pages that wait to be read, at most: 96,000 names, some 20 MB.
+/// Pages that wait to be read, at most.
 const AHEAD: usize = 96;
+/// What the 1,000 names of a page take of memory, about.
+const PAGE_BYTES: u64 = 200_000;
 /// Requests under way, at most, whatever the connections allow.
 const LANES: usize = 32;
 /// Guesses at once where nothing is known to follow: those that are in vain are the price of a listing that is hardly longer.
@@ -86,6 +88,8 @@ struct Range {
 pub struct Sweep {
     lister: Lister,
     lanes: usize,
+    /// Pages that may wait.
+    ahead: usize,
     ranges: VecDeque<Range>,
     under_way: JoinSet<(u64, Ask, Result<ListPage>)>,
     names: Names,
@@ -95,14 +99,15 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// Of what follows `first`, the page that `request` brought. `lanes`: requests at once, at most.
-    pub fn after(request: &ListRequest, first: &ListPage, lanes: usize, lister: Lister) -> Self {
+    /// Of what follows `first`, the page that `request` brought. At most: `lanes` requests at once, `memory` bytes of names that wait.
+    pub fn after(request: &ListRequest, first: &ListPage, lanes: usize, memory: u64, lister: Lister) -> Self {
         let mut names = Names::new(request.prefix.len());
         let in_order = names.take(first);
         let request = ListRequest { continuation: first.next.clone(), start_after: None, ..request.clone() };
         let mut sweep = Self {
             lister,
             lanes: lanes.clamp(1, LANES),
+            ahead: (memory / PAGE_BYTES).clamp(2, AHEAD as u64) as usize,
             ranges: VecDeque::new(),
             under_way: JoinSet::new(),
             names,
@@ -243,7 +248,7 @@ impl Sweep {
         if self.pages < IN_ORDER || self.fruitless >= FRUITLESS && self.ranges.len() == 1 {
             return;
         }
-        let mut room = self.lanes.min(AHEAD.saturating_sub(waiting)).saturating_sub(self.under_way.len());
+        let mut room = self.lanes.min(self.ahead.saturating_sub(waiting)).saturating_sub(self.under_way.len());
         let idle: Vec<usize> =
             (0..self.ranges.len()).filter(|at| self.ranges[*at].is_idle() && self.ranges[*at].failed.is_none()).collect();
         for at in idle.into_iter().take(room) {

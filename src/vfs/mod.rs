@@ -241,6 +241,8 @@ pub struct VfsConfig {
     pub write_back: Duration,
     /// Requests of one operation that go out at the same time.
     pub max_connections: usize,
+    /// Bytes that the whole mount may take of memory.
+    pub memory_limit: u64,
     /// Where attributes are remembered.
     pub state_dir: PathBuf,
 }

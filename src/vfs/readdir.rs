@@ -24,6 +24,8 @@ use crate::s3::{ListPage, ListRequest, Store};
 
 /// Offsets 1 and 2 follow `.` and `..`; the listing's entries come from 2 on.
 const DOTS: u64 = 2;
+/// The part of `memory_limit` that names of one directory may take which wait to be read.
+const LISTED_PART: u64 = 10;
 /// HEADs of possible links that go out together.
 const LINKS_AT_ONCE: usize = 32;
 /// How often a listed name gets an inode that is let go of before it could be offered.
@@ -271,7 +273,13 @@ impl Vfs {
                 };
                 if newest {
                     let lister = self.lister(place.store.clone());
-                    stream.sweep = Some(Sweep::after(&ask.request, &page, self.config.max_connections, lister));
+                    stream.sweep = Some(Sweep::after(
+                        &ask.request,
+                        &page,
+                        self.config.max_connections,
+                        self.config.memory_limit / LISTED_PART,
+                        lister,
+                    ));
                 }
                 page
             }

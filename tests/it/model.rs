@@ -100,6 +100,7 @@ impl Subject {
                 close_timeout: Duration::from_secs(30),
                 write_back: Duration::ZERO,
                 max_connections: 8,
+                memory_limit: 64 << 20,
                 state_dir: home.join("state"),
             };
             let root = Root::Bucket { store, prefix: "below/".into() };

@@ -99,11 +99,11 @@ fn names_of(page: &ListPage) -> impl Iterator<Item = String> {
 }
 
 /// All names in the order in which they come, how many requests and how many round trips that took.
-async fn read(fake: &Arc<Fake>, prefix: &str) -> (Vec<String>, usize, u32) {
+async fn read(fake: &Arc<Fake>, prefix: &str, memory: u64) -> (Vec<String>, usize, u32) {
     let request = ListRequest { prefix: prefix.to_owned(), delimited: true, ..ListRequest::default() };
     let (first, mut rounds) = (fake.list(&request), 1);
     let mut names: Vec<String> = names_of(&first).collect();
-    let mut sweep = Sweep::after(&request, &first, 32, fake.lister());
+    let mut sweep = Sweep::after(&request, &first, 32, memory, fake.lister());
     loop {
         let next = {
             let mut next = pin!(sweep.next());
@@ -152,7 +152,7 @@ async fn a_hundred_thousand_names_take_twelve_round_trips() {
     ];
     for (shape, most, name) in shapes {
         let fake = Fake::new((0..100_000).map(name), 1000);
-        let (names, requests, rounds) = read(&fake, "d/").await;
+        let (names, requests, rounds) = read(&fake, "d/", u64::MAX).await;
         assert!(names == fake.keys, "{shape}: {} names", names.len());
         assert!(rounds <= most && requests <= 171, "{shape}: {requests} requests, {rounds} round trips");
     }
@@ -162,7 +162,7 @@ async fn a_hundred_thousand_names_take_twelve_round_trips() {
 #[tokio::test]
 async fn five_thousand_names_take_six_requests() {
     let fake = Fake::new((0..5_000).map(|n| format!("d/{n:05}.txt")), 1000);
-    let (names, requests, _) = read(&fake, "d/").await;
+    let (names, requests, _) = read(&fake, "d/", u64::MAX).await;
     assert!(names == fake.keys && requests <= 6, "{requests}");
 }
 
@@ -170,8 +170,16 @@ async fn five_thousand_names_take_six_requests() {
 async fn a_store_that_ignores_where_to_begin_is_listed_in_order() {
     let mut fake = Fake::new((0..2_000).map(|n| format!("{n:05}")), 100);
     Arc::get_mut(&mut fake).unwrap().knows_start_after = false;
-    let (names, requests, _) = read(&fake, "").await;
+    let (names, requests, _) = read(&fake, "", u64::MAX).await;
     assert!(names == fake.keys && requests < 80, "{requests}");
+}
+
+/// With little memory it takes longer, and no more than that.
+#[tokio::test]
+async fn names_that_wait_are_bounded() {
+    let fake = Fake::new((0..40_000).map(|n| format!("{n:05}")), 1000);
+    let (names, requests, rounds) = read(&fake, "", 0).await;
+    assert!(names == fake.keys && requests < 90 && rounds < 60, "{requests} requests, {rounds} round trips");
 }
 
 #[tokio::test]
@@ -179,7 +187,7 @@ async fn what_failed_is_asked_for_again() {
     for fails in 1..60 {
         let mut fake = Fake::new((0..3_000).map(|n| format!("{n:05}")), 100);
         Arc::get_mut(&mut fake).unwrap().fails = fails;
-        assert!(read(&fake, "").await.0 == fake.keys, "{fails}");
+        assert!(read(&fake, "", u64::MAX).await.0 == fake.keys, "{fails}");
     }
 }
 
@@ -189,7 +197,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let fake = Fake::new(keys, page);
         let all = Fake::new(fake.keys.clone(), usize::MAX).list(&ListRequest { prefix: "p/".to_owned(), delimited: true, ..ListRequest::default() });
-        let (names, ..) = runtime.block_on(read(&fake, "p/"));
+        let (names, ..) = runtime.block_on(read(&fake, "p/", u64::MAX));
         prop_assert_eq!(names, names_of(&all).collect::<Vec<_>>());
     }
 }
