@@ -195,6 +195,9 @@ impl Store {
     /// Another client's DELETE.
     /// Bytes of an object.
     pub fn size(&self, key: &str) -> Option<u64> {
+        if self.as_double().is_some() {
+            return self.get(key).map(|seen| seen.bytes.len() as u64);
+        }
         let answer = self.send(Method::HEAD, &path(key), &[], Vec::new());
         if answer.status == 200 { answer.headers.get("content-length")?.parse().ok() } else { None }
     }
