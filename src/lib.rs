@@ -7,7 +7,8 @@
 //!                         └── writeback ──┴── s3 ── aws ── network
 //!          (publish: headers by name, links)   mount, daemon, control, cli: around it
 //! ```
-//! * [`fuse`] decodes a request, spawns a task that owns its reply, and turns [`vfs::Error`] into an errno. fuser's types stay there.
+//! * [`fuse`] decodes a request, spawns a task that owns its reply (what it can answer of names and attributes without waiting it answers
+//!   itself), and turns [`vfs::Error`] into an errno. fuser's types stay there.
 //! * [`vfs`] is the filesystem: inodes, directories, names ↔ keys, attributes, what each call promises.
 //! * [`cache`] reads one version of an object through blocks on disk, many connections at a time.
 //! * [`writeback`] keeps what is written in a spool file, sends parts while the application writes, and publishes at close.
@@ -29,7 +30,8 @@
 //! the kernel's to read (FUSE passthrough). What is pinned is fetched before anybody asks, and read while the store is silent.
 //!
 //! # What is known, and for how long
-//! A directory that was listed or made within `metadata_ttl` answers lookups without a request. Listings carry no metadata:
+//! A directory that was listed or made within `metadata_ttl` answers lookups without a request. One of more than a few pages is listed
+//! in several ranges at once ([`s3::sweep`]). Listings carry no metadata:
 //! owner, mode, mtime and link targets learned from our own writes or a HEAD are remembered by key and ETag.
 //!
 //! # Lock order
