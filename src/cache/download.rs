@@ -36,7 +36,7 @@ pub struct Download {
     /// Next byte to hand on; a block's start.
     pos: u64,
     end: u64,
-    /// The end of the segment, at most.
+    /// The end of the segment; before it has begun, of all.
     until: u64,
     reading: Weak<Reading>,
     buffers: Arc<Buffers>,
@@ -152,7 +152,7 @@ impl Download {
 
     /// Bytes that the segment lacks; 0 at the end of what was asked for, too.
     fn space(&self) -> usize {
-        (self.until.min(self.end) - self.pos) as usize - self.filled
+        (self.until - self.pos) as usize - self.filled
     }
 
     fn take(&mut self, mut chunk: Bytes) {
@@ -163,7 +163,7 @@ impl Download {
         }
         if self.segment.is_none() {
             let (size, phase) = (SEGMENT as u64, self.reading.upgrade().map_or(0, |reading| reading.phase()));
-            self.until = (self.pos + size - phase) / size * size + phase;
+            self.until = self.end.min((self.pos + size - phase) / size * size + phase);
         }
         let space = self.space();
         self.rest = chunk.split_off(space.min(chunk.len()));

@@ -283,18 +283,18 @@ async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, as
     loop {
         // The end of a nearly finished body costs less than its connection.
         let may_end = !download.is_nearly_done();
-        let next = tokio::select! {
+        let (wanted, came) = tokio::select! {
             biased;
-            () = landing.flight.unwanted(), if may_end => None,
-            next = download.next(&landing.flight.awaited) => Some(next),
+            // What has come is kept.
+            () = landing.flight.unwanted(), if may_end => (false, Ok(download.cut_whole_blocks())),
+            came = download.next(&landing.flight.awaited) => (true, came),
         };
-        let unwanted = next.is_none();
-        // What has come is kept.
-        let (first, data) = match next.unwrap_or_else(|| Ok(download.cut_whole_blocks())) {
+        let (first, data) = match came {
             Ok(Some(segment)) => segment,
-            Ok(None) if unwanted => return,
             Ok(None) => {
-                landing.end = End::Landed;
+                if wanted {
+                    landing.end = End::Landed;
+                }
                 return;
             }
             Err(error) => {
@@ -318,7 +318,7 @@ async fn fly(inner: Arc<Inner>, mut landing: Landing, mut download: Download, as
                 return;
             }
         }
-        if unwanted {
+        if !wanted {
             return;
         }
     }

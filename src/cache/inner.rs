@@ -398,8 +398,7 @@ impl Inner {
             Ok(()) => true,
             Err(error) => {
                 self.warn_disk(&error);
-                self.unchecked.store(SPACE_EVERY, Ordering::Relaxed);
-                self.make_room(0);
+                self.look_for_room();
                 false
             }
         }
@@ -466,6 +465,12 @@ impl Inner {
             }
         }
         self.evict(need);
+    }
+
+    /// As [`Self::make_room`], and asks the disk now. Blocks.
+    fn look_for_room(&self) {
+        self.unchecked.store(SPACE_EVERY, Ordering::Relaxed);
+        self.make_room(0);
     }
 
     /// Frees the disk for others, until so many bytes are free above `min_free_space` or nothing is left to evict. Blocks.
@@ -574,8 +579,7 @@ impl Inner {
             let Some(inner) = this.upgrade() else { return };
             let work = move || {
                 inner.save(false);
-                inner.unchecked.store(SPACE_EVERY, Ordering::Relaxed);
-                inner.make_room(0);
+                inner.look_for_room();
             };
             if let Err(error) = tokio::task::spawn_blocking(work).await {
                 tracing::debug!(%error, "sidecars not written");

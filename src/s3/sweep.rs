@@ -99,11 +99,13 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// Of what follows `first`, the page that `request` brought. At most: `lanes` requests at once, `memory` bytes of names that wait.
-    pub fn after(request: &ListRequest, first: &ListPage, lanes: usize, memory: u64, lister: Lister) -> Self {
+    /// Of what follows `first`, the page that `request` brought; `None` where nothing does. At most: `lanes` requests at once, `memory`
+    /// bytes of names that wait.
+    pub fn after(request: &ListRequest, first: &ListPage, lanes: usize, memory: u64, lister: Lister) -> Option<Self> {
+        let continuation = Some(first.next.clone()?);
         let mut names = Names::new(request.prefix.len());
         let in_order = names.take(first);
-        let request = ListRequest { continuation: first.next.clone(), start_after: None, ..request.clone() };
+        let request = ListRequest { continuation, start_after: None, ..request.clone() };
         let mut sweep = Self {
             lister,
             lanes: lanes.clamp(1, LANES),
@@ -116,11 +118,9 @@ impl Sweep {
             next_id: 0,
         };
         let whole = sweep.range(Ask { request, until: None }, Span::of(first).unwrap_or_default());
-        if first.next.is_some() {
-            sweep.ranges.push_back(whole);
-            sweep.ask();
-        }
-        sweep
+        sweep.ranges.push_back(whole);
+        sweep.ask();
+        Some(sweep)
     }
 
     fn range(&mut self, ask: Ask, span: Span) -> Range {

@@ -33,6 +33,9 @@ pub(super) struct Proved {
     epoch: u64,
 }
 
+/// A handle, and what the kernel is to read instead of it.
+pub(super) type Registered = (Fh, Option<Arc<Backing>>);
+
 impl Proved {
     fn of(node: &Node, keep_cache: bool, reader: Option<Arc<Reader>>) -> Self {
         Self { keep_cache, reader, etag: node.object.as_ref().map(|object| object.etag.clone()), epoch: node.file.epoch }
@@ -84,7 +87,6 @@ impl Vfs {
     /// Registers a handle and pins its inode. `proved`: what it is opened with; `None` where the node is of another version by now, which
     /// nobody could keep it from becoming as long as no handle was there. `passable`: what it may be passed through to. ESTALE where it is
     /// to change a file that is passed through.
-    #[allow(clippy::type_complexity)]
     pub(super) fn add_handle(
         &self,
         caller: Caller,
@@ -92,7 +94,7 @@ impl Vfs {
         flags: i32,
         proved: Option<&Proved>,
         passable: Option<Passable>,
-    ) -> Result<Option<(Fh, Option<Arc<Backing>>)>> {
+    ) -> Result<Option<Registered>> {
         let access = flags & libc::O_ACCMODE;
         let writable = access != libc::O_RDONLY;
         let mut backing = None;

@@ -251,35 +251,28 @@ impl Vfs {
 
     /// Asks for page `at`; what it makes certain is the batch.
     async fn next_page(&self, dir: Ino, stream: &mut Stream, at: usize, index: u64) -> Result<Batch> {
-        let Some(place) = &stream.place else { return Err(Error::NotDirectory) };
+        let place = stream.place.clone().ok_or(Error::NotDirectory)?;
         let anchor = stream.anchors.get(at).cloned().ok_or(Error::Invalid)?;
         let mut merger = anchor.merger.clone();
-        let (newest, last) = (at + 1 == stream.anchors.len() && !stream.ended, at + 1 == stream.anchors.len() && stream.ended);
+        let last = at + 1 == stream.anchors.len();
+        let newest = last && !stream.ended;
         let page = match (anchor.ask, &mut stream.sweep) {
             (Some(ask), _) if at == 0 => {
-                let page = match self.first_page(dir, place, &ask).await? {
+                let page = match self.first_page(dir, &place, &ask).await? {
                     First::Page(page) => page,
                     First::Pinned(started, page) => {
-                        stream.started = started;
-                        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
+                        self.began(dir, stream, started);
                         page
                     }
                     First::Seen(listing) => {
-                        stream.started = listing.started;
-                        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(listing.started)).unwrap_or_default();
+                        self.began(dir, stream, listing.started);
                         stream.whole = Some(listing.clone());
                         return Ok(self.of_whole(dir, stream, &listing, index));
                     }
                 };
                 if newest {
-                    let lister = self.lister(place.store.clone());
-                    stream.sweep = Some(Sweep::after(
-                        &ask.request,
-                        &page,
-                        self.config.max_connections,
-                        self.config.memory_limit / LISTED_PART,
-                        lister,
-                    ));
+                    let (lanes, memory) = (self.config.max_connections, self.config.memory_limit / LISTED_PART);
+                    stream.sweep = Sweep::after(&ask.request, &page, lanes, memory, self.lister(place.store.clone()));
                 }
                 page
             }
@@ -343,6 +336,12 @@ impl Vfs {
         // As it was seen last, where that is since the pin was listed.
         let newer = self.newest_listing(dir).filter(|listing| listing.started > started);
         Ok(newer.map_or(First::Pinned(started, page), First::Seen))
+    }
+
+    /// It shows the directory as it was known at that time.
+    fn began(&self, dir: Ino, stream: &mut Stream, started: Instant) {
+        stream.started = started;
+        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
     }
 
     fn lister(&self, store: Arc<dyn Store>) -> Lister {

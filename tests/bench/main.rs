@@ -117,10 +117,7 @@ impl Far {
 
     /// Times `work` and tells what crossed the distance meanwhile.
     fn measure(&self, task: &'static str, target: &Target, work: impl FnOnce()) -> Row {
-        let before = cpu_seconds(target.pid());
-        let row = self.beside(task, target.name(), work);
-        let cpu = cpu_seconds(target.pid()).zip(before).map(|(after, before)| after - before);
-        Row { cpu_seconds: cpu, peak_rss_mib: peak_rss(target.pid()), ..row }
+        watched(target, || self.beside(task, target.name(), work))
     }
 
     /// The same of a program that mounts nothing.
@@ -230,10 +227,7 @@ fn near(report: &mut Report, arguments: &Arguments) {
     for round in 0..ROUNDS {
         let copy = target.dir().join(format!("packmule-{round}.bin"));
         let again = |task: &'static str, target: &Target, from: &Path, to: &Path| {
-            let before = cpu_seconds(target.pid());
-            let took = timed(|| run(Command::new("cp").arg(from).arg(to)));
-            let cpu = cpu_seconds(target.pid()).zip(before).map(|(after, before)| after - before);
-            Row { cpu_seconds: cpu, peak_rss_mib: peak_rss(target.pid()), ..Row::new(task, "packmule", took) }
+            watched(target, || Row::new(task, target.name(), timed(|| run(Command::new("cp").arg(from).arg(to)))))
         };
         rounds.add(again("write one file, near", &target, &file, &copy));
         let up = timed(|| s5cmd(&store.endpoint(), &[file.to_str().unwrap(), &object(round)]));
@@ -248,6 +242,14 @@ fn near(report: &mut Report, arguments: &Arguments) {
         std::fs::remove_file(&back).unwrap();
     }
     rounds.medians().into_iter().for_each(|row| report.add(row.payload(size)));
+}
+
+/// What is measured, with what the filesystem's process used meanwhile.
+fn watched(target: &Target, measures: impl FnOnce() -> Row) -> Row {
+    let before = cpu_seconds(target.pid());
+    let row = measures();
+    let cpu = cpu_seconds(target.pid()).zip(before).map(|(after, before)| after - before);
+    Row { cpu_seconds: cpu, peak_rss_mib: peak_rss(target.pid()), ..row }
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

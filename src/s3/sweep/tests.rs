@@ -103,7 +103,7 @@ async fn read(fake: &Arc<Fake>, prefix: &str, memory: u64) -> (Vec<String>, usiz
     let request = ListRequest { prefix: prefix.to_owned(), delimited: true, ..ListRequest::default() };
     let (first, mut rounds) = (fake.list(&request), 1);
     let mut names: Vec<String> = names_of(&first).collect();
-    let mut sweep = Sweep::after(&request, &first, 32, memory, fake.lister());
+    let Some(mut sweep) = Sweep::after(&request, &first, 32, memory, fake.lister()) else { return (names, 1, rounds) };
     loop {
         let next = {
             let mut next = pin!(sweep.next());
