@@ -31,8 +31,8 @@
 //!
 //! # What is known, and for how long
 //! A directory that was listed or made within `metadata_ttl` answers lookups without a request. One of more than a few pages is listed
-//! in several ranges at once ([`s3::sweep`]). Listings carry no metadata:
-//! owner, mode, mtime and link targets learned from our own writes or a HEAD are remembered by key and ETag.
+//! in several ranges at once ([`s3::sweep`]); a walk of a tree has what is before it listed without delimiter, a thousand keys a request.
+//! Listings carry no metadata: owner, mode, mtime and link targets learned from our own writes or a HEAD are remembered by key and ETag.
 //!
 //! # Lock order
 //! A file's order (async) → key guards (async) → one table lock (a leaf, never held across `.await`). Workers never block over

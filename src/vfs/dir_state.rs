@@ -9,6 +9,7 @@ use super::Ino;
 use super::error::Error;
 use super::listing::Listing;
 use super::neighbours::Walk;
+use super::survey::Visits;
 use crate::s3::Store;
 
 /// A directory's knowledge of its names.
@@ -35,6 +36,8 @@ pub struct DirState {
     pub marker_dirty: bool,
     /// How its files are read.
     pub(super) walk: Walk,
+    /// How it is read itself.
+    pub(super) visits: Visits,
 }
 
 impl DirState {
@@ -52,6 +55,7 @@ impl DirState {
             keeping: false,
             marker_dirty: false,
             walk: Walk::default(),
+            visits: Visits::default(),
         }
     }
 

@@ -60,6 +60,9 @@ impl Vfs {
         if let Some((_, error)) = turn.filter(|(failed, _)| *failed >= asked) {
             return Err(error);
         }
+        if let Some(listing) = self.surveyed(dir).await {
+            return Ok(listing);
+        }
         let started = Instant::now();
         let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
         let epoch = self.epoch.load(Ordering::Relaxed);
@@ -212,7 +215,11 @@ impl Vfs {
     /// DELETEs a marker. A store that shows directories of its own may answer that it is not empty: then it has names.
     pub(super) async fn delete_marker(&self, place: &Place) -> Result<()> {
         match place.store.delete(&place.key, None).await {
-            Err(error) if error.kind == ErrorKind::NotEmpty => Err(Error::NotEmpty),
+            Err(error) if error.kind == ErrorKind::NotEmpty => {
+                // Of names that it holds, some are directories without a key.
+                self.table.lock().surveys.is_unfit(place);
+                Err(Error::NotEmpty)
+            }
             other => Ok(other?),
         }
     }

@@ -13,6 +13,7 @@ use super::dir_state::DirState;
 use super::error::Error;
 use super::listing::Listing;
 use super::passed::Modes;
+use super::survey::Surveys;
 use super::{Ino, ROOT};
 use crate::s3::{Checksum, ETag, Store};
 use crate::writeback::{Attributes, Published, Staged};
@@ -164,6 +165,8 @@ pub struct Table {
     nodes: HashMap<Ino, Node>,
     /// Nodes in use whose name means another node by now, though nobody here took it from them.
     forgotten: HashSet<Ino>,
+    /// Directories that are listed before anybody reads them.
+    pub(super) surveys: Surveys,
     next: Ino,
 }
 
@@ -172,7 +175,7 @@ impl Table {
     pub fn new(now: SystemTime) -> Self {
         let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
         root.nlookup = 1;
-        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), next: ROOT + 1 }
+        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), surveys: Surveys::default(), next: ROOT + 1 }
     }
 
     /// The node, if it is still known.
@@ -340,6 +343,9 @@ impl Table {
             if held || busy || self.is_newer_than_listing(node) {
                 return;
             }
+            if self.is_newer_than_survey(node) {
+                return self.surveys.keep(ino);
+            }
             let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
             self.nodes.remove(&ino);
             self.forgotten.remove(&ino);
@@ -354,6 +360,14 @@ impl Table {
     fn is_newer_than_listing(&self, node: &Node) -> bool {
         let listed = self.dir(node.parent).and_then(DirState::oldest_listing);
         node.linked && node.since.is_some_and(|since| listed.is_some_and(|at| at <= since))
+    }
+
+    /// As [`Table::is_newer_than_listing`], of listings that no directory has yet.
+    fn is_newer_than_survey(&self, node: &Node) -> bool {
+        let Some(surveyed) = self.surveys.since() else { return false };
+        let newer = |at: &Instant| *at >= surveyed;
+        node.linked
+            && (node.since.is_some_and(|since| newer(&since)) || node.dir.as_deref().is_some_and(|dir| dir.removed.values().any(newer)))
     }
 
     /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know.
@@ -464,6 +478,7 @@ impl Table {
 
     /// Drops listings and what was confirmed; gives the inodes concerned.
     pub fn drop_knowledge(&mut self) -> Vec<Ino> {
+        self.surveys.clear();
         for node in self.nodes.values_mut() {
             node.checked = None;
             if let Some(dir) = node.dir.as_deref_mut() {

@@ -42,6 +42,7 @@ mod remember;
 mod remove;
 mod rename;
 mod setattr;
+mod survey;
 mod symlink;
 mod temporary;
 mod versions;

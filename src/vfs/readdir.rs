@@ -199,6 +199,7 @@ impl Vfs {
         self.attach_recovered(dir);
         let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
         let mut table = self.table.lock();
+        table.visit(dir);
         let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
         let whole =
             state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
@@ -324,6 +325,9 @@ impl Vfs {
 
     /// What the store says, or what is known of a pinned directory while it says nothing.
     async fn first_page(&self, dir: Ino, place: &Place, ask: &Ask) -> Result<First> {
+        if let Some(listing) = self.surveyed(dir).await {
+            return Ok(First::Seen(listing));
+        }
         let bucket = place.store.bucket();
         let asked = self.list(place.store.as_ref(), ask.request.clone());
         if !self.is_pinned(bucket, &place.key) {
@@ -341,7 +345,10 @@ impl Vfs {
     /// It shows the directory as it was known at that time.
     fn began(&self, dir: Ino, stream: &mut Stream, started: Instant) {
         stream.started = started;
-        stream.removed = self.table.lock().dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
+        if let Some(state) = self.table.lock().dir_mut(dir) {
+            stream.removed = state.removed_since(started);
+            stream._guard = state.begin_listing(started);
+        }
     }
 
     fn lister(&self, store: Arc<dyn Store>) -> Lister {
@@ -456,7 +463,7 @@ enum First {
     Page(ListPage),
     /// Of a pinned one, and when it was listed.
     Pinned(Instant, ListPage),
-    /// A newer listing of it, whole.
+    /// Listed before, whole.
     Seen(Arc<Listing>),
 }
 

@@ -173,7 +173,9 @@ impl Vfs {
                 if !page.entries.is_empty() {
                     return Err(Error::NotEmpty);
                 }
-                return Ok(account.delete_bucket(name).await?);
+                account.delete_bucket(name).await?;
+                self.table.lock().surveys.forget(&place);
+                return Ok(());
             }
             self.require_empty(ino).await?;
             let place = self.place(ino)?;
@@ -193,6 +195,7 @@ impl Vfs {
                 }
             }
             self.forget_object(&place);
+            self.table.lock().surveys.forget(&place);
             Ok(())
         })
         .await?;

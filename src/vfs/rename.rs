@@ -213,6 +213,10 @@ impl Vfs {
             if let Some(node) = table.get_mut(ino) {
                 node.ctime = std::time::SystemTime::now();
             }
+            if table.dir(ino).is_some() {
+                table.surveys.forget(&step.source);
+                table.surveys.forget(&step.target);
+            }
             table.relink(ino, step.to.0, &step.to.1, step.segment.clone())
         };
         self.let_go(replaced).await;

@@ -43,6 +43,7 @@ mod support;
 mod temporary;
 mod versions;
 mod waiting;
+mod walks;
 mod write;
 mod write_back;
 
@@ -65,6 +66,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("refusals", refusals::COMMON),
     ("temporary", temporary::COMMON),
     ("versions", versions::COMMON),
+    ("walks", walks::COMMON),
     ("write", write::COMMON),
     ("write_back", write_back::COMMON),
 ];
