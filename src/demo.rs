@@ -226,7 +226,7 @@ fn copy_in(from: &Path, to: &Path) -> anyhow::Result<String> {
     // Dropping a File hides what close() says.
     nix::unistd::close(target).with_context(|| format!("{}: close", to.display()))?;
     bar.finish_and_clear();
-    Ok(hex(hasher))
+    Ok(hex::encode(hasher.finalize()))
 }
 
 fn checksum(path: &Path) -> anyhow::Result<String> {
@@ -234,14 +234,10 @@ fn checksum(path: &Path) -> anyhow::Result<String> {
         (File::open(path).with_context(|| path.display().to_string())?, Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(hex(hasher)),
+            0 => return Ok(hex::encode(hasher.finalize())),
             length => hasher.update(&buffer[..length]),
         }
     }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// GET without any S3 about it: checksum and length of the body.
@@ -263,5 +259,5 @@ async fn fetch(link: &str) -> anyhow::Result<(String, u64)> {
         }
     }
     connection.abort();
-    Ok((hex(hasher), length))
+    Ok((hex::encode(hasher.finalize()), length))
 }

@@ -20,6 +20,10 @@ pub struct DirState {
     pub children: HashMap<OsString, Ino>,
     /// The newest listing, whole or a first page.
     pub listing: Option<Arc<Listing>>,
+    /// How many names it held when it was listed whole.
+    pub size: usize,
+    /// Names asked for one by one since it was listed.
+    pub asked: usize,
     /// Listings that somebody reads, by their beginning; see [`DirState::begin_listing`].
     reading: Vec<(Instant, Weak<ListingGuard>)>,
     /// Names that this mount removed, and when: listings begun before still hold them.
@@ -47,6 +51,8 @@ impl DirState {
             store: None,
             children: HashMap::new(),
             listing: None,
+            size: 0,
+            asked: 0,
             reading: Vec::new(),
             removed: HashMap::new(),
             absent: HashMap::new(),
@@ -96,6 +102,7 @@ impl DirState {
         self.removed.retain(|_, at| *at >= listing.started);
         self.absent.clear();
         if listing.complete {
+            (self.size, self.asked) = (listing.entries.len(), 0);
             self.marker = Some(listing.marker);
         }
         self.listing = Some(listing);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::error::{Error, Result};
 use super::inode::Place;
-use super::listing::{Listed, Listing, Merger};
+use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{Ino, Root, Vfs, attr};
 use crate::s3::{ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
@@ -14,6 +14,8 @@ use crate::s3::{ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
 /// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
 /// changes of a marker's attributes are gathered.
 const MARKER_DELAY: Duration = Duration::from_secs(2);
+/// Names of a page of a listing.
+const PAGE: usize = 1000;
 /// What every S3 browser knows a directory by.
 const MARKER_TYPE: &str = "application/x-directory";
 
@@ -74,6 +76,57 @@ impl Vfs {
         Ok(listing)
     }
 
+    /// As [`Vfs::known`], of a directory larger than a page: whole, once names were asked for one by one with as many requests as that
+    /// takes.
+    pub(super) async fn known_whole(&self, dir: Ino) -> Result<Option<Arc<Listing>>> {
+        let order = {
+            let mut table = self.table.lock();
+            let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
+            state.asked += 1;
+            // A HEAD and a LIST each.
+            if state.size == 0 || state.size > KEEP_MOST || state.asked * 2 < state.size.div_ceil(PAGE) {
+                return Ok(None);
+            }
+            state.listing_order.clone()
+        };
+        let _turn = order.lock().await;
+        let whole = |listing: &Arc<Listing>| listing.complete;
+        if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())).filter(whole) {
+            return Ok(Some(listing));
+        }
+        let started = Instant::now();
+        let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let listed = self.list_whole(dir, started).await?;
+        let Some(listing) = listed.map(Arc::new) else { return Ok(None) };
+        if self.epoch.load(Ordering::Relaxed) == epoch {
+            self.install(dir, listing.clone());
+        }
+        Ok(Some(listing))
+    }
+
+    /// None where it has become too large to be kept.
+    async fn list_whole(&self, dir: Ino, started: Instant) -> Result<Option<Listing>> {
+        let place = self.place(dir)?;
+        let mut merger = Merger::new(&place.key);
+        let request = ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() };
+        let first = self.list(place.store.as_ref(), request.clone()).await?;
+        let mut sweep = self.sweep(&place, &request, &first);
+        let mut page = Some(first);
+        let mut entries = Entries::default();
+        while let Some(listed) = page {
+            merger.push(listed).iter().for_each(|entry| entries.push(entry));
+            if entries.len() > KEEP_MOST {
+                return Ok(None);
+            }
+            page = match &mut sweep {
+                Some(sweep) => sweep.next().await?.map(|swept| swept.page),
+                None => None,
+            };
+        }
+        Ok(Some(merger.listing(started, entries, true)))
+    }
+
     fn in_use(&self, listing: Option<&Arc<Listing>>) -> Option<Arc<Listing>> {
         listing.filter(|listing| listing.started.elapsed() < self.config.metadata_ttl).cloned()
     }
@@ -94,7 +147,7 @@ impl Vfs {
             let shows = page.entries.iter().any(|entry| entry.key != place.key) || !page.prefixes.is_empty();
             let entries = merger.push(page);
             if shows || request.continuation.is_none() {
-                return Ok(merger.listing(started, entries, request.continuation.is_none()));
+                return Ok(merger.listing(started, entries.into_iter().collect(), request.continuation.is_none()));
             }
         }
     }

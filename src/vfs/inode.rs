@@ -3,12 +3,17 @@
 //! A node lives while the kernel counts lookups of it, a handle is open on it, or something of it waits to be sent.
 //! Its key is never stored: it is the segments from the root down, so renaming a directory moves all below it at once.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attr::{Kind, Stored};
+use super::crowd::Crowd;
 use super::dir_state::DirState;
 use super::error::Error;
 use super::listing::Listing;
@@ -162,11 +167,13 @@ pub struct Relinked {
 
 /// All inodes.
 pub struct Table {
-    nodes: HashMap<Ino, Node>,
+    nodes: HashMap<Ino, Box<Node>>,
     /// Nodes in use whose name means another node by now, though nobody here took it from them.
     forgotten: HashSet<Ino>,
     /// Directories that are listed before anybody reads them.
     pub(super) surveys: Surveys,
+    /// What is kept only because there is room.
+    pub(super) crowd: Crowd,
     next: Ino,
 }
 
@@ -175,17 +182,23 @@ impl Table {
     pub fn new(now: SystemTime) -> Self {
         let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
         root.nlookup = 1;
-        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), surveys: Surveys::default(), next: ROOT + 1 }
+        Self {
+            nodes: HashMap::from([(ROOT, Box::new(root))]),
+            forgotten: HashSet::new(),
+            surveys: Surveys::default(),
+            crowd: Crowd::default(),
+            next: ROOT + 1,
+        }
     }
 
     /// The node, if it is still known.
     pub fn get(&self, ino: Ino) -> Option<&Node> {
-        self.nodes.get(&ino)
+        self.nodes.get(&ino).map(Box::as_ref)
     }
 
     /// The node, to change.
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Node> {
-        self.nodes.get_mut(&ino)
+        self.nodes.get_mut(&ino).map(Box::as_mut)
     }
 
     /// The directory part of a node.
@@ -214,7 +227,7 @@ impl Table {
             dir.absent.remove(&node.name);
             dir.children.insert(node.name.clone(), ino);
         }
-        self.nodes.insert(ino, node);
+        self.nodes.insert(ino, Box::new(node));
         ino
     }
 
@@ -293,7 +306,7 @@ impl Table {
         }
         let newer = |child: &Ino| self.get(*child).filter(|node| node.since.is_some_and(|since| since >= listing.started));
         let here = dir.children.values().filter_map(newer).filter(|node| node.kind == Kind::Directory).count();
-        let listed = listing.entries.iter().filter(|entry| entry.object.is_none()).map(super::listing::Listed::name).filter(|name| {
+        let listed = listing.entries.iter().filter(|entry| entry.object.is_none()).map(|entry| entry.name()).filter(|name| {
             let removed = dir.removed.get(name).is_some_and(|at| *at >= listing.started);
             !removed && dir.children.get(name).and_then(newer).is_none()
         });
@@ -304,6 +317,8 @@ impl Table {
     pub fn remember(&mut self, ino: Ino) {
         if let Some(node) = self.get_mut(ino) {
             node.nlookup += 1;
+            let is_new = node.nlookup == 1;
+            self.crowd.granted(ino, is_new);
         }
     }
 
@@ -348,6 +363,7 @@ impl Table {
             }
             let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
             self.nodes.remove(&ino);
+            self.crowd.gone(ino);
             self.forgotten.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
@@ -372,8 +388,21 @@ impl Table {
 
     /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know.
     pub fn install(&mut self, dir: Ino, listing: Arc<Listing>) {
+        let names = listing.entries.len();
         let Some(state) = self.dir_mut(dir) else { return };
         state.install(listing);
+        for child in state.children.values().copied().collect::<Vec<_>>() {
+            self.reap(child);
+        }
+        for crowded in self.crowd.listed(dir, names) {
+            self.drop_listing(crowded);
+        }
+    }
+
+    /// The directory is listed anew when somebody asks.
+    pub fn drop_listing(&mut self, dir: Ino) {
+        let Some(state) = self.dir_mut(dir) else { return };
+        state.listing = None;
         for child in state.children.values().copied().collect::<Vec<_>>() {
             self.reap(child);
         }
@@ -382,10 +411,8 @@ impl Table {
     /// A directory that many files are copied into gives up its listing now and then, so that nodes newer than it can go.
     fn thin_out(&mut self, dir: Ino) {
         const MANY: usize = 8192;
-        let Some(state) = self.dir_mut(dir).filter(|state| state.children.len() % MANY == MANY - 1) else { return };
-        state.listing = None;
-        for child in state.children.values().copied().collect::<Vec<_>>() {
-            self.reap(child);
+        if self.dir(dir).is_some_and(|state| state.children.len() % MANY == MANY - 1) {
+            self.drop_listing(dir);
         }
     }
 
@@ -471,6 +498,11 @@ impl Table {
         self.nodes.values().filter_map(|node| node.file.staged.as_ref())
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// All directories.
     pub fn directories(&self) -> Vec<Ino> {
         self.nodes.iter().filter(|(_, node)| node.dir.is_some()).map(|(ino, _)| *ino).collect()
@@ -541,45 +573,5 @@ impl Node {
         }
         self.atime = decoded.atime.unwrap_or(self.mtime);
         self.ctime = decoded.ctime.unwrap_or(self.mtime);
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn child(table: &mut Table, name: &str, kind: Kind, since: Option<Instant>) -> Ino {
-        let mut node = Node::new(ROOT, name.into(), name.to_owned(), kind, SystemTime::now());
-        node.since = since;
-        table.insert(node)
-    }
-
-    #[test]
-    fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
-        let mut table = Table::new(SystemTime::now());
-        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
-        let known = child(&mut table, "known", Kind::File, None);
-        let new = child(&mut table, "new", Kind::File, Some(Instant::now()));
-        table.forget(known, 1);
-        table.forget(new, 1);
-        assert!(table.get(known).is_none(), "the listing speaks of it");
-        assert!(table.get(new).is_some(), "the listing says that it is absent");
-        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
-        assert!(table.get(new).is_none(), "a newer listing speaks of it");
-    }
-
-    #[test]
-    fn links_of_a_directory_count_its_subdirectories() {
-        let mut table = Table::new(SystemTime::now());
-        let links = |table: &Table| table.links(table.get(ROOT).unwrap());
-        assert_eq!(links(&table), 1, "not known");
-        table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
-        assert_eq!(links(&table), 2);
-        child(&mut table, "file", Kind::File, Some(Instant::now()));
-        child(&mut table, "dir", Kind::Directory, Some(Instant::now()));
-        assert_eq!(links(&table), 3);
-        table.unlink(ROOT, OsStr::new("dir"));
-        assert_eq!(links(&table), 2);
     }
 }

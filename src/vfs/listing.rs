@@ -2,10 +2,14 @@
 
 use std::time::{Instant, SystemTime};
 
+mod entries;
+
+pub use entries::Entries;
+
 use super::path::{Meaning, hidden_name_of, name_of};
 use crate::s3::{ETag, ListEntry, ListPage, is_archive_class};
 
-/// Names that one listing may hold before it is no longer kept whole: about 15 MB of memory.
+/// Names that one listing may hold before it is no longer kept whole: about 7 MB of memory.
 pub const KEEP_MOST: usize = 100_000;
 
 /// One name of a directory, as the store lists it.
@@ -47,7 +51,7 @@ pub struct Listing {
     /// When the first page was asked for.
     pub started: Instant,
     /// Sorted by segment, the hidden one after the directory.
-    pub entries: Vec<Listed>,
+    pub entries: Entries,
     /// Nothing is missing.
     pub complete: bool,
     /// A marker object stands for the directory itself.
@@ -69,12 +73,12 @@ pub enum Answer {
 impl Listing {
     /// Of a directory that was just made.
     pub fn empty(started: Instant) -> Self {
-        Self { started, entries: Vec::new(), complete: true, marker: true, covered: String::new() }
+        Self { started, entries: Entries::default(), complete: true, marker: true, covered: String::new() }
     }
 
     /// Where an object, or a directory, of this segment stands.
     pub fn position(&self, segment: &str) -> Option<usize> {
-        self.entries.binary_search_by(|entry| (&*entry.segment, entry.hidden).cmp(&(segment, false))).ok()
+        self.entries.position(segment, false)
     }
 
     /// What it says of a name's meaning.
@@ -83,22 +87,19 @@ impl Listing {
             Meaning::Segment(segment) => (segment, false),
             Meaning::Hidden(segment) => (segment, true),
             Meaning::Shortened { prefix } => {
-                let from = self.entries.partition_point(|entry| &*entry.segment < prefix.as_str());
-                let found = self.entries[from..]
-                    .iter()
-                    .take_while(|entry| entry.segment.starts_with(prefix.as_str()))
-                    .find(|entry| entry.name() == name);
-                return match found {
-                    Some(entry) => Answer::Found(entry.clone()),
+                let from = self.entries.from(prefix);
+                let beginning = (from..self.entries.len()).take_while(|at| self.entries.segment(*at).starts_with(prefix.as_str()));
+                return match beginning.map(|at| self.entries.get(at)).find(|entry| entry.name() == name) {
+                    Some(entry) => Answer::Found(entry),
                     None if self.complete => Answer::Absent,
                     None => Answer::Unknown,
                 };
             }
         };
-        match self.entries.binary_search_by(|entry| (&*entry.segment, entry.hidden).cmp(&(segment.as_str(), hidden))) {
-            Ok(at) => Answer::Found(self.entries[at].clone()),
-            Err(_) if self.complete || format!("{segment}/") <= self.covered => Answer::Absent,
-            Err(_) => Answer::Unknown,
+        match self.entries.position(segment, hidden) {
+            Some(at) => Answer::Found(self.entries.get(at)),
+            None if self.complete || format!("{segment}/") <= self.covered => Answer::Absent,
+            None => Answer::Unknown,
         }
     }
 }
@@ -150,7 +151,7 @@ impl Merger {
             (self.doubtful, entries) = entries.into_iter().partition(doubtful);
         }
         entries.extend(directories.into_iter().map(|segment| Listed { segment, hidden: false, object: None }));
-        sort(&mut entries);
+        entries.sort_unstable_by(|a, b| (&a.segment, a.hidden).cmp(&(&b.segment, b.hidden)));
         self.last = last;
         entries
     }
@@ -164,14 +165,10 @@ impl Merger {
     }
 
     /// A listing of all entries so far.
-    pub fn listing(&self, started: Instant, mut entries: Vec<Listed>, complete: bool) -> Listing {
-        sort(&mut entries);
+    pub fn listing(&self, started: Instant, mut entries: Entries, complete: bool) -> Listing {
+        entries.sort();
         Listing { started, entries, complete, marker: self.marker, covered: self.last.clone() }
     }
-}
-
-fn sort(entries: &mut [Listed]) {
-    entries.sort_unstable_by(|a, b| (&a.segment, a.hidden).cmp(&(&b.segment, b.hidden)));
 }
 
 fn segment_of(key: &str, prefix_len: usize) -> Option<Box<str>> {
@@ -231,7 +228,7 @@ mod tests {
     fn an_incomplete_listing_knows_what_it_covers() {
         let mut merger = Merger::new("");
         let entries = merger.push(page(&["a", "b", "c"], &[], true));
-        let listing = merger.listing(Instant::now(), entries, false);
+        let listing = merger.listing(Instant::now(), entries.into_iter().collect(), false);
         let ask = |name: &str| listing.find(&meaning_of(OsStr::new(name)).unwrap(), OsStr::new(name));
         assert!(matches!(ask("a"), Answer::Found(_)));
         assert!(matches!(ask("aa"), Answer::Absent));

@@ -87,6 +87,9 @@ impl Vfs {
     pub(super) fn grant(&self, ino: Ino) -> Result<Entry> {
         let mut table = self.table.lock();
         table.remember(ino);
+        if table.is_crowded() {
+            self.make_room();
+        }
         let node = table.get(ino).ok_or(Error::Stale)?;
         let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
         Ok(Entry { attr: self.attr_of(&table, ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
@@ -113,11 +116,18 @@ impl Vfs {
     }
 
     async fn resolve_in_store(&self, parent: Ino, name: &OsStr, meaning: Meaning) -> Result<Ino> {
-        let listing = self.known(parent).await?;
+        let mut listing = self.known(parent).await?;
+        let mut answer = listing.find(&meaning, name);
+        if matches!(answer, Answer::Unknown)
+            && let Some(whole) = self.known_whole(parent).await?
+        {
+            answer = whole.find(&meaning, name);
+            listing = whole;
+        }
         if self.is_removed_since(parent, name, listing.started) {
             return Err(Error::NoEntry);
         }
-        match listing.find(&meaning, name) {
+        match answer {
             Answer::Found(listed) => self.adopt_listed(parent, name.to_owned(), &listed, listing.started).await,
             Answer::Absent => self.now_absent(parent, name, listing.started),
             Answer::Unknown => self.ask(parent, name, meaning).await,

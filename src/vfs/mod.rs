@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +18,7 @@ use crate::writeback::Writeback;
 
 mod attr;
 mod create;
+mod crowd;
 mod deadline;
 mod deletes;
 mod dir_state;
@@ -273,6 +274,8 @@ pub struct Vfs {
     guards: KeyGuards,
     in_vain: InVain,
     fetched_ahead: Mutex<FetchedAhead>,
+    /// A task does ([`Vfs::make_room`]).
+    makes_room: AtomicBool,
     memory: Memory,
     pins: Pins,
     passing: Passing,
@@ -303,6 +306,7 @@ impl Vfs {
             guards: KeyGuards::default(),
             in_vain: InVain::default(),
             fetched_ahead: Mutex::default(),
+            makes_room: AtomicBool::new(false),
             memory,
             pins: Pins::default(),
             passing: Passing::default(),

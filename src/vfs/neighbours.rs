@@ -97,8 +97,8 @@ impl Walk {
     /// Notes that the file at `at` is opened. False where it does not go on from the files before. `momentum`: the pace of a reader who has
     /// just gone through another directory.
     fn step(&mut self, listing: &Listing, at: usize, momentum: Option<Duration>) -> bool {
-        let segment = || Some(listing.entries[at].segment.clone());
-        let small = |index: &usize| is_small(&listing.entries[*index]);
+        let segment = || Some(listing.entries.segment(at).into());
+        let small = |index: &usize| is_small(&listing.entries.get(*index));
         let busy = self.touched.replace(Instant::now()).map_or(Duration::ZERO, |touched| touched.elapsed().min(JUST_NOW));
         match self.last.as_deref().and_then(|last| listing.position(last)) {
             Some(last) if last == at => true,
@@ -123,11 +123,11 @@ impl Walk {
         if self.run == 0 {
             return Vec::new();
         }
-        let small = |index: &usize| is_small(&listing.entries[*index]);
+        let small = |index: &usize| is_small(&listing.entries.get(*index));
         let files = (2 << self.run.min(8)).min(room.files).min(self.within_reach());
         let from = self.planned.as_deref().and_then(|planned| listing.position(planned)).map_or(at, |planned| planned.max(at)) + 1;
         let next = (at + 1..listing.entries.len()).take(LOOKED_AT).filter(small).take(files).filter(|index| *index >= from);
-        let size = |index: usize| listing.entries[index].object.as_ref().map_or(0, |object| object.size);
+        let size = |index: usize| listing.entries.get(index).object.map_or(0, |object| object.size);
         let mut bytes = room.bytes;
         let chosen: Vec<usize> = next
             .take_while(|index| {
@@ -137,7 +137,7 @@ impl Walk {
             })
             .collect();
         if let Some(last) = chosen.last() {
-            self.planned = Some(listing.entries[*last].segment.clone());
+            self.planned = Some(listing.entries.segment(*last).into());
         }
         chosen
     }
@@ -239,7 +239,8 @@ impl Vfs {
             if dir.walk.run > 1 {
                 ahead.walked = Some((Instant::now(), dir.walk.pace.unwrap_or_default()));
             }
-            let chosen: Vec<_> = chosen.into_iter().filter_map(|index| wanted(&table, parent, &listing, &listing.entries[index])).collect();
+            let chosen: Vec<_> =
+                chosen.into_iter().filter_map(|index| wanted(&table, parent, &listing, &listing.entries.get(index))).collect();
             (parent, chosen, passed)
         };
         if chosen.is_empty() {

@@ -16,7 +16,7 @@ use super::attr::Kind;
 use super::dir_state::ListingGuard;
 use super::error::{Error, Result};
 use super::inode::Place;
-use super::listing::{KEEP_MOST, Listed, Listing, Merger};
+use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{DirEntry, DirSink, Fh, Ino, Vfs};
 use crate::s3::sweep::{Ask, Lister, Sweep};
@@ -26,6 +26,8 @@ use crate::s3::{ListPage, ListRequest, Store};
 const DOTS: u64 = 2;
 /// The part of `memory_limit` that names of one directory may take which wait to be read.
 const LISTED_PART: u64 = 10;
+/// Names of a listing that is not kept while it is listed anew.
+const LARGE: usize = 10_000;
 /// HEADs of possible links that go out together.
 const LINKS_AT_ONCE: usize = 32;
 /// How often a listed name gets an inode that is let go of before it could be offered.
@@ -48,7 +50,7 @@ struct Stream {
     /// The page that was read last.
     current: Option<(usize, Arc<Vec<Listed>>)>,
     /// Entries of the whole listing, while they are few enough to be kept.
-    gathered: Option<Vec<Listed>>,
+    gathered: Option<Entries>,
     /// A listing that is already whole.
     whole: Option<Arc<Listing>>,
     /// All pages are known.
@@ -198,27 +200,34 @@ impl Vfs {
     fn begin(&self, dir: Ino) -> Result<Stream> {
         self.attach_recovered(dir);
         let place = if self.is_account(dir) { None } else { Some(self.place(dir)?) };
+        let is_pinned = place.as_ref().is_some_and(|place| self.is_pinned(place.store.bucket(), &place.key));
         let mut table = self.table.lock();
         table.visit(dir);
         let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
         let whole =
             state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
+        let guard = state.begin_listing(started);
+        // What is too old to be used would take as much memory again as what comes.
+        if whole.is_none() && state.listing.as_ref().is_some_and(|listing| listing.entries.len() > LARGE) && !is_pinned {
+            table.drop_listing(dir);
+        }
+        let removed = table.dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
         let prefix = place.as_ref().map(|place| place.key.clone()).unwrap_or_default();
         let ask = Some(Ask::first(ListRequest { prefix, delimited: true, ..ListRequest::default() }));
         Ok(Stream {
-            _guard: state.begin_listing(started),
+            _guard: guard,
             started,
             place,
             anchors: vec![Anchor { first: 0, ask, merger }],
             sweep: None,
             current: None,
-            gathered: Some(Vec::new()),
+            gathered: Some(Entries::default()),
             whole,
             ended: false,
             extra: None,
-            removed: state.removed_since(started),
+            removed,
         })
     }
 
@@ -236,7 +245,7 @@ impl Vfs {
         if let Some((page, entries)) = stream.current.clone().filter(|(page, _)| *page == at) {
             let first = stream.anchors[page].first;
             if index < first + entries.len() as u64 {
-                return Ok(Batch::of(&entries, first, index));
+                return Ok(Batch::of(|at| entries[at].clone(), entries.len(), first, index));
             }
             if stream.ended && page + 1 == stream.anchors.len() {
                 return Ok(self.extra(dir, stream, first + entries.len() as u64, index));
@@ -247,7 +256,11 @@ impl Vfs {
 
     fn of_whole(&self, dir: Ino, stream: &mut Stream, whole: &Listing, index: u64) -> Batch {
         let total = whole.entries.len() as u64;
-        if index < total { Batch::of(&whole.entries, 0, index) } else { self.extra(dir, stream, total, index) }
+        if index < total {
+            Batch::of(|at| whole.entries.get(at), whole.entries.len(), 0, index)
+        } else {
+            self.extra(dir, stream, total, index)
+        }
     }
 
     /// Asks for page `at`; what it makes certain is the batch.
@@ -272,8 +285,7 @@ impl Vfs {
                     }
                 };
                 if newest {
-                    let (lanes, memory) = (self.config.max_connections, self.config.memory_limit / LISTED_PART);
-                    stream.sweep = Sweep::after(&ask.request, &page, lanes, memory, self.lister(place.store.clone()));
+                    stream.sweep = self.sweep(&place, &ask.request, &page);
                 }
                 page
             }
@@ -297,7 +309,7 @@ impl Vfs {
         let end = anchor.first + entries.len() as u64;
         if newest {
             stream.gathered = stream.gathered.take().map(|mut all| {
-                all.extend(entries.iter().cloned());
+                entries.iter().for_each(|entry| all.push(entry));
                 all
             });
             stream.gathered = stream.gathered.take().filter(|all| all.len() <= KEEP_MOST);
@@ -315,7 +327,7 @@ impl Vfs {
         let entries = Arc::new(entries);
         stream.current = Some((at, entries.clone()));
         if index < end {
-            return Ok(Batch::of(&entries, anchor.first, index));
+            return Ok(Batch::of(|at| entries[at].clone(), entries.len(), anchor.first, index));
         }
         if stream.ended && at + 1 == stream.anchors.len() {
             return Ok(self.extra(dir, stream, end, index));
@@ -349,6 +361,12 @@ impl Vfs {
             stream.removed = state.removed_since(started);
             stream._guard = state.begin_listing(started);
         }
+    }
+
+    /// What follows the first page.
+    pub(super) fn sweep(&self, place: &Place, request: &ListRequest, first: &ListPage) -> Option<Sweep> {
+        let (lanes, memory) = (self.config.max_connections, self.config.memory_limit / LISTED_PART);
+        Sweep::after(request, first, lanes, memory, self.lister(place.store.clone()))
     }
 
     fn lister(&self, store: Arc<dyn Store>) -> Lister {
@@ -500,10 +518,10 @@ enum Offered {
 const BATCH: usize = 256;
 
 impl Batch {
-    fn of(entries: &[Listed], first: u64, index: u64) -> Self {
+    /// From `index` on of `total` entries that `entry` gives, the first of which has the index `first`.
+    fn of(entry: impl Fn(usize) -> Listed, total: usize, first: u64, index: u64) -> Self {
         let from = usize::try_from(index - first).unwrap_or(usize::MAX);
-        let names =
-            entries.iter().enumerate().skip(from).take(BATCH).map(|(at, entry)| (first + at as u64, Offered::Listed(entry.clone())));
+        let names = (from..total).take(BATCH).map(|at| (first + at as u64, Offered::Listed(entry(at))));
         Self { names: names.collect(), listed: true }
     }
 }

@@ -352,7 +352,7 @@ pub(crate) fn multipart_etag(parts: &[Part]) -> Option<ETag> {
     for part in parts {
         all.update(part.etag.md5()?);
     }
-    Some(ETag::new(format!("{}-{}", hex(&all.finalize()), parts.len())))
+    Some(ETag::new(format!("{}-{}", hex::encode(all.finalize()), parts.len())))
 }
 
 fn md5_of(checksum: Checksum) -> Option<[u8; 16]> {
@@ -361,11 +361,7 @@ fn md5_of(checksum: Checksum) -> Option<[u8; 16]> {
 
 /// The ETag of an object that was PUT in one piece, where ETags are MD5s.
 fn etag_of(md5: [u8; 16]) -> ETag {
-    ETag::new(hex(&md5))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    ETag::new(hex::encode(md5))
 }
 
 fn host() -> String {

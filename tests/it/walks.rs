@@ -135,3 +135,57 @@ fn a_large_tree_is_walked_whole() {
     let alone = Mount::start(Setup::of(&stage.store).option("metadata_ttl=0"));
     assert_eq!(walk(&alone.path("t")), found);
 }
+
+/// A hundred thousand names in one directory take at most 200 bytes of memory each, whoever looks at them.
+#[test]
+fn a_huge_directory_takes_little_memory() {
+    if !can_mount() {
+        return;
+    }
+    const NAMES: usize = 100_000;
+    let store = Store::double();
+    for n in 0..NAMES {
+        store.put(&format!("many/file-{n:06}.bin"), "");
+    }
+    for n in 0..7000 {
+        store.put(&format!("few/file-{n:04}.bin"), "");
+    }
+    let stage = Stage::new(store);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", stage.mount.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    // Connections, threads and pages on their way are there for any directory.
+    sh(stage.dir(), "ls -l few few few > /dev/null");
+    let base = peak();
+    for look in ["ls -f many", "ls -l many", "find many -size 0"] {
+        let found = sh(stage.dir(), &format!("{look} | grep -c file-"));
+        assert_eq!(found.trim(), NAMES.to_string(), "{look}");
+        let each = (peak() - base) / NAMES;
+        assert!(each <= 200, "{look}: {each} bytes a name, over {base}");
+    }
+}
+
+/// Who looks at every name of a large directory, later than its listing is true, has it listed again instead of asked for name by name.
+#[test]
+fn many_names_of_a_large_directory_are_listed_again() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for n in 0..5000 {
+        store.put(&format!("many/file-{n:04}"), "");
+    }
+    let stage = Stage::with(store, &["metadata_ttl=2s"]);
+    assert_eq!(files::names(&stage.path("many")).len(), 5000);
+    std::thread::sleep(Duration::from_millis(2100));
+    stage.double().reset_requests();
+    // A later name than the first page holds; names that are not there cost no more.
+    for n in 0..500 {
+        assert!(stage.path(&format!("many/file-{:04}", 4999 - n)).exists());
+        assert!(!stage.path(&format!("many/file-{:04}-not", 4999 - n)).exists());
+    }
+    let requests = stage.double().requests();
+    assert!(requests.total() <= 60, "{:?}", requests.summary());
+}

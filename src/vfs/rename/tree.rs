@@ -90,7 +90,7 @@ impl Vfs {
                 node.file.kernel_pages = None;
                 // Names stay as they are, ETags may not.
                 if let Some(state) = node.dir.as_deref_mut() {
-                    let lasting = |listing: &Listing| listing.entries.iter().all(|entry| entry.object.is_none());
+                    let lasting = |listing: &Listing| !listing.entries.has_objects();
                     state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
                 }
             }

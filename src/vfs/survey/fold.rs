@@ -126,7 +126,7 @@ impl Open {
         }
         let mut merger = Merger::new(&self.key);
         let entries = merger.push(self.held);
-        Some((self.key, merger.listing(self.started, entries, true)))
+        Some((self.key, merger.listing(self.started, entries.into_iter().collect(), true)))
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     fn names(listing: &Listing) -> BTreeSet<String> {
         let marker = listing.marker.then(String::new);
         let name =
-            |entry: &super::super::super::listing::Listed| format!("{}{}", entry.segment, if entry.object.is_some() { "" } else { "/" });
+            |entry: super::super::super::listing::Listed| format!("{}{}", entry.segment, if entry.object.is_some() { "" } else { "/" });
         listing.entries.iter().map(name).chain(marker).collect()
     }
 
