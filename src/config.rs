@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cost::Prices;
 use crate::s3::ChecksumKind;
 
 mod aws_profile;
@@ -151,6 +152,9 @@ pub struct Config {
     pub key_pair_id: Option<String>,
     /// File of the private key of signed URLs.
     pub private_key: Option<PathBuf>,
+
+    /// What the store asks for requests and bytes.
+    pub prices: Prices,
 
     /// Log file; `None`: stderr in the foreground, the journal or syslog else.
     pub log_file: Option<PathBuf>,

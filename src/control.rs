@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{CacheReport, CacheWish, Pin};
+use crate::cost::Cost;
 use crate::fuse::mountinfo::{self, FS_TYPE};
 use crate::vfs::PinReport;
 use crate::writeback::{DeleteStatus, EntryStatus};
@@ -209,6 +210,18 @@ pub struct Status {
     pub cache_bytes: u64,
     /// Requests sent to S3 since the mount, by operation.
     pub requests: BTreeMap<String, u64>,
+    /// Bytes of bodies sent to S3 since the mount.
+    #[serde(default)]
+    pub bytes_sent: u64,
+    /// Bytes of bodies received from S3 since the mount.
+    #[serde(default)]
+    pub bytes_received: u64,
+    /// The store, as messages name it; empty where an older packmule runs the mount.
+    #[serde(default)]
+    pub endpoint: String,
+    /// What that cost, about; `None` where no prices are known.
+    #[serde(default)]
+    pub cost: Option<Cost>,
     /// Files that this mount published beside somebody else's change of them, the newest last.
     #[serde(default)]
     pub conflicts: Vec<ConflictCopy>,

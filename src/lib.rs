@@ -15,7 +15,8 @@
 //! * [`s3`] is the store: one bucket behind the [`s3::Store`] trait, in S3's own nouns. [`aws`] is below it: HTTP, retries,
 //!   credentials, signatures.
 //! * [`publish`] knows what an object should be served with, and reads who fetched it. [`config`] is what was asked for, [`mount`]
-//!   puts all together, [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cli`] is the command line.
+//!   puts all together, [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cost`] knows what its
+//!   requests cost, [`cli`] is the command line.
 //!
 //! A lower layer never imports a higher one; what must flow upward is a trait that the lower layer owns
 //! ([`writeback::Hooks`], [`writeback::BaseReader`], [`vfs::Notify`]). `tests/it/architecture.rs` fails when one does.
@@ -57,6 +58,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod cost;
 pub mod daemon;
 pub mod demo;
 pub mod failpoint;

@@ -15,6 +15,7 @@ use crate::cache::{Cache, CacheConfig};
 use crate::config::{self, Config, Source};
 use crate::control::server::Server;
 use crate::control::{DELETES_NAMED, Upload};
+use crate::cost::Prices;
 use crate::fuse::session::{Options, Session};
 use crate::s3::client::Client;
 use crate::s3::{Account, explain};
@@ -49,6 +50,7 @@ pub(crate) struct Layers {
     pub vfs: Arc<Vfs>,
     pub close_timeout: Duration,
     pub read_only: bool,
+    pub prices: Prices,
     pub started: Instant,
 }
 
@@ -117,6 +119,7 @@ impl Mount {
             vfs,
             close_timeout: config.close_timeout,
             read_only: config.mount.ro,
+            prices: config.prices.clone(),
             started: Instant::now(),
         };
         Self::attach(Arc::new(layers), fuse_options(config)).await

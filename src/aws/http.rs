@@ -93,6 +93,27 @@ pub struct Outgoing {
     pub stall: Duration,
     /// Pace of the body.
     pub bandwidth: Option<Arc<Bandwidth>>,
+    /// Counts the bodies of request and answer.
+    pub traffic: Arc<Traffic>,
+}
+
+/// Bytes of bodies since the start; heads are not counted.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes that were handed to connections.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that came, whether or not anybody wanted them.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
 }
 
 /// An answer whose head has come.
@@ -237,6 +258,7 @@ struct Upload {
     left: u64,
     movement: Arc<Movement>,
     bandwidth: Option<Arc<Bandwidth>>,
+    traffic: Arc<Traffic>,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
@@ -253,6 +275,7 @@ impl Upload {
             None => return Some(Err(self.fail("the source gave more bytes than it announced".into()))),
         };
         self.movement.touch_at(Instant::now());
+        self.traffic.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if self.left == 0 {
             self.movement.sent.store(true, Ordering::Relaxed);
         }
@@ -322,6 +345,7 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
             left: len,
             movement: Arc::clone(&movement),
             bandwidth: outgoing.bandwidth,
+            traffic: Arc::clone(&outgoing.traffic),
             pause: None,
         };
         *request.body_mut() = Some(reqwest::Body::wrap(body));
@@ -342,7 +366,11 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
     let answer: http::Response<reqwest::Body> = answer.into();
     let (parts, body) = answer.into_parts();
     let body = http_body_util::BodyDataStream::new(body).map(|chunk| chunk.map_err(|error| Failure::Broken(root_cause(&error))));
-    Ok(Incoming { status: parts.status, headers: parts.headers, body: watched(body.boxed(), stall).boxed() })
+    let body = watched(body.boxed(), stall).inspect(move |chunk| {
+        let came = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        outgoing.traffic.received.fetch_add(came, Ordering::Relaxed);
+    });
+    Ok(Incoming { status: parts.status, headers: parts.headers, body: body.boxed() })
 }
 
 /// Ends with [`Failure::Silent`] when no chunk comes for `stall` while one is wanted.

@@ -253,6 +253,7 @@ fn described(arg: Arg, kind: &Kind) -> Arg {
         Kind::Size(_) | Kind::SizeOr(..) | Kind::Share(_) => arg.value_name("SIZE"),
         Kind::Time(_) => arg.value_name("TIME"),
         Kind::Count(..) => arg.value_name("N"),
+        Kind::Price(_) => arg.value_name("AMOUNT"),
         Kind::Octal(_) => arg.value_name("MODE"),
         Kind::Path(_) => arg.value_name("PATH").value_hint(ValueHint::AnyPath),
         Kind::Url(_) => arg.value_name("URL").value_hint(ValueHint::Url),
@@ -382,6 +383,7 @@ mod tests {
             "123456789012",
             "127.0.0.1:1",
             "info",
+            "EUR",
         ];
         let by = |arguments: Vec<Argument>| {
             let mut typed = Typed::default();

@@ -90,7 +90,6 @@ fn waiting(left: &Left, found: &Everything) -> String {
 /// A mount as people read it. Names come from anybody: control characters are escaped.
 fn table(status: &Status, found: &Everything) -> String {
     let mut text = String::new();
-    let requests: u64 = status.requests.values().sum();
     let _ = writeln!(text, "{} on {}", status.source.escape_debug(), status.mountpoint.display().to_string().escape_debug());
     let _ = writeln!(
         text,
@@ -99,7 +98,8 @@ fn table(status: &Status, found: &Everything) -> String {
         status.pid,
         status.version
     );
-    let _ = writeln!(text, "  cache: {} in {} files; requests since the mount: {requests}", size(status.cache_bytes), status.cache_files);
+    let _ = writeln!(text, "  cache: {} in {} files", size(status.cache_bytes), status.cache_files);
+    text += &spent(status);
     match (status.uploads.is_empty(), status.read_only) {
         (true, false) => text += "  everything is in S3\n",
         (true, true) => text += "  read-only: nothing is stored by this mount\n",
@@ -113,6 +113,42 @@ fn table(status: &Status, found: &Everything) -> String {
     }
     for copy in &status.conflicts {
         let _ = writeln!(text, "  {}", conflict(copy));
+    }
+    text
+}
+
+/// What was asked of the store, and what that cost.
+fn spent(status: &Status) -> String {
+    let mut kinds: Vec<_> = status.requests.iter().collect();
+    kinds.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
+    let kinds: Vec<String> = kinds.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let mut text = format!(
+        "  requests since the mount: {} ({}); sent {}, received {}\n",
+        status.requests.values().sum::<u64>(),
+        kinds.join(", "),
+        size(status.bytes_sent),
+        size(status.bytes_received)
+    );
+    match &status.cost {
+        Some(cost) => {
+            let _ = writeln!(
+                text,
+                "  cost since the mount: about {} (requests {}, {} out {}; {})",
+                cost.money(cost.total()),
+                cost.money(cost.requests),
+                size(status.bytes_received),
+                cost.money(cost.out),
+                cost.prices
+            );
+        }
+        None if status.endpoint.is_empty() => {}
+        None => {
+            let _ = writeln!(
+                text,
+                "  cost: no prices are known for {}: set price_put, price_get and price_out",
+                status.endpoint.escape_debug()
+            );
+        }
     }
     text
 }
@@ -162,6 +198,7 @@ pub fn size(bytes: u64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::cost::Cost;
 
     #[test]
     fn a_mount_as_people_read_it() {
@@ -189,6 +226,18 @@ mod tests {
         assert_eq!(json[0]["uploads"][1]["number"], "567890");
         assert_eq!(json[0]["uploads"][1]["commands"][2], "packmule discard 567890");
         assert_eq!(json[0]["uploads"][0]["commands"], json!([]));
+        let cost = Cost { currency: "USD".into(), requests: 0.012, out: 0.0003, prices: "prices of S3 Standard in us-east-1".into() };
+        let requests = [("GetObject", 3), ("ListObjectsV2", 3), ("PutObject", 12)].map(|(name, count)| (name.to_owned(), count));
+        let status = Status { cost: Some(cost), requests: requests.into(), bytes_received: 30 << 20, ..Status::default() };
+        let text = spent(&status);
+        assert!(text.contains(": 18 (PutObject 12, GetObject 3, ListObjectsV2 3); sent 0 B, received 30.0 MiB\n"), "{text}");
+        assert!(text.contains(": about $0.0123 (requests $0.0120, 30.0 MiB out $0.0003; prices of S3 Standard in us-east-1)\n"), "{text}");
+        // What an older packmule tells, which knows nothing of bytes and prices.
+        let mut old = serde_json::to_value(&status).unwrap();
+        for field in ["bytes_sent", "bytes_received", "endpoint", "cost"] {
+            old.as_object_mut().unwrap().remove(field);
+        }
+        assert!(!spent(&serde_json::from_value(old).unwrap()).contains("cost"));
         assert!(line(&Upload::default()).contains("0%"));
         let delete = Upload { bucket: "b".into(), key: "k".into(), phase: Upload::DELETING.into(), ..Upload::default() };
         assert_eq!(line(&delete), "  deleting  s3://b/k");

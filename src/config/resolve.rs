@@ -7,6 +7,7 @@ use super::layers::Environment;
 use super::typed::Typed;
 use super::values::Amount;
 use super::{Config, ConfigError, MountFlags, Origin, Source, aws_profile};
+use crate::cost::{Prices, USD};
 use crate::s3::client::ClientConfig;
 
 const MIB: u64 = 1 << 20;
@@ -149,6 +150,7 @@ impl Config {
             url_host: t.url_host.take(),
             key_pair_id: t.key_pair_id.take(),
             private_key: readable("private_key", t.private_key.take(), environment)?,
+            prices: Prices { put: t.price_put, get: t.price_get, out: t.price_out, currency: t.currency.take() },
             log_file,
             log_level: t.log_level.unwrap_or_default(),
             notify: t.notify.unwrap_or(false),
@@ -250,6 +252,8 @@ fn check(t: &Typed) -> Result<(), ConfigError> {
         "request_timeout: expected a time above 0"
     } else if t.connect_timeout.is_some_and(|timeout| timeout.is_zero()) {
         "connect_timeout: expected a time above 0"
+    } else if t.currency.as_ref().is_some_and(|currency| currency != USD) && [t.price_put, t.price_get, t.price_out].contains(&None) {
+        "currency: the prices that are known are in USD; give price_put, price_get and price_out too"
     } else if t.bwlimit.flatten() == Some(0) {
         "bwlimit: expected a size above 0, or off"
     } else {

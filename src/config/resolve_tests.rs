@@ -87,6 +87,10 @@ fn each_layer_overrides_the_one_below() {
     place.variable("PACKMULE_RETRIES", "2");
     assert_eq!(retries(&place, ""), 2);
     assert_eq!(retries(&place, "retries=3"), 3);
+    place.config_file("price_put = 0.01\nprice_get = 0\ncurrency = \"eur\"\n");
+    place.variable("PACKMULE_PRICE_OUT", "0.1");
+    let prices = Prices { put: Some(0.01), get: Some(0.0), out: Some(0.2), currency: Some("EUR".into()) };
+    assert_eq!(place.load("price_out=0.2").unwrap().prices, prices);
     assert_eq!(place.load("ignore=+*.bak").unwrap().ignore.len(), TEMPORARY_NAMES.len() + 1);
     assert_eq!(place.load("ignore=*.bak").unwrap().ignore, ["*.bak"]);
 }
@@ -175,6 +179,9 @@ fn contradictions_and_unreadable_files_are_one_line() {
         (format!("cache_dir={}/c", mnt.display()), "under the mountpoint"),
         ("cache_dir=/c,spool_dir=/c/s".into(), "lies in the cache"),
         ("close_timeout=0".into(), "close_timeout"),
+        ("currency=EUR,price_put=0.01,price_out=0.1".into(), "give price_put, price_get and price_out too"),
+        ("price_put=cheap".into(), "price_put=cheap: expected an amount such as 0.005"),
+        ("currency=€".into(), "currency=€: expected three letters such as EUR"),
     ] {
         let refusal = place.refusal(&options);
         assert!(refusal.contains(part), "{options}: {refusal}");

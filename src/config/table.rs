@@ -28,6 +28,7 @@ pub enum Group {
     Safety,
     Network,
     CloudFront,
+    Cost,
     Logs,
 }
 
@@ -46,6 +47,7 @@ impl Group {
             Self::Safety => "safety",
             Self::Network => "network",
             Self::CloudFront => "cloudfront",
+            Self::Cost => "cost",
             Self::Logs => "logs",
         }
     }
@@ -66,6 +68,8 @@ pub enum Kind {
     Time(fn(&mut Typed, Duration)),
     /// A whole number in a range.
     Count(u64, u64, fn(&mut Typed, u64)),
+    /// An amount of money.
+    Price(fn(&mut Typed, f64)),
     /// Permission bits.
     Octal(fn(&mut Typed, u32)),
     /// A file or directory.
@@ -129,7 +133,7 @@ const fn opt(group: Group, name: &'static str, aliases: &'static [Alias], kind: 
 }
 
 use Group as G;
-use Kind::{Choice, Count, Flag, Nothing, Octal, Path, Share, Size, SizeOr, Text, Time, Url as Address};
+use Kind::{Choice, Count, Flag, Nothing, Octal, Path, Price, Share, Size, SizeOr, Text, Time, Url as Address};
 
 /// Any text but none.
 const fn text(set: fn(&mut Typed, &str) -> Option<()>) -> Kind {
@@ -271,6 +275,13 @@ pub static OPTIONS: &[Opt] = &[
     opt(G::CloudFront, "url_host", &[], text_of("a host name such as cdn.example.org", |t, v| (!v.contains(['/', ' ', '@'])).then(|| t.url_host = Some(v.into()))), "", "Host of the links that are shown"),
     opt(G::CloudFront, "key_pair_id", &[], text(|t, v| { t.key_pair_id = Some(v.into()); Some(()) }), "", "CloudFront key of signed URLs"),
     opt(G::CloudFront, "private_key", &[], Path(|t, v| t.private_key = Some(v)), "", "PEM file of that key"),
+
+    opt(G::Cost, "price_put", &[], Price(|t, v| t.price_put = Some(v)), "AWS: 0.005", "Price of 1,000 requests of PUT, COPY, POST and LIST, for the estimate in status"),
+    opt(G::Cost, "price_get", &[], Price(|t, v| t.price_get = Some(v)), "AWS: 0.0004", "Price of 1,000 requests of GET and all others (deleting and aborting is free)"),
+    opt(G::Cost, "price_out", &[], Price(|t, v| t.price_out = Some(v)), "AWS: 0.09", "Price of 1 GB (2^30 bytes) received from the store"),
+    opt(G::Cost, "currency", &[], text_of("three letters such as EUR", |t, v| {
+        (v.len() == 3 && v.bytes().all(|b| b.is_ascii_alphabetic())).then(|| t.currency = Some(v.to_ascii_uppercase()))
+    }), "USD", "Currency of the prices; one that is not USD needs all three"),
 
     opt(G::Logs, "log_file", &[], Path(|t, v| t.log_file = Some(v)), "", "Log here"),
     opt(G::Logs, "log_level", &[same("dbglevel")], Choice(&["error", "warn", "info", "debug", "trace", "crit", "err", "warning"], |t, i| {

@@ -108,6 +108,11 @@ pub struct Typed {
     pub key_pair_id: Option<String>,
     pub private_key: Option<PathBuf>,
 
+    pub price_put: Option<f64>,
+    pub price_get: Option<f64>,
+    pub price_out: Option<f64>,
+    pub currency: Option<String>,
+
     pub log_file: Option<PathBuf>,
     pub log_level: Option<LogLevel>,
     pub notify: Option<bool>,

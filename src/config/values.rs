@@ -102,6 +102,11 @@ pub fn count(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
+/// An amount of money.
+pub fn price(text: &str) -> Option<f64> {
+    decimal(text).filter(|price| price.is_finite())
+}
+
 /// Object tags as `x-amz-tagging` has them: `key=value&key2=value2`, percent-encoded. S3 takes ten of them, keys up to
 /// 128 and values up to 256 characters.
 pub fn tags(text: &str) -> Option<Vec<(String, String)>> {
@@ -177,10 +182,19 @@ mod tests {
         assert_eq!(tags("=b"), None);
     }
 
+    #[test]
+    fn prices() {
+        assert_eq!(price("0.0004"), Some(0.0004));
+        assert_eq!(price("0"), Some(0.0));
+        for bad in ["", "-1", ".5", "$1", "1 USD", "1,5", "inf", "nan"] {
+            assert_eq!(price(bad), None, "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_a_parser_panic(text in ".*", unit in 1u64..=1 << 20) {
-            let _ = (size(&text, unit), amount(&text, unit), time(&text), flag(&text), octal(&text), count(&text), tags(&text));
+            let _ = (size(&text, unit), amount(&text, unit), time(&text), flag(&text), octal(&text), count(&text), price(&text), tags(&text));
         }
 
         #[test]

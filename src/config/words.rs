@@ -96,6 +96,7 @@ impl Typed {
             Kind::Count(least, most, set) => {
                 set(self, given.and_then(values::count).filter(|n| (least..=most).contains(n)).ok_or_else(refused)?);
             }
+            Kind::Price(set) => set(self, given.and_then(values::price).ok_or_else(refused)?),
             Kind::Octal(set) => set(self, given.and_then(values::octal).ok_or_else(refused)?),
             Kind::Path(set) => set(self, PathBuf::from(given.ok_or_else(refused)?)),
             Kind::Url(set) => {
@@ -127,6 +128,7 @@ pub fn accepts(kind: &Kind) -> String {
         Kind::Time(_) => "a time such as 30s, 5m or 1h30m".into(),
         Kind::Count(least, u64::MAX, _) => format!("a whole number from {least}"),
         Kind::Count(least, most, _) => format!("a whole number from {least} to {most}"),
+        Kind::Price(_) => "an amount such as 0.005".into(),
         Kind::Octal(_) => "an octal mode such as 0644".into(),
         Kind::Path(_) => "a path".into(),
         Kind::Url(_) => "an address such as https://s3.example.org:9000".into(),

@@ -32,6 +32,7 @@ const DOCUMENTED: &[&str] = &[
     "read_only allow_delete=yes allow_delete=no allow_bucket_changes rename_limit=100000 ignore=*.tmp ignore=+*.bak no_index show_versions mtime=store mtime=local mtime=server",
     "retries=5 connect_timeout=10s request_timeout=30s",
     "cloudfront=auto cloudfront=off cloudfront=E2ABC invalidate=overwrite invalidate=all invalidate=off invalidate_delay=5s invalidate_budget=1000 url_host=cdn.example.org key_pair_id=K2 private_key=/k.pem",
+    "price_put=0.005 price_get=0 price_out=0.09 currency=EUR currency=usd",
     "log_file=/var/log/p.log log_level=debug dbglevel=info dbglevel=crit notify metrics_addr=127.0.0.1:9100",
 ];
 

@@ -63,7 +63,7 @@ impl Answers {
 
     async fn status(&self) -> Status {
         let layers = &self.layers;
-        let cache = layers.cache.usage();
+        let (cache, usage) = (layers.cache.usage(), layers.client.usage());
         Status {
             source: layers.source.clone(),
             mountpoint: layers.mountpoint.clone(),
@@ -75,7 +75,11 @@ impl Answers {
             uploads: layers.work(),
             cache_files: cache.files,
             cache_bytes: cache.bytes,
-            requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
+            endpoint: layers.client.endpoint(),
+            cost: layers.prices.estimate(layers.client.is_aws(), &usage),
+            requests: usage.requests.into_iter().map(|(operation, count)| (operation.name().to_owned(), count)).collect(),
+            bytes_sent: usage.sent,
+            bytes_received: usage.received,
             conflicts: layers.writeback.conflicts(),
             pins: self.pins().await,
         }

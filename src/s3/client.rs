@@ -14,12 +14,12 @@ use url::Url;
 
 use super::bucket::Bucket;
 use super::endpoint::{BucketName, Endpoint};
-use super::operation::{Counters, Operation};
+use super::operation::{Counters, Operation, Usage};
 use super::request::{Call, Payload, Place};
 use super::{Account, BucketEntry, ChecksumKind, ErrorKind, ListRequest, Result, S3Error, Store, response, xml};
 use crate::aws::bandwidth::Bandwidth;
 use crate::aws::credentials::{Credentials, CredentialsConfig};
-use crate::aws::http::HttpConfig;
+use crate::aws::http::{HttpConfig, Traffic};
 use crate::aws::profile::{self, Profiles};
 
 /// How the store is reached and what every object gets. Plain data; holds no secret itself.
@@ -135,6 +135,7 @@ pub(super) struct Core {
     pub credentials: Credentials,
     pub endpoint: Endpoint,
     pub counters: Counters,
+    pub traffic: Arc<Traffic>,
     pub bandwidth: Option<Arc<Bandwidth>>,
     /// Where a bucket is looked for first.
     pub region: String,
@@ -209,6 +210,7 @@ impl Client {
             credentials,
             endpoint,
             counters: Counters::default(),
+            traffic: Arc::default(),
             bandwidth,
             region,
             names_requests: AtomicBool::new(false),
@@ -216,9 +218,14 @@ impl Client {
         Ok(Arc::new(Client { core: Arc::new(core), buckets: parking_lot::Mutex::default() }))
     }
 
-    /// How often each S3 operation was sent, retries included, by S3's own name.
-    pub fn requests(&self) -> Vec<(&'static str, u64)> {
-        self.core.counters.snapshot()
+    /// What this client has asked of the store, retries included.
+    pub fn usage(&self) -> Usage {
+        Usage { requests: self.core.counters.snapshot(), sent: self.core.traffic.sent(), received: self.core.traffic.received() }
+    }
+
+    /// True for AWS itself, whatever the spelling of its endpoint.
+    pub fn is_aws(&self) -> bool {
+        self.core.endpoint.is_aws()
     }
 
     /// True when the endpoint is plain `http://`.

@@ -39,8 +39,19 @@ impl Counters {
     }
 
     /// Those that were sent at all.
-    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+    pub fn snapshot(&self) -> Vec<(Operation, u64)> {
         let all = Operation::ALL.iter().zip(&self.sent);
-        all.map(|(operation, sent)| (operation.name(), sent.load(Ordering::Relaxed))).filter(|(_, sent)| *sent > 0).collect()
+        all.map(|(operation, sent)| (*operation, sent.load(Ordering::Relaxed))).filter(|(_, sent)| *sent > 0).collect()
     }
+}
+
+/// What was asked of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Requests sent, by operation; those that were sent at all.
+    pub requests: Vec<(Operation, u64)>,
+    /// Bytes of bodies sent.
+    pub sent: u64,
+    /// Bytes of bodies received.
+    pub received: u64,
 }

@@ -321,7 +321,15 @@ impl Core {
             Payload::Source(source) => Body::Stream { len: source.len(), stream: source.open() },
         };
         self.counters.count(call.operation);
-        let outgoing = Outgoing { method: call.method.clone(), url, headers, body, stall: call.stall, bandwidth: self.bandwidth.clone() };
+        let outgoing = Outgoing {
+            method: call.method.clone(),
+            url,
+            headers,
+            body,
+            stall: call.stall,
+            bandwidth: self.bandwidth.clone(),
+            traffic: Arc::clone(&self.traffic),
+        };
         let incoming = match transport::send(&self.http, outgoing).await {
             Ok(incoming) => incoming,
             Err(failure) => return Ok(Attempt::Failed(failure)),

@@ -1,6 +1,7 @@
 //! The benchmark: `scripts/bench`. Everything is measured in one run on one machine, packmule and its peers alike.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod edits;
 mod instructions;
 mod measure;
 mod patterns;
@@ -9,9 +10,10 @@ mod plot;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod target;
+mod tree;
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 use measure::{Pattern, Report, Rounds, Row, cpu_seconds, drop_caches, peak_rss};
 use support::proxy::{Distance, Proxy};
 use support::store::Store;
-use target::{PEERS, Peer, Target};
+use target::{PACKMULE, PEERS, Peer, Target};
 
 /// A region on another continent's near side: what hides in a loopback and hurts in an office.
 const DISTANCE: Distance = Distance { round_trip: Duration::from_millis(20), bandwidth: 80_000_000 };
@@ -65,12 +67,13 @@ fn main() {
     if arguments.only == "instructions" {
         return instructions::count();
     }
-    let tasks: [(&str, Task); 8] = [
+    let tasks: [(&str, Task); 9] = [
         ("far", far),
         ("parts", patterns::parts),
         ("small", patterns::small),
         ("streams", patterns::streams),
-        ("tree", tree),
+        ("edits", edits::edits),
+        ("tree", tree::tree),
         ("listing", listing),
         ("near", near),
         ("again", patterns::again),
@@ -104,9 +107,14 @@ impl Far {
     }
 
     /// packmule and every installed peer, one after the other: they share the processors.
-    fn each(&self, arguments: &Arguments, mut task: impl FnMut(Target)) {
-        if "packmule".contains(&arguments.program) {
-            task(Target::packmule(&self.store, &self.endpoint()));
+    fn each(&self, arguments: &Arguments, task: impl FnMut(Target)) {
+        self.among(&[PACKMULE], arguments, task);
+    }
+
+    /// The same with these ways of packmule.
+    fn among(&self, ways: &[&'static str], arguments: &Arguments, mut task: impl FnMut(Target)) {
+        for way in ways.iter().filter(|way| way.contains(&arguments.program)) {
+            task(Target::packmule(way, &self.store, &self.endpoint()));
         }
         for program in PEERS.iter().filter(|program| program.contains(&arguments.program)) {
             if let Some(peer) = Peer::start(program, &self.store, &self.endpoint()) {
@@ -124,12 +132,39 @@ impl Far {
     fn beside(&self, task: &'static str, program: &str, work: impl FnOnce()) -> Row {
         self.proxy.reset();
         let took = timed(work);
+        self.crossed(Row::new(task, program, took))
+    }
+
+    /// The same of what a program may be unable to do. `settles` is not timed, but what crosses the distance meanwhile counts: some
+    /// programs return before everything is stored.
+    fn attempt(
+        &self,
+        task: &'static str,
+        target: &Target,
+        work: impl FnOnce() -> io::Result<()>,
+        settles: impl FnOnce() -> io::Result<()>,
+    ) -> Option<Row> {
+        let mut ended = Ok(());
+        let row = watched(target, || {
+            self.proxy.reset();
+            let took = timed(|| ended = work());
+            if ended.is_ok() {
+                ended = settles();
+            }
+            self.crossed(Row::new(task, target.name(), took))
+        });
+        ended.inspect_err(|error| eprintln!("{task}: {}: not measured: {error}", target.name())).ok().map(|()| row)
+    }
+
+    /// With what crossed the distance since the last reset.
+    fn crossed(&self, row: Row) -> Row {
         Row {
             busy_connections: Some(self.proxy.peak_busy()),
             open_connections: Some(self.proxy.peak_open()),
             requests: Some(self.proxy.requests().counts()),
-            bytes: Some(self.proxy.bytes()),
-            ..Row::new(task, program, took)
+            bytes_up: Some(self.proxy.bytes_up()),
+            bytes_down: Some(self.proxy.bytes_down()),
+            ..row
         }
     }
 }
@@ -174,27 +209,6 @@ fn far(report: &mut Report, arguments: &Arguments) {
     rounds.medians().into_iter().for_each(|row| report.add(row.payload(size)));
 }
 
-/// 200 files in 60 new directories, by `cp -r`.
-fn tree(report: &mut Report, arguments: &Arguments) {
-    let local = tempfile::tempdir().unwrap();
-    let tree = local.path().join("tree");
-    for number in 0..200_u64 {
-        // 59 directories in the tree and the tree itself.
-        let folder = tree.join(format!("{:02}", number % 59));
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut content = vec![0; 16 << 10];
-        Pattern::fill(number, &mut content);
-        std::fs::write(folder.join(format!("{number:03}.dat")), content).unwrap();
-    }
-    let far = Far::new();
-    far.each(arguments, |target| {
-        let to = target.dir().join(target.name());
-        let row = far.measure("copy 200 files in 60 directories, far", &target, || run(Command::new("cp").arg("-r").arg(&tree).arg(&to)));
-        report.add(row);
-        run(Command::new("diff").arg("-r").arg(&tree).arg(&to));
-    });
-}
-
 /// `ls -l` of a directory that others filled.
 fn listing(report: &mut Report, arguments: &Arguments) {
     let far = Far::new();
@@ -221,7 +235,7 @@ fn near(report: &mut Report, arguments: &Arguments) {
     let folder = tempfile::tempdir().unwrap();
     let (file, back) = (folder.path().join("file"), folder.path().join("back"));
     write(&file, size);
-    let mut target = Target::packmule(&store, &store.endpoint());
+    let mut target = Target::packmule(PACKMULE, &store, &store.endpoint());
     let object = |round: u32| format!("s3://{}/s5cmd-{round}.bin", store.bucket());
     let mut rounds = Rounds::default();
     for round in 0..ROUNDS {
@@ -287,6 +301,27 @@ fn s5cmd(endpoint: &str, words: &[impl AsRef<std::ffi::OsStr>]) {
 }
 
 fn run(command: &mut Command) {
-    let status = command.stdout(Stdio::null()).status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(status.success(), "{command:?}: {status}");
+    attempted(command).unwrap();
+}
+
+/// A failure tells the first line of what the command said.
+fn attempted(command: &mut Command) -> io::Result<()> {
+    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.lines().next().unwrap_or_default())))
+}
+
+/// Waits until the store has what it is to have.
+fn stored(every: Duration, holds: impl Fn() -> bool) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_secs(300);
+    while !holds() {
+        if Instant::now() > until {
+            return Err(io::Error::other("not stored within 5 minutes"));
+        }
+        std::thread::sleep(every);
+    }
+    Ok(())
 }

@@ -21,8 +21,10 @@ pub struct Row {
     pub busy_connections: Option<usize>,
     pub open_connections: Option<usize>,
     pub requests: Option<BTreeMap<&'static str, u64>>,
-    /// On the wire, both ways.
-    pub bytes: Option<u64>,
+    /// On the wire, to the store.
+    pub bytes_up: Option<u64>,
+    /// On the wire, from the store.
+    pub bytes_down: Option<u64>,
     /// Of the daemon, user and system.
     pub cpu_seconds: Option<f64>,
     /// The daemon's peak, MiB.
@@ -99,8 +101,9 @@ impl Report {
         }
     }
 
-    /// Keeps a row and says it at once: a run takes minutes.
-    pub fn add(&mut self, row: Row) {
+    /// Keeps a row, if there is one, and says it at once: a run takes minutes.
+    pub fn add(&mut self, row: impl Into<Option<Row>>) {
+        let Some(row) = row.into() else { return };
         eprintln!("{}: {}: {:.2} s", row.task, row.program, row.seconds);
         self.rows.push(row);
     }
@@ -110,8 +113,9 @@ impl Report {
         writeln!(out, "\n{} × {}, Linux {}\n", self.processors, self.processor, self.kernel)?;
         writeln!(
             out,
-            "| task | program | s | MB/s | busy connections | requests | MB on the wire | processor s | peak RSS, MiB |\n|---|---|---|---|---|---|---|---|---|"
+            "| task | program | s | MB/s | busy connections | requests | MB up | MB down | processor s | peak RSS, MiB |\n|---|---|---|---|---|---|---|---|---|---|"
         )?;
+        let megabytes = |bytes: Option<u64>| bytes.map(|bytes| format!("{:.1}", bytes as f64 / 1e6)).unwrap_or_default();
         for row in &self.rows {
             let requests = row.requests.as_ref().map(|counts| {
                 let kinds: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -119,19 +123,24 @@ impl Report {
             });
             writeln!(
                 out,
-                "| {} | {} | {:.2} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {:.2} | {} | {} | {} | {} | {} | {} | {} |",
                 row.task,
                 row.program,
                 row.seconds,
                 row.mb_per_s.map(|rate| format!("{rate:.0}")).unwrap_or_default(),
                 row.busy_connections.map(|count| count.to_string()).unwrap_or_default(),
                 requests.unwrap_or_default(),
-                row.bytes.map(|bytes| format!("{:.1}", bytes as f64 / 1e6)).unwrap_or_default(),
+                megabytes(row.bytes_up),
+                megabytes(row.bytes_down),
                 row.cpu_seconds.map(|seconds| format!("{seconds:.2}")).unwrap_or_default(),
                 row.peak_rss_mib.map(|rss| format!("{rss:.0}")).unwrap_or_default(),
             )?;
         }
-        Ok(())
+        writeln!(
+            out,
+            "\nEdits: s until the result is whole in S3. Trees: s until the command returns, requests and MB until everything is in S3; \
+             with write_back, and in geesefs and rclone, that is later."
+        )
     }
 
     pub fn save(&self, file: &Path) -> io::Result<()> {

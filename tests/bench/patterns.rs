@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::measure::{Pattern, Report, Rounds, Row};
-use crate::target::Target;
+use crate::target::{PACKMULE, Target};
 use crate::{Arguments, Far, ROUNDS, read, s5cmd, timed, write};
 
 const MIB: u64 = 1 << 20;
@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 type Reading<'a> = (&'static str, &'a dyn Fn(&File), u64);
 
 /// Stores a file of this size without any mount.
-fn store(far: &Far, key: &str, size: u64) {
+pub fn store(far: &Far, key: &str, size: u64) {
     let local = tempfile::tempdir().unwrap();
     let file = local.path().join("file");
     write(&file, size);
@@ -124,7 +124,7 @@ pub fn again(report: &mut Report, arguments: &Arguments) {
     if !"packmule".contains(&arguments.program) {
         return;
     }
-    let target = Target::packmule(&far.store, &far.endpoint());
+    let target = Target::packmule(PACKMULE, &far.store, &far.endpoint());
     let (path, home) = (target.dir().join("large.bin"), target.home().unwrap().join("cache"));
     let mut rounds = Rounds::default();
     // Held open from before the file was proved: the kernel reads all handles of an inode the same way, and this one through the mount.

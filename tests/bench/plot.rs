@@ -62,7 +62,7 @@ fn said(row: &Row) -> String {
     if let Some(requests) = &row.requests {
         let _ = write!(said, ", {} requests", requests.values().sum::<u64>());
     }
-    if let Some(bytes) = row.bytes {
+    if let Some(bytes) = row.bytes_up.zip(row.bytes_down).map(|(up, down)| up + down) {
         let _ = write!(said, ", {:.1} MB", bytes as f64 / 1e6);
     }
     said

@@ -13,32 +13,40 @@ use crate::support::store::Store;
 /// Other filesystems over S3, by the name of their program.
 pub const PEERS: &[&str] = &["s3fs", "rclone", "geesefs", "mount-s3"];
 
+/// packmule as it is.
+pub const PACKMULE: &str = "packmule";
+
+/// With `write_back`.
+pub const WRITE_BACK: &str = "packmule, write_back";
+
 /// A peer's folder for what it has cached, below its home.
 const CACHE: &str = ".cache";
 
 /// A mounted filesystem.
 pub enum Target {
-    Packmule(Box<Mount>),
+    /// packmule, and what the way is called that it is mounted.
+    Packmule(&'static str, Box<Mount>),
     Peer(Peer),
 }
 
 impl Target {
-    pub fn packmule(store: &Store, endpoint: &str) -> Self {
-        let mut setup = Setup::of(store);
-        setup.options = vec![format!("endpoint_url={endpoint}")];
-        Self::Packmule(Box::new(Mount::start(setup)))
+    /// Mounts it in one of its ways.
+    pub fn packmule(way: &'static str, store: &Store, endpoint: &str) -> Self {
+        let setup = Setup::of(store).through(endpoint);
+        let setup = if way == WRITE_BACK { setup.option("write_back=1s") } else { setup };
+        Self::Packmule(way, Box::new(Mount::start(setup)))
     }
 
     pub fn name(&self) -> &str {
         match self {
-            Self::Packmule(_) => "packmule",
+            Self::Packmule(way, _) => way,
             Self::Peer(peer) => peer.program,
         }
     }
 
     pub fn dir(&self) -> &Path {
         match self {
-            Self::Packmule(mount) => mount.dir(),
+            Self::Packmule(_, mount) => mount.dir(),
             Self::Peer(peer) => &peer.dir,
         }
     }
@@ -46,22 +54,29 @@ impl Target {
     /// Where packmule keeps what it keeps.
     pub fn home(&self) -> Option<&Path> {
         match self {
-            Self::Packmule(mount) => Some(mount.home()),
+            Self::Packmule(_, mount) => Some(mount.home()),
             Self::Peer(_) => None,
         }
     }
 
     pub fn pid(&self) -> u32 {
         match self {
-            Self::Packmule(mount) => mount.pid(),
+            Self::Packmule(_, mount) => mount.pid(),
             Self::Peer(peer) => peer.child.id(),
+        }
+    }
+
+    /// Sends what waits, where there is a command for that.
+    pub fn flush(&self) {
+        if let Self::Packmule(_, mount) = self {
+            mount.ask(&["flush"], mount.dir());
         }
     }
 
     /// Mounts again with nothing cached.
     pub fn cold(&mut self) {
         match self {
-            Self::Packmule(mount) => {
+            Self::Packmule(_, mount) => {
                 mount.umount();
                 let cache = mount.home().join("cache");
                 std::fs::remove_dir_all(&cache).unwrap();

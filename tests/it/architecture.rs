@@ -11,6 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("s3", &["aws"]),
     ("cache", &["s3", "ranges"]),
     ("writeback", &["s3", "ranges", "failpoint"]),
+    ("cost", &["s3"]),
     ("publish", &["aws", "s3", "writeback", "glob", "ranges"]),
     ("vfs", &["cache", "writeback", "s3", "ranges", "glob", "failpoint"]),
     ("fuse", &["vfs"]),

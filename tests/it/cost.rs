@@ -334,7 +334,7 @@ fn distance_is_met_with_connections() {
     let mount = Mount::start(setup);
     assert!(fs::read(mount.path("down")).unwrap() == bytes);
     let (peak, open) = (proxy.peak_busy(), proxy.peak_open());
-    assert!(peak >= 4, "{peak} of {open} connections were busy, {} bytes", proxy.bytes());
+    assert!(peak >= 4, "{peak} of {open} connections were busy, {} bytes", proxy.bytes_down());
     files::write(&mount.path("up"), &bytes).unwrap();
     assert!(store.bytes("up") == bytes);
 }

@@ -72,6 +72,53 @@ fn a_refused_file_is_parked_and_superseded() {
     assert!(!status.contains("AccessDenied"), "{status}");
 }
 
+fn told(stage: &Stage) -> serde_json::Value {
+    let told: serde_json::Value = serde_json::from_str(&stage.mount.ask(&["status", "--json"], stage.dir())).unwrap();
+    told[0].clone()
+}
+
+/// Requests by kind and bytes are those that the store counts, and what they cost follows the prices that were given.
+#[test]
+fn requests_and_their_cost_are_told() {
+    if !can_mount() {
+        return;
+    }
+    let prices = ["price_put=1000", "price_get=10", "price_out=1073741824", "currency=eur"];
+    let stage = Stage::with(Store::double(), &prices);
+    stage.store.put("theirs", noise(1, 300_000));
+    files::write(&stage.path("ours"), &noise(2, 200_000)).unwrap();
+    assert_eq!(fs::read(stage.path("theirs")).unwrap().len(), 300_000);
+    fs::remove_file(stage.path("theirs")).unwrap();
+    let told = told(&stage);
+    let seen = stage.double().requests();
+    assert_eq!(told["requests"], serde_json::to_value(seen.summary()).unwrap());
+    assert!(seen.of("PutObject") == 1 && seen.of("GetObject") >= 1 && seen.of("DeleteObject") == 1, "{:?}", seen.summary());
+    assert_eq!((told["bytes_sent"].as_u64(), told["bytes_received"].as_u64()), (Some(seen.bytes_up), Some(seen.bytes_down)));
+    assert!(seen.bytes_up == 200_000 && seen.bytes_down >= 300_000, "{} up, {} down", seen.bytes_up, seen.bytes_down);
+    let dear = seen.of_any(&["PutObject", "ListObjectsV2"]) as f64;
+    let cheap = (seen.total() - seen.of_any(&["PutObject", "ListObjectsV2", "DeleteObject"])) as f64;
+    let cost = &told["cost"];
+    assert!((cost["requests"].as_f64().unwrap() - dear - cheap / 100.0).abs() < 1e-6, "{cost}: {:?}", seen.summary());
+    assert!((cost["out"].as_f64().unwrap() - seen.bytes_down as f64).abs() < 1e-3, "{cost}");
+    let status = stage.mount.status();
+    assert!(status.contains(&format!("  requests since the mount: {} (", seen.total())) && status.contains("PutObject 1"), "{status}");
+    assert!(status.contains("; sent 195.3 KiB, received ") && status.contains("  cost since the mount: about "), "{status}");
+    assert!(status.contains(&format!("{}.0000 EUR; prices as configured)", seen.bytes_down)), "{status}");
+}
+
+/// Nobody knows what a store asks that is not AWS: nothing is guessed, and what to set is said.
+#[test]
+fn a_store_without_known_prices_has_no_estimate() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["price_out=0.01"]);
+    assert_eq!(told(&stage)["cost"], serde_json::Value::Null);
+    let line = format!("  cost: no prices are known for {}: set price_put, price_get and price_out\n", stage.store.endpoint());
+    let status = stage.mount.status();
+    assert!(status.contains(&line), "{status}");
+}
+
 /// "memory is bounded by `memory_limit` whatever the file size"
 #[test]
 fn memory_stays_bounded() {

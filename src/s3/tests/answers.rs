@@ -149,7 +149,12 @@ async fn listings_go_over_pages() {
     let uploads = store.list_uploads("a").await.unwrap();
     assert_eq!(uploads.iter().map(|upload| upload.key.as_str()).collect::<Vec<_>>(), ["a+b", "a+b"]);
     assert_eq!(client.buckets().await.unwrap().len(), 2);
-    assert_eq!(client.requests(), [("ListParts", 2), ("ListMultipartUploads", 2), ("ListBuckets", 2)]);
+    let usage = client.usage();
+    let sent: Vec<_> = usage.requests.iter().map(|(operation, sent)| (operation.name(), *sent)).collect();
+    assert_eq!(sent, [("ListParts", 2), ("ListMultipartUploads", 2), ("ListBuckets", 2)]);
+    let told: usize = server.seen.lock().iter().map(|seen| seen.body.len()).sum();
+    assert_eq!((usage.sent, told), (0, 0));
+    assert!(usage.received > 500, "{usage:?}");
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ struct Meter {
     open: AtomicUsize,
     busy_peak: AtomicUsize,
     open_peak: AtomicUsize,
-    bytes: AtomicU64,
+    up: AtomicU64,
+    down: AtomicU64,
     requests: Wiretap,
     connections: parking_lot::Mutex<Vec<std::sync::Weak<AtomicU64>>>,
 }
@@ -93,13 +94,19 @@ impl Proxy {
     pub fn reset(&self) {
         self.meter.busy_peak.store(0, Ordering::Relaxed);
         self.meter.open_peak.store(self.meter.open.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.meter.bytes.store(0, Ordering::Relaxed);
+        self.meter.up.store(0, Ordering::Relaxed);
+        self.meter.down.store(0, Ordering::Relaxed);
         self.meter.requests.reset();
     }
 
-    /// Bytes carried, both ways.
-    pub fn bytes(&self) -> u64 {
-        self.meter.bytes.load(Ordering::Relaxed)
+    /// Bytes carried to the store.
+    pub fn bytes_up(&self) -> u64 {
+        self.meter.up.load(Ordering::Relaxed)
+    }
+
+    /// Bytes carried from the store.
+    pub fn bytes_down(&self) -> u64 {
+        self.meter.down.load(Ordering::Relaxed)
     }
 }
 
@@ -171,7 +178,7 @@ async fn one_way(
             if sender.send((free_at + distance.round_trip / 2, chunk)).await.is_err() {
                 return Ok(());
             }
-            meter.bytes.fetch_add(count as u64, Ordering::Relaxed);
+            if asks { &meter.up } else { &meter.down }.fetch_add(count as u64, Ordering::Relaxed);
             // Timers tick in milliseconds: shorter waits are saved up.
             if free_at > now + Duration::from_millis(2) {
                 sleep_until(free_at).await;

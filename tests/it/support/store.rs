@@ -192,16 +192,22 @@ impl Store {
         assert_eq!(answer.status, 200, "PUT {key}: {}", answer.text());
     }
 
-    /// Another client's DELETE.
     /// Bytes of an object.
     pub fn size(&self, key: &str) -> Option<u64> {
-        if self.as_double().is_some() {
-            return self.get(key).map(|seen| seen.bytes.len() as u64);
-        }
-        let answer = self.send(Method::HEAD, &path(key), &[], Vec::new());
-        if answer.status == 200 { answer.headers.get("content-length")?.parse().ok() } else { None }
+        self.head(key).map(|(size, _)| size)
     }
 
+    /// Bytes of an object, and its ETag.
+    pub fn head(&self, key: &str) -> Option<(u64, String)> {
+        if self.as_double().is_some() {
+            return self.get(key).map(|seen| (seen.bytes.len() as u64, seen.etag));
+        }
+        let answer = self.send(Method::HEAD, &path(key), &[], Vec::new());
+        let header = |name: &str| answer.headers.get(name).cloned();
+        if answer.status == 200 { Some((header("content-length")?.parse().ok()?, header("etag")?)) } else { None }
+    }
+
+    /// Another client's DELETE.
     pub fn delete(&self, key: &str) {
         match self.as_double() {
             Some(double) => double.delete_object(&self.bucket, key),
