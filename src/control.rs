@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cache::{CacheReport, CacheWish, Pin};
 use crate::fuse::mountinfo::{self, FS_TYPE};
-use crate::vfs::PinReport;
+use crate::vfs::{PinReport, RenameReport};
 use crate::writeback::{DeleteStatus, EntryStatus};
 
 pub mod progress;
@@ -215,6 +215,9 @@ pub struct Status {
     /// What is kept in the cache whatever else is read.
     #[serde(default)]
     pub pins: Vec<PinReport>,
+    /// Directories that are being renamed, then the last ones of which something is to be said.
+    #[serde(default)]
+    pub renames: Vec<RenameReport>,
 }
 
 /// A file that is being written, waits, is uploaded or is parked; or a delete.

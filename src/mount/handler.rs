@@ -78,6 +78,7 @@ impl Answers {
             requests: layers.client.requests().into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect(),
             conflicts: layers.writeback.conflicts(),
             pins: self.pins().await,
+            renames: layers.vfs.renames(),
         }
     }
 

@@ -1,0 +1,315 @@
+//! Renames of directories: what a crash, a refusal or somebody else leaves of them, and what status says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use packmule::failpoint;
+
+use crate::support::double::{Fault, When};
+use crate::support::files::{self, errno};
+use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::stage::{Stage, on_every_store};
+use crate::support::store::Store;
+
+/// Each moment of a rename that a crash may choose.
+const MOMENTS: [&str; 6] = ["tree-recorded", "tree-copied:1", "tree-copied:7", "tree-verified", "tree-batch-deleted", "tree-deleted"];
+
+/// What lies below a directory: files in marked directories, and in one without a marker.
+fn tree(name: &str) -> BTreeMap<String, String> {
+    let files = (0..12).map(|n| (format!("{name}/d{}/f{n:02}", n % 4), format!("content {n}")));
+    let markers = (0..3).map(|n| (format!("{name}/d{n}/"), String::new()));
+    files.chain(markers).collect()
+}
+
+fn put_all(store: &Store, objects: &BTreeMap<String, String>) {
+    objects.iter().for_each(|(key, bytes)| store.put(key, bytes.as_bytes()));
+}
+
+/// Files by key; markers are the store's own business.
+fn files_of(store: &Store) -> BTreeMap<String, String> {
+    let keys = store.keys().into_iter().filter(|key| !key.ends_with('/'));
+    let seen = keys.filter_map(|key| store.get(&key).map(|seen| (key, String::from_utf8_lossy(&seen.bytes).into_owned())));
+    seen.collect()
+}
+
+fn only_files(objects: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    objects.into_iter().filter(|(key, _)| !key.ends_with('/')).collect()
+}
+
+/// A mount of the store that is killed in the middle of `mv t u`.
+fn killed_while_renaming(store: &Store, moment: &str, options: &[&str], prepare: impl Fn(&Mount)) -> Mount {
+    killed_between(store, moment, options, ["t", "u"], prepare)
+}
+
+fn killed_between(store: &Store, moment: &str, options: &[&str], [from, to]: [&str; 2], prepare: impl Fn(&Mount)) -> Mount {
+    let setup = options.iter().fold(Setup::of(store).env(failpoint::VARIABLE, moment), |setup, word| setup.option(word));
+    let mut mount = Mount::start(setup);
+    prepare(&mount);
+    fs::rename(mount.path(from), mount.path(to)).unwrap_err();
+    assert!(mount.was_killed(Duration::from_secs(20)), "{moment}: not passed");
+    mount
+}
+
+/// What `packmule status --json` tells of renames.
+fn renames(mount: &Mount) -> Vec<serde_json::Value> {
+    let status: serde_json::Value = serde_json::from_str(&mount.ask(&["status", "--json"], mount.dir())).unwrap();
+    status[0]["renames"].as_array().unwrap().clone()
+}
+
+fn is_renamed(mount: &Mount, store: &Store, [from, to]: [&str; 2], what: &str) {
+    let expected = only_files(tree(to));
+    store.eventually(what, |store| files_of(store) == expected);
+    let old = format!("{from}/");
+    store.eventually(&format!("{what}: nothing is left"), |store| !store.keys().iter().any(|key| key.starts_with(&old)));
+    store.eventually(&format!("{what}: it has ended"), |_| renames(mount).is_empty());
+    assert!(!mount.path(from).exists(), "{what}");
+    assert_eq!(files::names(&mount.path(to)), ["d0", "d1", "d2", "d3"], "{what}");
+    assert_eq!(fs::read_to_string(mount.path(to).join("d1/f05")).unwrap(), "content 5", "{what}");
+}
+
+on_every_store! {
+    /// Promise 26: "kill -9 at any moment"
+    fn a_rename_that_dies_is_ended_by_the_next_mount(store) {
+        for (nth, moment) in MOMENTS.into_iter().enumerate() {
+            let (from, to) = (format!("t{nth}"), format!("u{nth}"));
+            put_all(&store, &tree(&from));
+            let mut mount = killed_between(&store, moment, &[], [&from, &to], |_| {});
+            // Each file is readable under one of its names at least.
+            let left = files_of(&store);
+            for (key, bytes) in only_files(tree(&from)) {
+                let moved = key.replacen(&from, &to, 1);
+                assert!([left.get(&key), left.get(&moved)].contains(&Some(&bytes)), "{moment}: {key} is lost: {left:?}");
+            }
+            mount.again();
+            is_renamed(&mount, &store, [&from, &to], moment);
+            drop(mount);
+            files_of(&store).keys().for_each(|key| store.delete(key));
+        }
+    }
+
+    /// What waits in the spool below the old name is published below the new one, also what is to replace an object that was copied.
+    fn queued_files_follow_a_rename_that_died(store) {
+        for (nth, moment) in MOMENTS.into_iter().enumerate() {
+            let (from, to) = (format!("t{nth}"), format!("u{nth}"));
+            put_all(&store, &tree(&from));
+            let mut mount = killed_between(&store, moment, &["write_back=1h"], [&from, &to], |mount| {
+                files::write(&mount.path(&from).join("d0/f00"), b"replaced").unwrap();
+                files::write(&mount.path(&from).join("d0/new"), b"new").unwrap();
+            });
+            mount.again();
+            let mut expected = only_files(tree(&to));
+            expected.insert(format!("{to}/d0/f00"), "replaced".to_owned());
+            expected.insert(format!("{to}/d0/new"), "new".to_owned());
+            store.eventually(&format!("{moment}: published"), |store| {
+                files::output(mount.command().arg("flush").arg(mount.dir()));
+                files_of(store) == expected
+            });
+            assert_eq!(fs::read_to_string(mount.path(&to).join("d0/f00")).unwrap(), "replaced", "{moment}");
+            drop(mount);
+            files_of(&store).keys().for_each(|key| store.delete(key));
+        }
+    }
+
+    /// Promise 26: "a folder that was being renamed has its new name once the next mount has ended that, and what others changed in it
+    /// meanwhile stays as it is". What others have put under either name meanwhile is neither replaced nor deleted, and status says so.
+    fn what_others_did_after_a_crash_stays(store) {
+        put_all(&store, &tree("t"));
+        // One copy after the other, in the order of keys: d0/, d0/f00, d0/f04 are copied.
+        let mut mount = killed_while_renaming(&store, "tree-copied:3", &["max_connections=1"], |_| {});
+        assert!(store.get("u/d0/f04").is_some() && store.get("u/d2/f02").is_none(), "{:?}", store.keys());
+        // In the store's clock it is later.
+        std::thread::sleep(Duration::from_millis(2100));
+        for key in ["t/d0/f00", "t/d3/f03", "t/d3/extra", "u/d2/f02"] {
+            store.put(key, "theirs");
+        }
+        mount.again();
+        let mut expected = only_files(tree("u"));
+        expected.remove("u/d3/f03");
+        for (key, bytes) in [("t/d0/f00", "theirs"), ("t/d3/f03", "theirs"), ("t/d3/extra", "theirs"), ("u/d2/f02", "theirs")] {
+            expected.insert(key.to_owned(), bytes.to_owned());
+        }
+        expected.insert("t/d2/f02".to_owned(), "content 2".to_owned());
+        store.eventually("the rest is renamed", |store| files_of(store) == expected);
+        store.eventually("status says so", |_| mount.status().contains("4 objects stay under the old name"));
+        assert_eq!(renames(&mount)[0]["phase"], "done");
+    }
+}
+
+/// The copies that a crash leaves are not made again, and between two batches of deletes only the rest is deleted.
+#[test]
+fn a_rename_goes_on_where_it_was() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for (moment, copies) in [("tree-copied:900", 300), ("tree-verified", 0), ("tree-batch-deleted:1", 0)] {
+        (0..1100).for_each(|n| store.put(&format!("t/f{n:04}"), n.to_string()));
+        let mut mount = killed_while_renaming(&store, moment, &[], |_| {});
+        store.as_double().unwrap().reset_requests();
+        mount.again();
+        store.eventually(moment, |store| {
+            let keys = store.keys();
+            keys.len() == 1100 && keys.iter().all(|key| key.starts_with("u/"))
+        });
+        let requests = store.as_double().unwrap().requests();
+        assert!(requests.of("CopyObject") <= copies, "{moment}: {:?}", requests.summary());
+        assert_eq!(store.bytes("u/f0999"), "999");
+        drop(mount);
+        store.keys().iter().for_each(|key| store.delete(key));
+    }
+}
+
+/// A source that is gone by then ends it.
+#[test]
+fn a_rename_whose_source_is_gone_has_ended() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    put_all(&store, &tree("t"));
+    let mut mount = killed_while_renaming(&store, "tree-copied:3", &[], |_| {});
+    store.keys().iter().filter(|key| key.starts_with("t/")).for_each(|key| store.delete(key));
+    mount.again();
+    store.eventually("it has ended", |_| renames(&mount).is_empty());
+    mount.remount();
+    assert_eq!(renames(&mount), Vec::<serde_json::Value>::new());
+}
+
+/// Status shows how far it is.
+#[test]
+fn status_shows_how_far_a_rename_is() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    put_all(&stage.store, &tree("t"));
+    stage.double().fault(When::operation("CopyObject").key("u/d3/f03"), Fault::Error(503, "SlowDown"));
+    std::thread::scope(|scope| {
+        let renamed = scope.spawn(|| fs::rename(stage.path("t"), stage.path("u")));
+        stage.store.eventually("all but one are copied", |_| renames(&stage.mount).iter().any(|rename| rename["done"] == 14));
+        let rename = renames(&stage.mount)[0].clone();
+        let names = (rename["from"].as_str().unwrap(), rename["to"].as_str().unwrap());
+        assert_eq!(names, ("s3://releases/t/", "s3://releases/u/"));
+        let bytes: usize = only_files(tree("t")).values().map(String::len).sum();
+        assert_eq!((rename["phase"].as_str(), rename["objects"].as_u64()), (Some("copying"), Some(15)), "{rename}");
+        assert_eq!((rename["bytes"].as_u64(), rename["copied"].as_u64()), (Some(bytes as u64), Some(bytes as u64 - 9)), "{rename}");
+        let status = stage.mount.status();
+        assert!(status.contains("rename of s3://releases/t/ to s3://releases/u/: copying: 14 of 15 objects"), "{status}");
+        stage.double().clear_faults();
+        renamed.join().unwrap().unwrap();
+    });
+    assert!(renames(&stage.mount).is_empty() && files_of(&stage.store) == only_files(tree("u")));
+}
+
+/// "refused over `rename_limit` with a message that says how many objects"
+#[test]
+fn more_than_rename_limit_is_refused_with_the_number() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["rename_limit=10"]);
+    (0..1234).for_each(|n| stage.store.put(&format!("t/f{n}"), "x"));
+    assert_eq!(errno(fs::rename(stage.path("t"), stage.path("u"))), Errno::EFBIG);
+    for said in [stage.mount.status(), stage.mount.log()] {
+        assert!(said.contains("s3://releases/t/ holds 1,234 objects, more than rename_limit=10"), "{said}");
+    }
+    assert!(stage.store.keys().iter().all(|key| key.starts_with("t/")) && stage.store.keys().len() == 1234);
+}
+
+/// "a failed half leaves both readable and says so": a copy, or the deletes, are refused. Nothing is deleted, and nothing goes on later.
+#[test]
+fn a_failed_half_leaves_both_readable() {
+    if !can_mount() {
+        return;
+    }
+    for (operation, key) in [("CopyObject", Some("u/d3/f03")), ("DeleteObjects", None)] {
+        let mut stage = Stage::new(Store::double());
+        put_all(&stage.store, &tree("t"));
+        let when = When::operation(operation);
+        let when = key.map_or(when.clone(), |key| when.key(key));
+        stage.double().fault(when, Fault::Error(403, "AccessDenied"));
+        assert_eq!(errno(fs::rename(stage.path("t"), stage.path("u"))), Errno::EACCES, "{operation}");
+        stage.double().clear_faults();
+        let status = stage.mount.status();
+        let told = ["rename of s3://releases/t/ to s3://releases/u/: failed", "denied", "nothing of it is deleted", "new name too"];
+        assert!(told.iter().all(|told| status.contains(told)), "{operation}: {status}");
+        let left = files_of(&stage.store);
+        assert!(only_files(tree("t")).iter().all(|(key, bytes)| left.get(key) == Some(bytes)), "{operation}: {left:?}");
+        assert_eq!(left.contains_key("u/d3/f03"), key.is_none(), "{left:?}");
+        assert_eq!(fs::read_to_string(stage.path("t/d1/f05")).unwrap(), "content 5");
+        assert_eq!(fs::read_to_string(stage.path("u/d1/f05")).unwrap(), "content 5");
+        stage.mount.remount();
+        assert_eq!(renames(&stage.mount), Vec::<serde_json::Value>::new(), "{operation}");
+        assert_eq!(files_of(&stage.store), left, "{operation}");
+    }
+}
+
+/// A copy that is not there, or has another size, when the new name is listed: nothing is deleted.
+#[test]
+fn copies_are_looked_at_before_anything_is_deleted() {
+    if !can_mount() {
+        return;
+    }
+    for theirs in [None, Some("of another size")] {
+        let stage = Stage::with(Store::double(), &["max_connections=1"]);
+        put_all(&stage.store, &tree("t"));
+        stage.double().fault(When::operation("CopyObject").key("u/d3/f11"), Fault::Error(503, "SlowDown"));
+        std::thread::scope(|scope| {
+            let renamed = scope.spawn(|| fs::rename(stage.path("t"), stage.path("u")));
+            stage.store.eventually("all but one are copied", |_| renames(&stage.mount).iter().any(|rename| rename["done"] == 14));
+            match theirs {
+                Some(theirs) => stage.store.put("u/d1/f05", theirs),
+                None => stage.store.delete("u/d1/f05"),
+            }
+            stage.double().clear_faults();
+            assert_eq!(errno(renamed.join().unwrap()), Errno::EIO);
+        });
+        let left = files_of(&stage.store);
+        assert!(only_files(tree("t")).iter().all(|(key, bytes)| left.get(key) == Some(bytes)), "{left:?}");
+        let status = stage.mount.status();
+        assert!(status.contains("s3://releases/u/d1/f05") && status.contains("nothing of it is deleted"), "{status}");
+    }
+}
+
+/// What the store refuses after a crash is said with both names, and tried again by the next mount.
+#[test]
+fn a_rename_that_cannot_be_ended_is_said() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    put_all(&store, &tree("t"));
+    let mut mount = killed_while_renaming(&store, "tree-copied:3", &["max_connections=1"], |_| {});
+    let double = store.as_double().unwrap();
+    double.fault(When::operation("CopyObject").key("u/d3/f03"), Fault::Error(403, "AccessDenied"));
+    mount.again();
+    store.eventually("it is said", |_| {
+        let status = mount.status();
+        let told = ["rename of s3://releases/t/ to s3://releases/u/: failed", "denied", "the next mount goes on", "earlier mount"];
+        told.iter().all(|told| status.contains(told))
+    });
+    assert_eq!(fs::read_to_string(mount.path("t/d3/f03")).unwrap(), "content 3");
+    assert_eq!(fs::read_to_string(mount.path("u/d0/f00")).unwrap(), "content 0");
+    double.clear_faults();
+    mount.remount();
+    is_renamed(&mount, &store, ["t", "u"], "the next mount");
+}
+
+/// While the store does not answer it waits for that, and then goes on.
+#[test]
+fn a_rename_goes_on_after_an_outage() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    put_all(&store, &tree("t"));
+    let mut mount = killed_while_renaming(&store, "tree-copied:3", &["close_timeout=1s", "max_connections=1"], |_| {});
+    let double = store.as_double().unwrap();
+    double.fault(When::operation("CopyObject"), Fault::Error(500, "InternalError"));
+    mount.again();
+    store.eventually("it waits", |_| renames(&mount).iter().any(|rename| rename["phase"] == "waiting"));
+    double.clear_faults();
+    is_renamed(&mount, &store, ["t", "u"], "after the outage");
+}
