@@ -542,6 +542,15 @@ mod tests {
     }
 
     #[test]
+    fn a_status_of_an_older_mount_is_understood() {
+        let mut told = serde_json::to_value(Status { pid: 7, ..Status::default() }).unwrap();
+        for newer in ["read_only", "conflicts", "pins", "renames"] {
+            assert!(told.as_object_mut().unwrap().remove(newer).is_some(), "{newer}");
+        }
+        assert_eq!(serde_json::from_value::<Status>(told).unwrap(), Status { pid: 7, ..Status::default() });
+    }
+
+    #[test]
     fn a_mount_that_hangs_is_not_waited_for() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut client = Client { stream: BufReader::new(ours), mountpoint: "/m".into() };

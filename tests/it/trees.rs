@@ -161,6 +161,27 @@ fn a_rename_goes_on_where_it_was() {
     }
 }
 
+/// A file that waits since an earlier mount, and that nobody has looked at, is renamed with its directory while it is sent.
+#[test]
+fn a_file_of_an_earlier_mount_follows_a_rename() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    put_all(&store, &tree("t"));
+    let mut mount = Mount::start(Setup::of(&store).option("write_back=1h"));
+    files::write(&mount.path("t/d0/new"), b"new").unwrap();
+    mount.crash();
+    store.as_double().unwrap().fault(When::operation("PutObject").key("t/d0/new"), Fault::Delay(Duration::from_secs(2)));
+    mount.again();
+    fs::rename(mount.path("t"), mount.path("u")).unwrap();
+    mount.ask(&["flush"], mount.dir());
+    let mut expected = only_files(tree("u"));
+    expected.insert("u/d0/new".to_owned(), "new".to_owned());
+    assert_eq!(files_of(&store), expected);
+    assert_eq!(fs::read_to_string(mount.path("u/d0/new")).unwrap(), "new");
+}
+
 /// A source that is gone by then ends it.
 #[test]
 fn a_rename_whose_source_is_gone_has_ended() {

@@ -2,6 +2,7 @@
 //! on record until it has ended: the next mount goes on with one that was cut off.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::super::error::{Error, Result};
@@ -15,7 +16,7 @@ use super::Move;
 use super::progress::{Failed, Running};
 use crate::failpoint;
 use crate::s3::{ETag, ListEntry, ListRequest};
-use crate::writeback::{RenameRecord, RenameStage, TreeRename};
+use crate::writeback::{RenameRecord, RenameStage, Staged, TreeRename};
 
 mod resume;
 mod steps;
@@ -32,7 +33,9 @@ impl Vfs {
         };
         // What is on its way already arrives first, where the listing finds it.
         let queued = self.pause_queued(files.into_iter()).await?;
-        let result = self.move_tree(dir, step).await;
+        let unseen = self.pause_unseen(&step.source).await?;
+        let result = self.move_tree(dir, step, &unseen).await;
+        drop(unseen);
         for paused in queued {
             let (ino, staged) = (paused.ino, paused.staged.clone());
             drop(paused);
@@ -42,7 +45,7 @@ impl Vfs {
     }
 
     /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
-    async fn move_tree(&self, dir: Ino, step: &Move) -> Result<()> {
+    async fn move_tree(&self, dir: Ino, step: &Move, unseen: &Unseen<'_>) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _guards = self.guard_both((source.store.bucket(), &source.key), (destination.store.bucket(), &destination.key)).await;
         self.settle_deletes_below(source).await?;
@@ -67,7 +70,7 @@ impl Vfs {
                 self.note_made(&tree.target_of(tree.below(&copy.source)), object);
             }
         }
-        let retargeted = self.retarget_below(dir, &tree, &copied).await;
+        let retargeted = self.retarget_below(dir, &tree, &copied, unseen).await;
         failpoint::pass("tree-deleted");
         self.relink(dir, step).await;
         self.forget_below(dir);
@@ -179,19 +182,21 @@ impl Vfs {
     }
 
     /// Files of the tree that are not published yet go to its new place, and expect their own object's copy there.
-    async fn retarget_below(&self, dir: Ino, tree: &Tree, copied: &[Copied]) -> Result<()> {
+    async fn retarget_below(&self, dir: Ino, tree: &Tree, copied: &[Copied], unseen: &Unseen<'_>) -> Result<()> {
         let copies: HashMap<&str, &(ETag, Object)> =
             copied.iter().filter_map(|copy| Some((copy.source.as_str(), copy.objects.as_ref()?))).collect();
         let below = self.table.lock().below(dir);
-        for ino in below {
-            let Ok(Some(staged)) = self.staged_now(ino) else { continue };
+        let seen = below.into_iter().filter_map(|ino| Some((Some(ino), self.staged_now(ino).ok()??)));
+        let unseen = unseen.files.iter().filter(|staged| staged.is_dirty()).map(|staged| (None, staged.clone()));
+        let files: Vec<(Option<Ino>, Arc<Staged>)> = seen.chain(unseen).collect();
+        for (ino, staged) in files {
             let now = staged.target();
             let Some(rest) = now.key.strip_prefix(&tree.from.key) else { continue };
             let place = tree.target_of(rest);
             match copies.get(now.key.as_str()) {
                 Some((source, copy)) => {
-                    if let Some(node) = self.table.lock().get_mut(ino) {
-                        node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+                    if let Some(ino) = ino {
+                        self.is_copy_now(ino, source, copy);
                     }
                     self.move_staged(&staged, source, &place, copy.clone()).await?;
                 }
@@ -201,10 +206,45 @@ impl Vfs {
         Ok(())
     }
 
+    /// The object of a file, if it is this version, is its copy from now on.
+    fn is_copy_now(&self, ino: Ino, source: &ETag, copy: &Object) {
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+        }
+    }
+
+    /// Nothing that an earlier run left below a directory, and nobody has looked at yet, is published until this is dropped.
+    async fn pause_unseen(&self, place: &Place) -> Result<Unseen<'_>> {
+        let unseen = Unseen { vfs: self, files: self.recovered.take_below(place.store.bucket(), &place.key) };
+        for staged in &unseen.files {
+            let pauses = async {
+                staged.pause().await;
+                Ok(())
+            };
+            self.patiently(pauses).await?;
+        }
+        Ok(unseen)
+    }
+
     /// The deletes go on in the background.
     fn resume_later(&self, record: RenameRecord) {
         if let Some(this) = self.shared() {
             self.spawn(async move { this.resume_rename(record, false).await });
+        }
+    }
+}
+
+/// Files that an earlier run left. Dropped, they go on, and belong into the directory that they have by then.
+struct Unseen<'a> {
+    vfs: &'a Vfs,
+    files: Vec<Arc<Staged>>,
+}
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        for staged in self.files.drain(..) {
+            staged.resume();
+            self.vfs.recovered.put_back(staged);
         }
     }
 }
