@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use packmule::failpoint;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, errno};
 use crate::support::mount::{Mount, Setup, can_mount};
-use crate::support::stage::{Stage, on_every_store};
+use crate::support::stage::{Stage, on_every_store, torture};
 use crate::support::store::Store;
 
 /// Each moment of a rename that a crash may choose.
@@ -333,4 +335,84 @@ fn a_rename_goes_on_after_an_outage() {
     store.eventually("it waits", |_| renames(&mount).iter().any(|rename| rename["phase"] == "waiting"));
     double.clear_faults();
     is_renamed(&mount, &store, ["t", "u"], "after the outage");
+}
+
+/// While the deletes are not answered all of it is under the new name, and the rest follows when they are.
+#[test]
+fn deletes_that_meet_an_outage_follow_later() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    put_all(&stage.store, &tree("t"));
+    stage.double().fault(When::operation("DeleteObjects"), Fault::Error(500, "InternalError"));
+    fs::rename(stage.path("t"), stage.path("u")).unwrap();
+    assert_eq!(fs::read_to_string(stage.path("u/d1/f05")).unwrap(), "content 5");
+    stage.store.eventually("it waits", |_| renames(&stage.mount).iter().any(|rename| rename["phase"] == "waiting"));
+    stage.double().clear_faults();
+    is_renamed(&stage.mount, &stage.store, ["t", "u"], "later");
+}
+
+/// From one bucket to another: only a mount of both goes on, and status tells of it until then.
+#[test]
+fn a_rename_between_buckets_is_ended_by_a_mount_of_both() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let second = store.second_bucket();
+    put_all(&store, &tree("t"));
+    let setup = Setup::of(&store).source("s3://").env(failpoint::VARIABLE, "tree-copied:3");
+    let mut mount = Mount::start(setup);
+    fs::rename(mount.path("releases/t"), mount.path(&second).join("u")).unwrap_err();
+    assert!(mount.was_killed(Duration::from_secs(20)));
+    let told = files::output(mount.command().arg("status"));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains(&format!("rename of s3://releases/t/ to s3://{second}/u/: waiting  (begun by an earlier mount)")), "{told}");
+    mount.again();
+    store.eventually("the first bucket is empty", |store| store.keys().is_empty());
+    store.eventually("it has ended", |_| renames(&mount).is_empty());
+    let expected: Vec<String> = tree("u").into_keys().collect();
+    assert_eq!(store.keys_of(&second), expected);
+}
+
+/// Promise 26: "Whatever moment packmule is killed at": all is under one of the two names in the end, queued files too.
+#[test]
+fn a_rename_killed_at_any_moment() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for seed in 0..if torture() { 120 } else { 10 } {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        put_all(&store, &tree("t"));
+        let setup = Setup::of(&store).option("max_connections=4").option("write_back=50ms");
+        let mut mount = Mount::start(setup);
+        let double = store.as_double().unwrap();
+        double.fault(When::operation("CopyObject"), Fault::Delay(Duration::from_millis(5)));
+        double.fault(When::operation("DeleteObjects"), Fault::Delay(Duration::from_millis(20)));
+        for name in ["d0/f00", "d1/new"] {
+            files::write(&mount.path("t").join(name), b"queued").unwrap();
+        }
+        let (from, to) = (mount.path("t"), mount.path("u"));
+        std::thread::scope(|scope| {
+            let renamed = scope.spawn(|| fs::rename(&from, &to));
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..200)));
+            mount.kill();
+            drop(renamed.join().unwrap());
+        });
+        double.clear_faults();
+        mount.again();
+        let expected = |name: &str| {
+            let mut expected = only_files(tree(name));
+            expected.extend(["d0/f00", "d1/new"].map(|queued| (format!("{name}/{queued}"), "queued".to_owned())));
+            expected
+        };
+        store.eventually(&format!("seed {seed}: one name has all of it"), |store| {
+            let files = files_of(store);
+            files == expected("t") || files == expected("u")
+        });
+        drop(mount);
+        store.keys().iter().for_each(|key| store.delete(key));
+    }
 }

@@ -79,7 +79,11 @@ impl Vfs {
                 let reason = format!("{}; both names are readable, and the next mount goes on", failed.reason);
                 tracing::error!("{from}: the rename to {to} was not ended: {reason}");
                 running.tell("failed", &reason);
-                return record.release(&copies).await;
+                // After an outage the next mount comes to the copies first; what was refused may stay so for long.
+                if !again {
+                    record.release(&copies).await;
+                }
+                return;
             }
             if pause == PAUSE.0 {
                 tracing::warn!("{from}: the rename to {to} waits for the store: {}", failed.reason);
