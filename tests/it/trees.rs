@@ -9,7 +9,7 @@ use packmule::failpoint;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::support::double::{Fault, When};
+use crate::support::double::{Fault, Object, When, md5};
 use crate::support::files::{self, errno};
 use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store, torture};
@@ -123,13 +123,15 @@ on_every_store! {
         assert!(store.get("u/d0/f04").is_some() && store.get("u/d2/f02").is_none(), "{:?}", store.keys());
         // In the store's clock it is later.
         std::thread::sleep(Duration::from_millis(2100));
-        for key in ["t/d0/f00", "t/d3/f03", "t/d3/extra", "u/d2/f02"] {
+        for key in ["t/d0/f00", "t/d3/f03", "t/d3/extra"] {
             store.put(key, "theirs");
         }
+        // As long as ours.
+        store.put("u/d2/f02", "content ?");
         mount.again();
         let mut expected = only_files(tree("u"));
         expected.remove("u/d3/f03");
-        for (key, bytes) in [("t/d0/f00", "theirs"), ("t/d3/f03", "theirs"), ("t/d3/extra", "theirs"), ("u/d2/f02", "theirs")] {
+        for (key, bytes) in [("t/d0/f00", "theirs"), ("t/d3/f03", "theirs"), ("t/d3/extra", "theirs"), ("u/d2/f02", "content ?")] {
             expected.insert(key.to_owned(), bytes.to_owned());
         }
         expected.insert("t/d2/f02".to_owned(), "content 2".to_owned());
@@ -161,6 +163,58 @@ fn a_rename_goes_on_where_it_was() {
         drop(mount);
         store.keys().iter().for_each(|key| store.delete(key));
     }
+}
+
+/// ETags of objects that were sent in parts, or are encrypted, are not those of their copies: the list of copies tells them, and where
+/// that is lost, too, their checksums.
+#[test]
+fn copies_are_known_without_their_etags() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let double = store.as_double().unwrap();
+    for lost in [false, true] {
+        for (key, bytes) in only_files(tree("t")) {
+            let object = Object::new(bytes.into_bytes());
+            double.put_object("releases", &key, Object { etag: format!("{}-2", object.etag), ..object });
+        }
+        let mut mount = killed_while_renaming(&store, "tree-verified", &[], |_| {});
+        let state = mount.home().join("state");
+        let list = files::tree(&state).into_keys().find(|path| path.extension().is_some_and(|extension| extension == "copies"));
+        let list = state.join(list.unwrap());
+        let text = fs::read(&list).unwrap();
+        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 12);
+        if lost {
+            fs::write(&list, &text[..text.len() / 2]).unwrap();
+        }
+        double.reset_requests();
+        mount.again();
+        is_renamed(&mount, &store, ["t", "u"], &format!("lost {lost}"));
+        let requests = double.requests();
+        assert_eq!(requests.of("CopyObject"), 0, "lost {lost}: {:?}", requests.summary());
+        drop(mount);
+        store.keys().iter().for_each(|key| store.delete(key));
+    }
+}
+
+/// An ETag that looks like an MD5 and is none (as where objects are encrypted) is found out once, not for each copy.
+#[test]
+fn etags_of_encrypted_objects_say_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::with(Store::double(), &["max_connections=2"]);
+    for (key, bytes) in only_files(tree("t")) {
+        let etag = md5(format!("encrypted {key}").as_bytes());
+        stage.double().put_object("releases", &key, Object { etag, ..Object::new(bytes.into_bytes()) });
+    }
+    stage.double().reset_requests();
+    fs::rename(stage.path("t"), stage.path("u")).unwrap();
+    assert_eq!(files_of(&stage.store), only_files(tree("u")));
+    let requests = stage.double().requests();
+    // Two for each copy that is under way just then, and one of the deletes.
+    assert!(requests.of("HeadObject") <= 2 * 2 + 1, "{:?}", requests.summary());
 }
 
 /// A file that waits since an earlier mount, and that nobody has looked at, is renamed with its directory while it is sent.
