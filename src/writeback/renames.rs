@@ -55,6 +55,9 @@ pub struct TreeRename {
     pub stage: RenameStage,
     /// LastModified of the newest object that was listed: what is newer came later, and is not part of it.
     pub newest: SystemTime,
+    /// A mount has found it: what waited in the spool below the old name goes to the new one, and what came since stays.
+    #[serde(default)]
+    pub found: bool,
 }
 
 impl PutOff for TreeRename {
@@ -225,14 +228,18 @@ impl Renames {
         Self { unfinished: Mutex::new(unfinished.collect()) }
     }
 
-    /// Files below the old name go to the new one.
+    /// Files below the old name go to the new one: those that the run left which was cut off.
     pub fn redirect(&self, disk: &Disk, mut found: Vec<Found>) -> Vec<Found> {
-        let renames: Vec<TreeRename> = self.unfinished.lock().iter().map(|one| one.journalled.what.clone()).collect();
-        for rename in renames {
+        for one in self.unfinished.lock().iter_mut().filter(|one| !one.journalled.what.found) {
+            let what = TreeRename { found: true, ..one.journalled.what.clone() };
             for found in found.iter_mut() {
-                if let Err(error) = redirect(disk, found, &rename) {
+                if let Err(error) = redirect(disk, found, &what) {
                     tracing::warn!("{}: {error}: it goes on under its old name", found.record_path.display());
                 }
+            }
+            match Journalled::put(disk.clone(), one.journalled.path().to_owned(), what) {
+                Ok(journalled) => one.journalled = journalled,
+                Err(error) => tracing::warn!("{}: {error}", one.journalled.path().display()),
             }
         }
         found

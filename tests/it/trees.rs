@@ -358,7 +358,7 @@ fn a_rename_that_cannot_be_ended_is_said() {
     }
     let store = Store::double();
     put_all(&store, &tree("t"));
-    let mut mount = killed_while_renaming(&store, "tree-copied:3", &["max_connections=1"], |_| {});
+    let mut mount = killed_while_renaming(&store, "tree-copied:3", &["max_connections=1", "write_back=1h"], |_| {});
     let double = store.as_double().unwrap();
     double.fault(When::operation("CopyObject").key("u/d3/f03"), Fault::Error(403, "AccessDenied"));
     mount.again();
@@ -369,9 +369,19 @@ fn a_rename_that_cannot_be_ended_is_said() {
     });
     assert_eq!(fs::read_to_string(mount.path("t/d3/f03")).unwrap(), "content 3");
     assert_eq!(fs::read_to_string(mount.path("u/d0/f00")).unwrap(), "content 0");
+    // What is put there now is no part of it, neither in the spool nor in S3.
+    std::thread::sleep(Duration::from_millis(2100));
+    store.put("t/in S3", "later");
+    files::write(&mount.path("t/in the spool"), b"later").unwrap();
+    mount.crash();
     double.clear_faults();
-    mount.remount();
-    is_renamed(&mount, &store, ["t", "u"], "the next mount");
+    mount.again();
+    let mut expected = only_files(tree("u"));
+    expected.extend(["t/in S3", "t/in the spool"].map(|key| (key.to_owned(), "later".to_owned())));
+    store.eventually("the next mount ends it", |store| {
+        files::output(mount.command().arg("flush").arg(mount.dir()));
+        files_of(store) == expected
+    });
 }
 
 /// While the store does not answer it waits for that, and then goes on.

@@ -267,6 +267,7 @@ fn rename_of(source: &Place, destination: &Place, newest: SystemTime) -> TreeRen
         to_key: destination.key.clone(),
         stage: RenameStage::Copying,
         newest,
+        found: false,
     }
 }
 
