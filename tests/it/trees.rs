@@ -350,6 +350,22 @@ fn copies_are_looked_at_before_anything_is_deleted() {
     }
 }
 
+/// A copy whose ETag and checksum are not those of its source: nothing is deleted.
+#[test]
+fn a_damaged_copy_is_found() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    put_all(&stage.store, &tree("t"));
+    // The store has lost a bit of it since it made its sums.
+    stage.double().put_object("releases", "t/d3/f03", Object { bytes: "content 2".into(), ..Object::new("content 3") });
+    assert_eq!(errno(fs::rename(stage.path("t"), stage.path("u"))), Errno::EIO);
+    let status = stage.mount.status();
+    assert!(status.contains("s3://releases/t/d3/f03: its copy holds other bytes"), "{status}");
+    assert!(only_files(tree("t")).keys().all(|key| stage.store.get(key).is_some()));
+}
+
 /// What the store refuses after a crash is said with both names, and tried again by the next mount.
 #[test]
 fn a_rename_that_cannot_be_ended_is_said() {

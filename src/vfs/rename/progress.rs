@@ -134,7 +134,7 @@ impl Progress {
         self.done.load(Relaxed)
     }
 
-    pub fn report(&self) -> RenameReport {
+    fn report(&self) -> RenameReport {
         let (phase, reason) = self.told.lock().clone();
         RenameReport {
             from: self.from.clone(),

@@ -53,10 +53,10 @@ impl Vfs {
         self.require_room(step).await?;
         self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
         let what = rename_of(source, destination, SystemTime::UNIX_EPOCH);
-        let running = self.tree_renames.begin(&what, false);
+        let (names, running) = (what.names(), self.tree_renames.begin(&what, false));
         let moved = self.move_objects(source, destination, what, &running).await;
         let (tree, copied, ended) = moved.map_err(|failed| {
-            let (from, to) = (&running.progress.report().from, &running.progress.report().to);
+            let (from, to) = &names;
             let reason = format!("{}; nothing of it is deleted", failed.reason);
             tracing::error!("{from}: the directory was not renamed to {to}: {reason}");
             running.tell("failed", &reason);

@@ -51,10 +51,10 @@ impl Vfs {
         let what = record.what().clone();
         let (from, to) = what.names();
         let running = self.tree_renames.begin(&what, earlier);
-        // Files that wait below the new name would be in the way of their own objects' copies.
-        let _guards = self.guard_both((&what.bucket, &what.key), (&what.to_bucket, &what.to_key)).await;
         let (mut pause, mut copies, mut changes) = (PAUSE.0, record.copies().await, 0);
         loop {
+            // Not while it waits for the store: nobody else is to wait for that longer than he would by himself.
+            let guards = self.guard_both((&what.bucket, &what.key), (&what.to_bucket, &what.to_key)).await;
             let failed = match self.go_on(record, &running.progress, &mut copies).await {
                 (ended, Ok(stays)) => {
                     ended.release(&copies).await;
@@ -89,6 +89,7 @@ impl Vfs {
                 tracing::warn!("{from}: the rename to {to} waits for the store: {}", failed.reason);
             }
             running.progress.waits(&failed.reason);
+            drop(guards);
             self.pause(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
