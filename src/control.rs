@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::cache::{CacheReport, CacheWish, Pin};
 use crate::cost::Cost;
 use crate::fuse::mountinfo::{self, FS_TYPE};
-use crate::vfs::PinReport;
+use crate::vfs::{PinReport, RenameReport};
 use crate::writeback::{DeleteStatus, EntryStatus};
 
 pub mod progress;
@@ -228,6 +228,9 @@ pub struct Status {
     /// What is kept in the cache whatever else is read.
     #[serde(default)]
     pub pins: Vec<PinReport>,
+    /// Directories that are being renamed, then the last ones of which something is to be said.
+    #[serde(default)]
+    pub renames: Vec<RenameReport>,
 }
 
 /// A file that is being written, waits, is uploaded or is parked; or a delete.
@@ -549,6 +552,15 @@ mod tests {
         }
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
         assert_eq!(serde_json::from_str::<Request>(r#"{"request":"umount"}"#).unwrap(), Request::Umount { timeout_ms: None });
+    }
+
+    #[test]
+    fn a_status_of_an_older_mount_is_understood() {
+        let mut told = serde_json::to_value(Status { pid: 7, ..Status::default() }).unwrap();
+        for newer in ["read_only", "conflicts", "pins", "renames"] {
+            assert!(told.as_object_mut().unwrap().remove(newer).is_some(), "{newer}");
+        }
+        assert_eq!(serde_json::from_value::<Status>(told).unwrap(), Status { pid: 7, ..Status::default() });
     }
 
     #[test]

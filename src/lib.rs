@@ -42,7 +42,8 @@
 //! # Where state lives
 //! The state directory (`$XDG_STATE_HOME/packmule`, `/var/lib/packmule` for root) holds the spool (data that S3 does not have yet:
 //! never in a cache directory, people delete those) and the remembered attributes. The cache directory can be deleted at any
-//! time, and what was pinned (`packmule cache pin`) is forgotten with it. Every mount locks sub-directories of its own; what lies in one
+//! time, and what was pinned (`packmule cache pin`) is forgotten with it. What takes several steps in S3 (deletes that are
+//! queued, a directory's rename) is on record there before the first, so that the next mount ends it. Every mount locks sub-directories of its own; what lies in one
 //! that no mount has is listed, copied out and thrown away by [`writeback::offline`], because a bucket that is gone is never mounted again.
 //!
 //! # What users are promised

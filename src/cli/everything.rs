@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::{Environment, resolve};
 use crate::control::{Client, DELETES_NAMED, Request, Response, Status, Upload};
 use crate::fuse::mountinfo::mounts;
+use crate::vfs::RenameReport;
 use crate::writeback::offline;
 
 /// Digits of a number that people type. A number is unique over the mounts of a machine; its end nearly always.
@@ -35,6 +36,8 @@ pub struct Left {
     pub source: String,
     /// What it holds.
     pub uploads: Vec<Upload>,
+    /// Directories whose rename was cut off.
+    pub renames: Vec<RenameReport>,
 }
 
 /// An upload and who has it.
@@ -141,7 +144,8 @@ impl From<offline::Folder> for Left {
         let (files, deletes) = (folder.entries.iter().map(Upload::from).collect(), &folder.deletes);
         let uploads = Upload::with_deletes(files, deletes.len(), &deletes[..deletes.len().min(DELETES_NAMED)]);
         let uploads = uploads.into_iter().map(|upload| Upload { waits: true, ..upload }).collect();
-        Self { spool: folder.dir, source: folder.identity, uploads }
+        let renames = folder.renames.iter().map(RenameReport::waiting).collect();
+        Self { spool: folder.dir, source: folder.identity, uploads, renames }
     }
 }
 
@@ -180,7 +184,8 @@ mod tests {
             uploads: vec![upload(1_700_000_000_123_456, "a"), upload(1_700_000_009_123_456, "b"), upload(42, "c")],
             ..Status::default()
         };
-        let left = Left { spool: "/s".into(), source: "e/b".into(), uploads: vec![upload(1_700_000_000_000_007, "a")] };
+        let left =
+            Left { spool: "/s".into(), source: "e/b".into(), uploads: vec![upload(1_700_000_000_000_007, "a")], renames: Vec::new() };
         let all = Everything { told: vec![mount], left: vec![left], ..Everything::default() };
         let numbers: Vec<String> = all.places().map(|place| all.number(place.upload)).collect();
         assert_eq!(numbers, ["0123456", "9123456", "42", "000007"]);

@@ -13,6 +13,7 @@ use super::cache::pin_line;
 use super::commands::path_of;
 use super::everything::{Everything, Left, Owner};
 use crate::control::{ConflictCopy, Status, Upload};
+use crate::vfs::RenameReport;
 
 /// `packmule status [DIRECTORY] [--json|--watch]`.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -81,6 +82,9 @@ fn waiting(left: &Left, found: &Everything) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{}: left by an earlier mount, waits for the next mount of it that may write", left.source.escape_debug());
     let _ = writeln!(text, "  spool: {}", left.spool.display().to_string().escape_debug());
+    for rename in &left.renames {
+        let _ = writeln!(text, "  {}", rename_line(rename));
+    }
     for upload in &left.uploads {
         text += &entry(upload, Owner::Folder(&left.spool), found);
     }
@@ -100,13 +104,17 @@ fn table(status: &Status, found: &Everything) -> String {
     );
     let _ = writeln!(text, "  cache: {} in {} files", size(status.cache_bytes), status.cache_files);
     text += &spent(status);
-    match (status.uploads.is_empty(), status.read_only) {
+    let idle = status.uploads.is_empty() && !status.renames.iter().any(RenameReport::runs);
+    match (idle, status.read_only) {
         (true, false) => text += "  everything is in S3\n",
         (true, true) => text += "  read-only: nothing is stored by this mount\n",
         (false, _) => {}
     }
     for pin in &status.pins {
         let _ = writeln!(text, "  {}", pin_line(pin));
+    }
+    for rename in &status.renames {
+        let _ = writeln!(text, "  {}", rename_line(rename));
     }
     for upload in &status.uploads {
         text += &entry(upload, Owner::Mount(&status.mountpoint), found);
@@ -165,6 +173,20 @@ fn conflict(copy: &ConflictCopy) -> String {
     )
 }
 
+/// A directory's rename. Names are escaped already.
+fn rename_line(rename: &RenameReport) -> String {
+    let RenameReport { from, to, phase, objects, done, bytes, copied, .. } = rename;
+    let reason = rename.reason.as_ref().map(|reason| format!("  {}", reason.escape_debug())).unwrap_or_default();
+    let resumed = if rename.resumed { "  (begun by an earlier mount)" } else { "" };
+    let far = match phase.as_str() {
+        "failed" | "done" | "waiting" => String::new(),
+        "listing" => format!(": {objects} objects so far"),
+        "copying" => format!(": {done} of {objects} objects, {} of {}", size(*copied), size(*bytes)),
+        _ => format!(": {done} of {objects} objects"),
+    };
+    format!("rename of {from} to {to}: {phase}{far}{reason}{resumed}")
+}
+
 /// An upload, and below it what can be done where it waits for that.
 fn entry(upload: &Upload, owner: Owner<'_>, found: &Everything) -> String {
     let number = found.number(upload);
@@ -217,6 +239,7 @@ mod tests {
         let status = Status { uploads: vec![upload, parked], conflicts: vec![copy], ..status };
         let found = Everything { told: vec![status.clone()], ..Everything::default() };
         let text = as_text(&found);
+        assert!(!text.contains("rename of"), "{text}");
         assert!(text.starts_with("s3://b/ on /m\n  up 1m 1s"), "{text}");
         assert!(text.contains("uploading  50% of    2.0 KiB  s3://b/a\\n.bin  slow"), "{text}");
         assert!(text.contains("  567890     parked") && text.contains("packmule retry 567890  |  packmule recover 567890 FILE"), "{text}");
@@ -239,6 +262,13 @@ mod tests {
         }
         assert!(!spent(&serde_json::from_value(old).unwrap()).contains("cost"));
         assert!(line(&Upload::default()).contains("0%"));
+        let rename = RenameReport { from: "s3://b/a/".into(), to: "s3://b/c/".into(), phase: "copying".into(), ..RenameReport::default() };
+        let rename = RenameReport { objects: 20, done: 3, bytes: 4096, copied: 1024, ..rename };
+        let failed = RenameReport { phase: "failed".into(), reason: Some("no".into()), resumed: true, ..rename.clone() };
+        let text = table(&Status { renames: vec![rename, failed], ..Status::default() }, &found);
+        assert!(text.contains("rename of s3://b/a/ to s3://b/c/: copying: 3 of 20 objects, 1.0 KiB of 4.0 KiB\n"), "{text}");
+        assert!(text.contains("rename of s3://b/a/ to s3://b/c/: failed  no  (begun by an earlier mount)"), "{text}");
+        assert!(!text.contains("everything is in S3"), "{text}");
         let delete = Upload { bucket: "b".into(), key: "k".into(), phase: Upload::DELETING.into(), ..Upload::default() };
         assert_eq!(line(&delete), "  deleting  s3://b/k");
     }

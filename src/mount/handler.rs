@@ -82,6 +82,7 @@ impl Answers {
             bytes_received: usage.received,
             conflicts: layers.writeback.conflicts(),
             pins: self.pins().await,
+            renames: layers.vfs.renames(),
         }
     }
 

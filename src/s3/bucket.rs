@@ -36,6 +36,8 @@ pub struct Bucket {
     /// A directory marker that exists, for the probe of conditional writes.
     pub(super) marker: parking_lot::Mutex<Option<Marker>>,
     pub(super) probe: tokio::sync::Mutex<()>,
+    /// Keys were deleted here as the versions that a listing told of.
+    pub(super) looked: AtomicBool,
     /// Keys for which a CreateMultipartUpload was sent and no answer understood, and since when: uploads that nobody knows may be there.
     pub(super) unknown_uploads: parking_lot::Mutex<HashMap<String, SystemTime>>,
 }
@@ -71,6 +73,7 @@ impl Bucket {
             acl_off: AtomicBool::new(false),
             marker: parking_lot::Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),
+            looked: AtomicBool::new(false),
             unknown_uploads: parking_lot::Mutex::default(),
         }
     }

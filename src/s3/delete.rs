@@ -1,6 +1,7 @@
 //! Batches of deletes, in which a key goes only as the version that was named: also where the store's DeleteObjects does not look.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,11 +22,16 @@ const SINGLY: usize = 16;
 /// Keys of a page of a listing.
 const PAGE: usize = 1000;
 
+/// Of fewer keys too much may lie between them.
+const LOOKED_AT_LEAST: usize = 16;
+
 /// The ETag of no object.
 const NO_OBJECT: &str = "00000000000000000000000000000000";
 
 /// A key, and the version of it that is meant; `None`: whatever is there.
 type Named = (String, Option<ETag>);
+/// The keys that are what was named, and those that are not, or cannot be looked at.
+type Looked = (Vec<Named>, Vec<(String, S3Error)>);
 
 /// The keys that DeleteObjects did not delete, and why.
 pub(crate) fn read_refused(root: &Element) -> impl Iterator<Item = (String, response::ErrorBody)> {
@@ -43,9 +49,10 @@ pub(crate) fn read_refused(root: &Element) -> impl Iterator<Item = (String, resp
 impl Bucket {
     /// Deletes keys that are what was named; answers those that failed.
     pub(super) async fn delete_keys(&self, keys: &[Named]) -> Result<Vec<(String, S3Error)>> {
-        let (keys, mut failed) = match self.compares(keys).await? {
-            true => (keys.to_vec(), Vec::new()),
-            false => self.unchanged(keys).await?,
+        let (keys, mut failed) = match self.first_look(keys).await? {
+            Some(looked) => looked,
+            None if self.compares(keys).await? => (keys.to_vec(), Vec::new()),
+            None => self.unchanged(keys).await?,
         };
         let batched = self.capabilities.lock().delete_many;
         let (batch, mut single): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| batched && xml::can_carry(key));
@@ -94,6 +101,19 @@ impl Bucket {
         Ok(read_refused(&answer.body).map(error).filter(|(_, error)| error.kind != ErrorKind::NoSuchKey).collect())
     }
 
+    /// The first time that many keys go: where one listing tells of all of them, they are as good as compared, for one request. To find
+    /// out whether the store does that by itself takes two, which pay later. `None` where it is to be found out, or known.
+    async fn first_look(&self, keys: &[Named]) -> Result<Option<Looked>> {
+        let named: Vec<&str> = keys.iter().filter(|(_, etag)| etag.is_some()).map(|(key, _)| key.as_str()).collect();
+        let known = self.capabilities.lock().conditional_deletes.is_some();
+        if known || named.len() < LOOKED_AT_LEAST || self.looked.swap(true, Relaxed) {
+            return Ok(None);
+        }
+        let now = self.listed(&named).await?;
+        let all = named.iter().all(|key| now.contains_key(*key));
+        Ok(all.then(|| self.compare(keys, now.into_iter().map(|(key, etag)| (key, Ok(etag))).collect())))
+    }
+
     /// True where the store compares the ETags of these keys by itself, or none is given. Found out once, by a key that is to go: sent
     /// with the ETag of no object it is refused, or gone as it should be.
     async fn compares(&self, keys: &[Named]) -> Result<bool> {
@@ -134,7 +154,7 @@ impl Bucket {
     }
 
     /// The keys that are what was named, and those that are another version by now, as a store that compares would refuse them.
-    async fn unchanged(&self, keys: &[Named]) -> Result<(Vec<Named>, Vec<(String, S3Error)>)> {
+    async fn unchanged(&self, keys: &[Named]) -> Result<Looked> {
         let named: Vec<&str> = keys.iter().filter(|(_, etag)| etag.is_some()).map(|(key, _)| key.as_str()).collect();
         let mut now: HashMap<String, Result<ETag>> = self.listed(&named).await?.into_iter().map(|(key, etag)| (key, Ok(etag))).collect();
         let missing: Vec<String> = named.into_iter().filter(|key| !now.contains_key(*key)).map(str::to_owned).collect();
@@ -149,6 +169,11 @@ impl Bucket {
                 found => now.insert(key, found.map(|head| head.etag)),
             };
         }
+        Ok(self.compare(keys, now))
+    }
+
+    /// By what a look at each key found.
+    fn compare(&self, keys: &[Named], mut now: HashMap<String, Result<ETag>>) -> Looked {
         let (mut same, mut failed) = (Vec::new(), Vec::new());
         for (key, etag) in keys {
             match (etag, now.remove(key)) {
@@ -166,7 +191,7 @@ impl Bucket {
                 _ => same.push((key.clone(), etag.clone())),
             }
         }
-        Ok((same, failed))
+        (same, failed)
     }
 
     /// The ETags of these keys by listing where they lie: no more pages than the keys would fill if nothing lay between them, and one.

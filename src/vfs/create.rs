@@ -151,7 +151,7 @@ impl Vfs {
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
             self.settle_other_kind(&place).await?;
             let unlinked = self.take_delete(&place).await?;
-            let put = self.put_marker(&place, stored, now).await;
+            let put = self.put_marker(&place, stored, now).await.map_err(Error::from);
             self.replaced(unlinked, put).await?;
             segment
         };

@@ -9,7 +9,7 @@ use super::inode::Place;
 use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{Ino, Root, Vfs, attr};
-use crate::s3::{ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
+use crate::s3::{self, ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
 
 /// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
 /// changes of a marker's attributes are gathered.
@@ -239,7 +239,7 @@ impl Vfs {
     }
 
     /// PUTs a marker object and remembers what a store that drops a marker's metadata (SeaweedFS) would forget.
-    pub(super) async fn put_marker(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) -> Result<()> {
+    pub(super) async fn put_marker(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) -> s3::Result<()> {
         let mut options = PutOptions {
             headers: ObjectHeaders { content_type: Some(MARKER_TYPE.to_owned()), ..ObjectHeaders::default() },
             ..PutOptions::default()

@@ -55,6 +55,7 @@ pub use deadline::asked_by;
 pub use error::{Error, Result};
 pub use passed::Backing;
 pub use pins::PinReport;
+pub use rename::RenameReport;
 
 use deadline::InVain;
 use guard::KeyGuards;
@@ -65,7 +66,7 @@ use passed::Passing;
 use pins::Pins;
 use queued::Recovered;
 use remember::Memory;
-use rename::RefusedRenames;
+use rename::{RefusedRenames, TreeRenames};
 use temporary::{Opens, TemporaryNames};
 
 /// Inode number; the root is [`ROOT`].
@@ -282,6 +283,7 @@ pub struct Vfs {
     temporary: TemporaryNames,
     opens: Opens,
     refused: RefusedRenames,
+    tree_renames: TreeRenames,
     notify: RwLock<Option<Arc<dyn Notify>>>,
     mounted: SystemTime,
     /// Listings begun before this moment are no longer used ([`Vfs::refresh`]).
@@ -313,6 +315,7 @@ impl Vfs {
             temporary,
             opens: Opens::default(),
             refused: RefusedRenames::default(),
+            tree_renames: TreeRenames::default(),
             notify: RwLock::new(None),
             mounted,
             epoch: AtomicU64::new(0),
@@ -330,6 +333,7 @@ impl Vfs {
         vfs.keep_pins();
         if !vfs.config.read_only {
             vfs.send_what_was_put_off().await;
+            vfs.resume_renames();
         }
         Ok(vfs)
     }

@@ -41,6 +41,20 @@ impl Recovered {
         Self { waiting: Mutex::new(waiting) }
     }
 
+    /// What nobody has looked at yet below a directory.
+    pub(super) fn take_below(&self, bucket: &str, prefix: &str) -> Vec<Arc<Staged>> {
+        let mut waiting = self.waiting.lock();
+        let below = waiting.extract_if(|(of, directory), _| of == bucket && directory.starts_with(prefix));
+        below.flat_map(|(_, files)| files).collect()
+    }
+
+    /// Gives back what [`Recovered::take_below`] took, for the directory that it belongs into by now.
+    pub(super) fn put_back(&self, staged: Arc<Staged>) {
+        let target = staged.target();
+        let directory = (target.store.bucket().to_owned(), split(&target.key).0.to_owned());
+        self.waiting.lock().entry(directory).or_default().push(staged);
+    }
+
     fn take(&self, bucket: &str, prefix: &str) -> Vec<Arc<Staged>> {
         self.waiting.lock().remove(&(bucket.to_owned(), prefix.to_owned())).unwrap_or_default()
     }

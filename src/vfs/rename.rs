@@ -14,13 +14,15 @@ use super::queued::split;
 use super::{Caller, Ino, Vfs};
 use crate::failpoint;
 use crate::s3::multipart::copy_object;
-use crate::s3::{CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome, delete_version};
+use crate::s3::{self, CopyMetadata, CopySource, ETag, ErrorKind, ObjectHead, PutOptions, PutOutcome, delete_version};
 use crate::writeback::{Attributes, Expect, OnConflict, Staged, Writeback};
 
+mod progress;
 mod refused;
 mod staged;
 mod tree;
 
+pub use progress::{RenameReport, TreeRenames};
 use refused::Asked;
 pub use refused::RefusedRenames;
 
@@ -374,7 +376,7 @@ impl Vfs {
     }
 
     /// One server-side copy with everything that the source carries, or what is wanted instead.
-    async fn copy(&self, from: &Place, to: &Place, object: &Object, current: &Attributes, wanted: &Attributes) -> Result<PutOutcome> {
+    async fn copy(&self, from: &Place, to: &Place, object: &Object, current: &Attributes, wanted: &Attributes) -> s3::Result<PutOutcome> {
         let source = CopySource {
             bucket: from.store.bucket().to_owned(),
             key: from.key.clone(),

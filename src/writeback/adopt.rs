@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 use super::abandoned::Abandoned;
 use super::disk::Disk;
 use super::journal::{Deletion, MetadataChange, PutOff};
+use super::renames::{self, TreeRename};
 use super::spool::{Found, number_of, scan};
+
+/// What the names of files end with that tell what was put off.
+const JOURNALS: [&str; 4] = [Deletion::EXTENSION, MetadataChange::EXTENSION, Abandoned::EXTENSION, TreeRename::EXTENSION];
 
 /// Which mount's spool is opened.
 #[derive(Clone, Debug)]
@@ -51,8 +55,9 @@ impl Contents {
             let path = entry?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("json") => mixed |= !known.contains(path.as_path()),
-                Some(Deletion::EXTENSION | MetadataChange::EXTENSION | Abandoned::EXTENSION) => match bucket_of(&path) {
-                    Some(bucket) if whose.owns(&bucket) => journals.push(path),
+                Some(renames::COPIES) => renames::tidy(disk, &path)?,
+                Some(extension) if JOURNALS.contains(&extension) => match buckets_of(&path) {
+                    Some(buckets) if buckets.iter().all(|bucket| whose.owns(bucket)) => journals.push(path),
                     Some(_) => mixed = true,
                     // Cut short by a crash: the call had not returned.
                     None => disk.remove(&path, false)?,
@@ -89,8 +94,7 @@ impl Contents {
         }
         for journal in self.journals {
             let to = free_name(own, &journal);
-            let done = fs::read(&journal).and_then(|text| disk.replace(&to, &text, true)).and_then(|()| disk.remove(&journal, true));
-            if let Err(error) = done {
+            if let Err(error) = move_journal(disk, &journal, &to) {
                 tracing::warn!("{}: not moved to {}: {error}", journal.display(), own.display());
                 all = false;
             }
@@ -124,15 +128,22 @@ fn move_entry(disk: &Disk, data: &Path, record: &Path, own: &Path) -> io::Result
     Ok((to, to_record))
 }
 
+/// A rename's list of copies goes first: one without its record is removed by the next look.
+fn move_journal(disk: &Disk, journal: &Path, to: &Path) -> io::Result<()> {
+    let copies = journal.with_extension(renames::COPIES);
+    if journal.extension().is_some_and(|extension| extension == TreeRename::EXTENSION) && copies.exists() {
+        disk.replace(&to.with_extension(renames::COPIES), &fs::read(&copies)?, true)?;
+    }
+    disk.replace(to, &fs::read(journal)?, true)?;
+    disk.remove(journal, true)?;
+    if copies.exists() { disk.remove(&copies, false) } else { Ok(()) }
+}
+
 /// The same name, or one with the next number that nothing in the folder has.
 fn free_name(own: &Path, from: &Path) -> PathBuf {
     let number = number_of(from).unwrap_or_default();
     let extension = from.extension().unwrap_or_default();
-    let taken = |name: &PathBuf| {
-        ["data", "json", Deletion::EXTENSION, MetadataChange::EXTENSION, Abandoned::EXTENSION]
-            .iter()
-            .any(|extension| name.with_extension(extension).exists())
-    };
+    let taken = |name: &PathBuf| ["data", "json"].iter().chain(&JOURNALS).any(|extension| name.with_extension(extension).exists());
     let mut names = (number..).map(|number| own.join(number.to_string()).with_extension(extension));
     names.find(|name| !taken(name)).unwrap_or_else(|| own.join(from.file_name().unwrap_or_default()))
 }
@@ -141,13 +152,15 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// The bucket that a journal's file is about.
-fn bucket_of(path: &Path) -> Option<String> {
+/// The buckets that a journal's file is about.
+fn buckets_of(path: &Path) -> Option<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct About {
         bucket: String,
+        to_bucket: Option<String>,
     }
-    serde_json::from_slice(&fs::read(path).ok()?).ok().map(|About { bucket }| bucket)
+    let About { bucket, to_bucket } = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    Some(std::iter::once(bucket).chain(to_bucket).collect())
 }
 
 #[cfg(test)]
@@ -176,6 +189,12 @@ mod tests {
             fs::write(spool.record(number + 10).with_extension("delete"), delete).unwrap();
             let abort = format!("{{\"bucket\":\"{bucket}\",\"key\":\"{number}\",\"id\":\"u\",\"begun\":0}}");
             fs::write(spool.record(number + 20).with_extension("abort"), abort).unwrap();
+            let time = "{\"secs_since_epoch\":0,\"nanos_since_epoch\":0}";
+            let rename = format!(
+                "{{\"bucket\":\"{bucket}\",\"key\":\"{number}/\",\"to_bucket\":\"{bucket}\",\"to_key\":\"n/\",\"stage\":\"copying\",\"newest\":{time}}}"
+            );
+            fs::write(spool.record(number + 30).with_extension("rename"), rename).unwrap();
+            fs::write(spool.record(number + 30).with_extension("copies"), number.to_string()).unwrap();
         }
     }
 
@@ -188,14 +207,36 @@ mod tests {
             deletes.iter().map(|journalled| format!("not {} of {}", journalled.what.key, journalled.what.bucket)).collect();
         let aborts = spool.put_off::<Abandoned>();
         deletes.extend(aborts.iter().map(|journalled| format!("upload of {} of {}", journalled.what.upload.key, journalled.what.bucket)));
+        for renamed in spool.put_off::<TreeRename>() {
+            let copies = fs::read_to_string(renamed.path().with_extension("copies")).unwrap();
+            deletes.push(format!("rename of {}{copies} of {}", renamed.what.key, renamed.what.bucket));
+        }
         deletes.dedup();
         let mut all: Vec<_> = entries.chain(deletes).collect();
         all.sort();
         (spool, all)
     }
 
-    const OF_A: [&str; 6] = ["1: 1 of a", "3: 3 of a", "not 1 of a", "not 3 of a", "upload of 1 of a", "upload of 3 of a"];
-    const OF_B: [&str; 6] = ["2: 2 of b", "4: 4 of b", "not 2 of b", "not 4 of b", "upload of 2 of b", "upload of 4 of b"];
+    const OF_A: [&str; 8] = [
+        "1: 1 of a",
+        "3: 3 of a",
+        "not 1 of a",
+        "not 3 of a",
+        "rename of 1/1 of a",
+        "rename of 3/3 of a",
+        "upload of 1 of a",
+        "upload of 3 of a",
+    ];
+    const OF_B: [&str; 8] = [
+        "2: 2 of b",
+        "4: 4 of b",
+        "not 2 of b",
+        "not 4 of b",
+        "rename of 2/2 of b",
+        "rename of 4/4 of b",
+        "upload of 2 of b",
+        "upload of 4 of b",
+    ];
 
     #[test]
     fn each_bucket_s_mount_goes_on_with_its_own_at_the_same_time() {

@@ -5,7 +5,7 @@
 //! become durable before the bytes of what was renamed, so nothing durable is ever replaced by something that is not.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -165,6 +165,13 @@ impl Disk {
         self.before(Change::Rename { from: &temp, to: path })?;
         fs::rename(&temp, path)?;
         if sync { self.sync_parent(path) } else { Ok(()) }
+    }
+
+    /// Adds to the end of a small file, which is made where there is none. A power cut may lose it.
+    pub fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        self.before(Change::Write { path, at: file.metadata()?.len(), bytes })?;
+        file.write_all(bytes)
     }
 
     /// Gives a file a second name. Durable with the next durable change in the directory of `to`.

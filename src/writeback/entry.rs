@@ -20,6 +20,7 @@ use super::metacopy::Copies;
 use super::pace::Meter;
 use super::plan::{How, Piece};
 use super::recover::Stranded;
+use super::renames::Renames;
 use super::rights::Rights;
 use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub recovered: Mutex<Vec<Arc<Entry>>>,
     /// Deletions that an earlier run put off, until they are asked for.
     pub deletions: Mutex<Vec<Journalled<Deletion>>>,
+    /// Renames of directories that an earlier run did not come to end.
+    pub renames: Renames,
     /// Metadata that an earlier run did not come to send, until it is asked for.
     pub metadata: Mutex<Vec<Journalled<MetadataChange>>>,
     /// What an earlier run left for buckets that cannot be reached.
@@ -83,7 +86,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub fn new(config: SpoolConfig, spool: Spool, hooks: Arc<dyn Hooks>) -> (Arc<Shared>, mpsc::UnboundedReceiver<Message>) {
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let (deletions, metadata) = (spool.put_off(), spool.put_off());
+        let (deletions, metadata, renames) = (spool.put_off(), spool.put_off(), Renames::new(spool.put_off()));
         let shared = Shared {
             memory: Arc::new(Semaphore::new(transfer::chunks_in_memory(config.memory_limit))),
             config,
@@ -107,6 +110,7 @@ impl Shared {
             chores: AtomicUsize::new(0),
             recovered: Mutex::default(),
             deletions: Mutex::new(deletions),
+            renames,
             metadata: Mutex::new(metadata),
             stranded: Mutex::default(),
             hurried: Notify::new(),

@@ -92,6 +92,16 @@ impl<T: PutOff> Journalled<T> {
         Some(Self { what, path: path.to_owned(), disk: disk.clone() })
     }
 
+    /// Puts another in its place.
+    pub(crate) async fn replace(&self, what: T) -> Result<Self, Error> {
+        Self::write(self.disk.clone(), self.path.clone(), what).await
+    }
+
+    /// Its file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The number in its file's name.
     pub(crate) fn number(&self) -> u64 {
         number_of(&self.path).unwrap_or_default()

@@ -40,6 +40,7 @@ mod plan;
 mod publish;
 mod reason;
 mod recover;
+mod renames;
 mod rights;
 mod rolling;
 mod sent;
@@ -64,6 +65,7 @@ mod tests_resume;
 pub use copy_out::{Kept, Run};
 pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
+pub use renames::{CopiesMade, CopyMade, RenameRecord, RenameStage, TreeRename};
 pub use staged::Staged;
 pub use status::{ConflictCopy, DeleteStatus, DrainReport, EntryStatus};
 
@@ -317,6 +319,8 @@ impl Writeback {
         };
         let (shared, inbox) = Shared::new(config, spool, hooks);
         uploader::start(shared.clone(), inbox);
+        let redirecting = shared.clone();
+        let found = spool::blocking(move || Ok(redirecting.renames.redirect(&redirecting.spool.disk, found))).await?;
         abandoned::resume(&shared, &account);
         recover::resume(&shared, found, &account).await;
         deletes::start(shared.clone());

@@ -11,6 +11,7 @@ use super::disk::{Disk, SpoolFile};
 use super::journal::{Deletion, Journalled, PutOff};
 use super::manifest::{Phase, Record};
 use super::recover::{catch_up, promised, standing};
+use super::renames::TreeRename;
 use super::spool::{self, Found};
 use super::{DeleteStatus, EntryStatus};
 
@@ -25,6 +26,8 @@ pub struct Folder {
     pub entries: Vec<EntryStatus>,
     /// The deletes.
     pub deletes: Vec<DeleteStatus>,
+    /// The renames of directories.
+    pub renames: Vec<TreeRename>,
 }
 
 /// The folders below a spool directory that no mount has locked and that hold something.
@@ -42,20 +45,21 @@ pub fn folders(spool_dir: &Path) -> io::Result<Vec<Folder>> {
         // One that is being made has no identity yet.
         let Ok(identity) = fs::read_to_string(dir.join("identity")) else { continue };
         let Some(_lock) = spool::lock(&dir)? else { continue };
-        let (mut entries, mut deletes) = (Vec::new(), Vec::new());
+        let (mut entries, mut deletes, mut renames) = (Vec::new(), Vec::new(), Vec::new());
         for file in fs::read_dir(&dir)? {
             let path = file?.path();
             let Some(id) = spool::number_of(&path) else { continue };
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("json") => entries.extend(kept(&disk, &dir, id)?.map(|kept| kept.status)),
                 Some(Deletion::EXTENSION) => deletes.extend(Journalled::read(&disk, &path).as_ref().map(queued)),
+                Some(TreeRename::EXTENSION) => renames.extend(Journalled::read(&disk, &path).map(|journalled| journalled.what)),
                 _ => {}
             }
         }
         entries.sort_by_key(|entry| entry.id);
         deletes.sort_by_key(|delete| delete.id);
-        if !entries.is_empty() || !deletes.is_empty() {
-            folders.push(Folder { dir, identity, entries, deletes });
+        if !entries.is_empty() || !deletes.is_empty() || !renames.is_empty() {
+            folders.push(Folder { dir, identity, entries, deletes, renames });
         }
     }
     folders.sort_by(|a, b| a.dir.cmp(&b.dir));

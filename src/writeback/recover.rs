@@ -25,7 +25,7 @@ use super::{Base, EntryStatus, Error, Expect, Staged, Target, abandoned, offline
 use crate::s3::{Account, Checksum, ChecksumKind, ETag, ErrorKind, Part, S3Error, Store};
 
 /// An entry whose close had returned, and its record.
-type Promise = (Arc<Entry>, Record);
+pub(super) type Promise = (Arc<Entry>, Record);
 
 /// Pauses between looks for a bucket: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -79,17 +79,19 @@ async fn take_all_in(shared: &Arc<Shared>, found: Vec<(u64, Found, Arc<dyn Store
             promises.entry((promise.1.bucket.clone(), promise.1.key.clone())).or_default().push(promise);
         }
     }
-    for mut versions in promises.into_values() {
+    for ((bucket, key), mut versions) in promises {
         versions.sort_by_key(|(_, record)| record.order);
         // The name means the newest.
         shared.recovered.lock().extend(versions.last().map(|(entry, _)| entry.clone()));
-        tokio::spawn(go_on_in_turn(shared.clone(), versions));
+        if let Some(versions) = shared.renames.keep_waiting(&bucket, &key, versions) {
+            tokio::spawn(go_on_in_turn(shared.clone(), versions));
+        }
     }
 }
 
 /// What was promised under one name goes on, the oldest first: it may have been on its way when a newer one took its place, and what
 /// that is conditional on is then what becomes of the older.
-async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<Promise>) {
+pub(super) async fn go_on_in_turn(shared: Arc<Shared>, versions: Vec<Promise>) {
     let mut before: Option<Arc<Entry>> = None;
     for (entry, record) in versions {
         if let Some(older) = before.take()

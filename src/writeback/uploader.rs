@@ -322,7 +322,7 @@ impl Uploader {
         }
         let mut intent = job.entry.intent.lock();
         intent.resuming = false;
-        let due = intent.phase == Phase::Sealed;
+        let due = intent.phase == Phase::Sealed && !intent.paused;
         drop(intent);
         if due {
             self.publish(id, Goal::Object, None);

@@ -41,6 +41,7 @@ mod start;
 mod status;
 mod support;
 mod temporary;
+mod trees;
 mod versions;
 mod waiting;
 mod walks;
@@ -59,6 +60,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("handles", handles::COMMON),
     ("links", links::COMMON),
     ("namespace", namespace::COMMON),
+    ("trees", trees::COMMON),
     ("options", options::COMMON),
     ("outages", outages::COMMON),
     ("programs", programs::COMMON),

@@ -45,7 +45,7 @@ impl Fake {
             _ => String::new(),
         };
         // A prefix that is continued after holds all that is below it.
-        let past = |key: &str| key > after.as_str() && !(after.ends_with('/') && key.starts_with(&after));
+        let past = |key: &str| key > after.as_str() && !(request.delimited && after.ends_with('/') && key.starts_with(&after));
         let mut names: BTreeMap<String, bool> = BTreeMap::new();
         let mut keys = self.keys.iter().filter(|key| key.starts_with(&request.prefix) && past(key));
         for key in keys.by_ref() {
@@ -100,7 +100,12 @@ fn names_of(page: &ListPage) -> impl Iterator<Item = String> {
 
 /// All names in the order in which they come, how many requests and how many round trips that took.
 async fn read(fake: &Arc<Fake>, prefix: &str, memory: u64) -> (Vec<String>, usize, u32) {
-    let request = ListRequest { prefix: prefix.to_owned(), delimited: true, ..ListRequest::default() };
+    read_as(fake, prefix, true, memory).await
+}
+
+/// As [`read`]; not delimited: every key below the prefix.
+async fn read_as(fake: &Arc<Fake>, prefix: &str, delimited: bool, memory: u64) -> (Vec<String>, usize, u32) {
+    let request = ListRequest { prefix: prefix.to_owned(), delimited, ..ListRequest::default() };
     let (first, mut rounds) = (fake.list(&request), 1);
     let mut names: Vec<String> = names_of(&first).collect();
     let Some(mut sweep) = Sweep::after(&request, &first, 32, memory, fake.lister()) else { return (names, 1, rounds) };
@@ -166,6 +171,19 @@ async fn five_thousand_names_take_six_requests() {
     assert!(names == fake.keys && requests <= 6, "{requests}");
 }
 
+/// A tree is listed without delimiter, its directories as names among others.
+#[tokio::test]
+async fn the_keys_of_a_tree_are_listed_in_ranges_too() {
+    let shapes: [(&str, u32, Shape); 2] =
+        [("months", 60, |n| format!("t/{:04}/{:02}/{n:05}.jpg", n / 5000, n / 400 % 12)), ("flat", 12, |n| format!("t/d/{n:05}"))];
+    for (shape, most, name) in shapes {
+        let fake = Fake::new((0..60_000).map(name), 1000);
+        let (names, requests, rounds) = read_as(&fake, "t/", false, u64::MAX).await;
+        assert!(names == fake.keys, "{shape}: {} names", names.len());
+        assert!(rounds <= most && requests <= 131, "{shape}: {requests} requests, {rounds} round trips");
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_ignores_where_to_begin_is_listed_in_order() {
     let mut fake = Fake::new((0..2_000).map(|n| format!("{n:05}")), 100);
@@ -196,6 +214,8 @@ proptest! {
     fn every_name_comes_once_and_in_order(keys in prop::collection::hash_set("p/[a-c0-3/é-]{1,7}", 1..300), page in 1..9_usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let fake = Fake::new(keys, page);
+        let (keys, ..) = runtime.block_on(read_as(&fake, "p/", false, u64::MAX));
+        prop_assert_eq!(&keys, &fake.keys);
         let all = Fake::new(fake.keys.clone(), usize::MAX).list(&ListRequest { prefix: "p/".to_owned(), delimited: true, ..ListRequest::default() });
         let (names, ..) = runtime.block_on(read(&fake, "p/", u64::MAX));
         prop_assert_eq!(names, names_of(&all).collect::<Vec<_>>());

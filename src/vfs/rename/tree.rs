@@ -1,19 +1,27 @@
-//! A directory's key changes by a copy of everything below it, and a delete once all of that is there.
+//! A directory's key changes by a copy of everything below it, and a delete once all of that is there and was looked at. The rename is
+//! on record until it has ended: the next mount goes on with one that was cut off.
 
-use std::collections::{BTreeSet, HashSet};
-
-use futures::{StreamExt, TryStreamExt};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::super::error::{Error, Result};
 use super::super::file::target;
+use super::super::guard::KeyGuard;
 use super::super::inode::{Object, Place};
 use super::super::listing::Listing;
-use super::super::lookup::{LINK_MAX, object_of};
-use super::super::remember::Row;
-use super::super::{Ino, Vfs, attr};
-use super::{Move, copied_object};
-use crate::s3::{DELETE_MOST, ETag, ListEntry, ListRequest};
-use crate::writeback::Attributes;
+use super::super::path::KEY_MAX;
+use super::super::{Ino, Vfs};
+use super::Move;
+use super::progress::{Failed, Running};
+use crate::failpoint;
+use crate::s3::{ETag, ListEntry, ListRequest};
+use crate::writeback::{RenameRecord, RenameStage, Staged, TreeRename};
+
+mod resume;
+mod steps;
+
+use steps::{Copied, Tree, grouped};
 
 impl Vfs {
     /// Moves all that is below a directory. Nothing that waits for its publication gets one under the old name meanwhile.
@@ -25,7 +33,9 @@ impl Vfs {
         };
         // What is on its way already arrives first, where the listing finds it.
         let queued = self.pause_queued(files.into_iter()).await?;
-        let result = self.move_tree(dir, step).await;
+        let unseen = self.pause_unseen(&step.source).await?;
+        let result = self.move_tree(dir, step, &unseen).await;
+        drop(unseen);
         for paused in queued {
             let (ino, staged) = (paused.ino, paused.staged.clone());
             drop(paused);
@@ -35,67 +45,127 @@ impl Vfs {
     }
 
     /// Every object below the prefix is copied, and only when all copies are in are the sources deleted.
-    async fn move_tree(&self, dir: Ino, step: &Move) -> Result<()> {
+    async fn move_tree(&self, dir: Ino, step: &Move, unseen: &Unseen<'_>) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
-        let _source = self.guards.tree(source.store.bucket(), &source.key).await;
-        let _target = self.guards.tree(destination.store.bucket(), &destination.key).await;
+        let _guards = self.guard_both((source.store.bucket(), &source.key), (destination.store.bucket(), &destination.key)).await;
         self.settle_deletes_below(source).await?;
         self.settle_deletes_below(destination).await?;
         self.require_room(step).await?;
         self.writeback.finish_metadata_below(source.store.bucket(), &source.key).await;
-        let objects = self.list_tree(source).await?;
-        let copies = futures::stream::iter(objects.into_iter().map(|entry| self.copy_below(source, destination, entry)));
-        let copied: Vec<Copied> = match copies.buffer_unordered(self.config.max_connections).try_collect().await {
-            Ok(copied) => copied,
-            Err(error) => {
-                tracing::error!(
-                    "{}: the directory was not renamed: {error:?}; all of it is still there, and some of it is under {} too",
-                    source.key,
-                    destination.key
-                );
-                return Err(error);
-            }
-        };
-        // What somebody else has changed meanwhile stays where it is.
-        let mut keys: Vec<(String, Option<ETag>)> = copied.iter().map(|copy| (copy.source.clone(), copy.etag())).collect();
-        if source.store.capabilities().real_directories {
-            let known: HashSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
-            let above: BTreeSet<&str> = known.iter().flat_map(|key| directories_of(key, source.key.len())).collect();
-            let implied: Vec<String> = above.into_iter().filter(|key| !known.contains(key)).map(str::to_owned).collect();
-            keys.extend(implied.into_iter().map(|key| (key, None)));
-        }
-        // Markers last, the deepest first: a real directory that loses its marker before its names stays.
-        keys.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
-        for batch in keys.chunks(DELETE_MOST) {
-            let refused = source.store.delete_many(batch).await.inspect_err(|error| {
-                tracing::error!("{}: was copied to {} and stays under the old name too: {error}", source.key, destination.key);
-            })?;
-            for (key, error) in refused {
-                tracing::warn!("{key} was copied to its new name and stays under the old one too: {error}");
-            }
-        }
+        let what = rename_of(source, destination, SystemTime::UNIX_EPOCH);
+        let (names, running) = (what.names(), self.tree_renames.begin(&what, false));
+        let moved = self.move_objects(source, destination, what, &running).await;
+        let (tree, copied, ended) = moved.map_err(|failed| {
+            let (from, to) = &names;
+            let reason = format!("{}; nothing of it is deleted", failed.reason);
+            tracing::error!("{from}: the directory was not renamed to {to}: {reason}");
+            running.tell("failed", &reason);
+            // Some of it may be there.
+            self.look_again(step);
+            failed.error
+        })?;
         for copy in &copied {
             self.forget_object(&Place { store: source.store.clone(), key: copy.source.clone() });
-            let below = copy.source.get(source.key.len()..).unwrap_or_default();
             if let Some((_, object)) = &copy.objects {
-                self.note_made(&Place { store: destination.store.clone(), key: format!("{}{below}", destination.key) }, object);
+                self.note_made(&tree.target_of(tree.below(&copy.source)), object);
             }
         }
-        self.retarget_below(dir, source, destination, &copied).await?;
+        let retargeted = self.retarget_below(dir, &tree, &copied, unseen).await;
+        failpoint::pass("tree-deleted");
         self.relink(dir, step).await;
+        self.forget_below(dir);
+        // Else it is on record still: what is queued goes to the new name at the next mount.
+        retargeted?;
+        match ended {
+            Ended::Whole => tree.record.forget().await,
+            Ended::Kept(reason) => {
+                running.tell("done", &reason);
+                tree.record.forget().await;
+            }
+            Ended::Later => self.resume_later(tree.record),
+        }
+        Ok(())
+    }
+
+    /// Keeps others out of two trees: always in the same order, so that two renames never wait for each other.
+    async fn guard_both(&self, one: (&str, &str), other: (&str, &str)) -> [KeyGuard; 2] {
+        let (first, second) = (one.min(other), one.max(other));
+        [self.guards.tree(first.0, first.1).await, self.guards.tree(second.0, second.1).await]
+    }
+
+    /// Copies, looks and deletes. On failure nothing was deleted, and it is not on record any more.
+    async fn move_objects(
+        &self,
+        source: &Place,
+        destination: &Place,
+        what: TreeRename,
+        running: &Running,
+    ) -> Result<(Tree, Vec<Copied>, Ended), Failed> {
+        let objects = self.list_tree(source, &running.progress).await?;
+        let longest = objects.iter().map(|entry| entry.key.len() - source.key.len()).max().unwrap_or_default();
+        if destination.key.len() + longest > KEY_MAX {
+            return Err(Failed::new(Error::NameTooLong, format!("a key below the new name would be longer than {KEY_MAX} bytes")));
+        }
+        let newest = objects.iter().map(|entry| entry.last_modified).max().unwrap_or(what.newest);
+        let record = self.writeback.begin_rename(TreeRename { newest, ..what }).await.map_err(Error::from)?;
+        failpoint::pass("tree-recorded");
+        let mut tree = Tree::new(source.clone(), destination.clone(), record, running.progress.clone(), false);
+        let mut copied = Vec::with_capacity(objects.len());
+        if let Err(failed) = self.copy_and_look(&mut tree, objects, &mut copied).await {
+            let reason = format!(
+                "{}; {} of {} objects are under the new name too, and are to be removed there before it is renamed again",
+                failed.reason,
+                copied.len(),
+                tree.progress.objects()
+            );
+            tree.record.forget().await;
+            return Err(Failed { reason, ..failed });
+        }
+        let ended = match self.delete_sources(&tree, &copied).await {
+            Ok(stays) if stays.is_empty() => Ended::Whole,
+            Ok(stays) => Ended::Kept(stay(&stays)),
+            Err((failed, deleted)) if !deleted && !failed.passes => {
+                tree.record.forget().await;
+                return Err(Failed {
+                    reason: format!(
+                        "{}; all of it is under the new name too, and is to be removed there before it is renamed again",
+                        failed.reason
+                    ),
+                    ..failed
+                });
+            }
+            // All of it is under the new name.
+            Err((failed, _)) => {
+                tracing::warn!("{}: was renamed, and is deleted under the old name later: {}", source.key, failed.reason);
+                Ended::Later
+            }
+        };
+        Ok((tree, copied, ended))
+    }
+
+    /// Copies what there is, and writes down that all of it is copied once it was looked at.
+    async fn copy_and_look(&self, tree: &mut Tree, objects: Vec<ListEntry>, copied: &mut Vec<Copied>) -> Result<(), Failed> {
+        tree.progress.enters("copying");
+        self.copy_all(tree, objects, copied).await?;
+        self.verify(tree, copied).await?;
+        failpoint::pass("tree-verified");
+        tree.record.all_copied().await.map_err(Error::from)?;
+        Ok(())
+    }
+
+    /// What is known of a directory that got another name: names stay as they are, ETags may not.
+    fn forget_below(&self, dir: Ino) {
         let mut table = self.table.lock();
         for ino in table.below(dir) {
             if let Some(node) = table.get_mut(ino) {
                 node.checked = node.checked.filter(|_| ino == dir);
                 node.file.kernel_pages = None;
-                // Names stay as they are, ETags may not.
                 if let Some(state) = node.dir.as_deref_mut() {
                     let lasting = |listing: &Listing| !listing.entries.has_objects();
                     state.listing = state.listing.take().filter(|listing| state.children.is_empty() && lasting(listing));
                 }
             }
         }
-        Ok(())
     }
 
     /// ENOTEMPTY (EEXIST with RENAME_NOREPLACE) where something lies below the target that nobody here has seen: asked for, not
@@ -111,89 +181,22 @@ impl Vfs {
         if others { Err(Error::NotEmpty) } else { Ok(()) }
     }
 
-    /// All objects below a prefix, refused over `rename_limit`.
-    async fn list_tree(&self, place: &Place) -> Result<Vec<ListEntry>> {
-        let mut objects = Vec::new();
-        let mut request = ListRequest { prefix: place.key.clone(), ..ListRequest::default() };
-        loop {
-            let page = self.within(async { Ok(place.store.list(request.clone()).await?) }).await?;
-            objects.extend(page.entries);
-            if objects.len() as u64 > self.config.rename_limit {
-                tracing::error!(
-                    "{}: more than {} objects are not renamed at once: raise rename_limit, or rename its parts",
-                    place.key,
-                    self.config.rename_limit
-                );
-                return Err(Error::TooLarge);
-            }
-            match page.next {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(objects),
-            }
-        }
-    }
-
-    async fn copy_below(&self, from: &Place, to: &Place, entry: ListEntry) -> Result<Copied> {
-        let below = entry.key.get(from.key.len()..).unwrap_or_default();
-        let source = Place { store: from.store.clone(), key: entry.key.clone() };
-        let target = Place { store: to.store.clone(), key: format!("{}{below}", to.key) };
-        // A marker is made anew: some stores keep none that could be copied (SeaweedFS), and only ours carry anything.
-        if entry.size == 0 && entry.key.ends_with('/') {
-            let row = self.recall_directory(&source).await;
-            let (stored, mtime) =
-                row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
-            self.within(self.put_marker(&target, stored, mtime)).await?;
-            return Ok(Copied { source: entry.key, objects: None });
-        }
-        let row = self.memory.get(source.store.bucket(), &source.key, &entry.etag, entry.last_modified).await;
-        let mut object = Object {
-            etag: entry.etag.clone(),
-            size: entry.size,
-            version_id: None,
-            last_modified: entry.last_modified,
-            archived: false,
-            checksum: None,
-            attributes: None,
-            decoded: false,
-        };
-        let link = entry.sha1 && entry.size <= LINK_MAX;
-        let single = entry.size <= source.store.capabilities().max_single_copy;
-        let current = match single && !link {
-            // CopyObject carries everything over but the class; only what is sent anew must be known.
-            true => Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() },
-            false => {
-                let head = source.store.head(&source.key).await?;
-                let tags = if head.tag_count > 0 { source.store.get_tags(&source.key).await? } else { Vec::new() };
-                object = object_of(head);
-                Attributes { tags, ..object.attributes.clone().unwrap_or_default() }
-            }
-        };
-        let mut wanted = current.clone();
-        if let Some(link) = row.as_ref().and_then(|row| row.target.as_deref()).filter(|link| !link.is_empty()) {
-            wanted.headers.website_redirect = self.redirect_of(&target.key, link);
-        }
-        let outcome = self.copy(&source, &target, &object, &current, &wanted).await?;
-        if let Some(row) = row {
-            let written = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-            self.memory.put(target.store.bucket(), &target.key, Row { etag: outcome.etag.clone(), written, ..row });
-        }
-        let copy = copied_object(&object, &outcome);
-        self.cache.rekey(&Self::version(&source, &object), &Self::version(&target, &copy)).await;
-        Ok(Copied { source: entry.key, objects: Some((object.etag, copy)) })
-    }
-
     /// Files of the tree that are not published yet go to its new place, and expect their own object's copy there.
-    async fn retarget_below(&self, dir: Ino, from: &Place, to: &Place, copied: &[Copied]) -> Result<()> {
+    async fn retarget_below(&self, dir: Ino, tree: &Tree, copied: &[Copied], unseen: &Unseen<'_>) -> Result<()> {
+        let copies: HashMap<&str, &(ETag, Object)> =
+            copied.iter().filter_map(|copy| Some((copy.source.as_str(), copy.objects.as_ref()?))).collect();
         let below = self.table.lock().below(dir);
-        for ino in below {
-            let Ok(Some(staged)) = self.staged_now(ino) else { continue };
+        let seen = below.into_iter().filter_map(|ino| Some((Some(ino), self.staged_now(ino).ok()??)));
+        let unseen = unseen.files.iter().filter(|staged| staged.is_dirty()).map(|staged| (None, staged.clone()));
+        let files: Vec<(Option<Ino>, Arc<Staged>)> = seen.chain(unseen).collect();
+        for (ino, staged) in files {
             let now = staged.target();
-            let Some(rest) = now.key.strip_prefix(&from.key) else { continue };
-            let place = Place { store: to.store.clone(), key: format!("{}{rest}", to.key) };
-            match copied.iter().find(|copy| copy.source == now.key).and_then(|copy| copy.objects.as_ref()) {
+            let Some(rest) = now.key.strip_prefix(&tree.from.key) else { continue };
+            let place = tree.target_of(rest);
+            match copies.get(now.key.as_str()) {
                 Some((source, copy)) => {
-                    if let Some(node) = self.table.lock().get_mut(ino) {
-                        node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+                    if let Some(ino) = ino {
+                        self.is_copy_now(ino, source, copy);
                     }
                     self.move_staged(&staged, source, &place, copy.clone()).await?;
                 }
@@ -202,22 +205,78 @@ impl Vfs {
         }
         Ok(())
     }
-}
 
-/// The directories that lead to a key, with their slashes, from the one whose key is `shortest` long down.
-fn directories_of(key: &str, shortest: usize) -> impl Iterator<Item = &str> {
-    key.match_indices('/').map(move |(at, _)| &key[..=at]).filter(move |directory| directory.len() >= shortest)
-}
-
-/// An object of a tree that has its copy.
-struct Copied {
-    source: String,
-    /// The version that was copied, and the copy; none of a marker.
-    objects: Option<(ETag, Object)>,
-}
-
-impl Copied {
-    fn etag(&self) -> Option<ETag> {
-        self.objects.as_ref().map(|(source, _)| source.clone())
+    /// The object of a file, if it is this version, is its copy from now on.
+    fn is_copy_now(&self, ino: Ino, source: &ETag, copy: &Object) {
+        if let Some(node) = self.table.lock().get_mut(ino) {
+            node.object = node.object.take().map(|known| if known.etag == *source { copy.clone() } else { known });
+        }
     }
+
+    /// Nothing that an earlier run left below a directory, and nobody has looked at yet, is published until this is dropped.
+    async fn pause_unseen(&self, place: &Place) -> Result<Unseen<'_>> {
+        let unseen = Unseen { vfs: self, files: self.recovered.take_below(place.store.bucket(), &place.key) };
+        for staged in &unseen.files {
+            let pauses = async {
+                staged.pause().await;
+                Ok(())
+            };
+            self.patiently(pauses).await?;
+        }
+        Ok(unseen)
+    }
+
+    /// The deletes go on in the background.
+    fn resume_later(&self, record: RenameRecord) {
+        if let Some(this) = self.shared() {
+            self.spawn(async move { this.resume_rename(record, false).await });
+        }
+    }
+}
+
+/// Files that an earlier run left. Dropped, they go on, and belong into the directory that they have by then.
+struct Unseen<'a> {
+    vfs: &'a Vfs,
+    files: Vec<Arc<Staged>>,
+}
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        for staged in self.files.drain(..) {
+            staged.resume();
+            self.vfs.recovered.put_back(staged);
+        }
+    }
+}
+
+/// How a rename came to its end whose copies are all there.
+enum Ended {
+    /// Nothing is left under the old name.
+    Whole,
+    /// Something stays there, which is to be said.
+    Kept(String),
+    /// The deletes go on later.
+    Later,
+}
+
+fn rename_of(source: &Place, destination: &Place, newest: SystemTime) -> TreeRename {
+    TreeRename {
+        bucket: source.store.bucket().to_owned(),
+        key: source.key.clone(),
+        to_bucket: destination.store.bucket().to_owned(),
+        to_key: destination.key.clone(),
+        stage: RenameStage::Copying,
+        newest,
+        found: false,
+    }
+}
+
+/// Says of keys that they stay under the old name.
+fn stay(keys: &[String]) -> String {
+    let count = grouped(keys.len() as u64);
+    let first = keys.iter().min().map(|key| key.escape_debug().to_string()).unwrap_or_default();
+    let (objects, stay) = if keys.len() == 1 { ("object", "stays") } else { ("objects", "stay") };
+    format!(
+        "{count} {objects} {stay} under the old name, because somebody else has changed or made them under one of the two names, or the store keeps them: {first}"
+    )
 }
