@@ -18,6 +18,7 @@ mod desktop;
 mod failing;
 mod faults;
 mod foreign;
+mod freshness;
 mod fstab;
 mod handles;
 mod links;
@@ -55,6 +56,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("conflicts", conflicts::COMMON),
     ("deletes", deletes::COMMON),
     ("desktop", desktop::COMMON),
+    ("freshness", freshness::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),
     ("namespace", namespace::COMMON),
