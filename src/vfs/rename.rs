@@ -238,6 +238,7 @@ impl Vfs {
         let known = async {
             let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
             self.writeback.cancel_metadata(theirs.store.bucket(), &theirs.key).await;
+            self.writeback.release_copies(theirs.store.bucket(), &theirs.key).await;
             let beside = self.beside_theirs(step, unlinked).await?;
             // A copy that was still running has given the object another ETag.
             let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
@@ -250,6 +251,12 @@ impl Vfs {
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
         let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
+        self.writeback.move_copies(
+            source.store.bucket(),
+            &source.key,
+            &known.etag,
+            &self.base_of(destination, &copied_object(&known, &outcome)),
+        );
         failpoint::pass("rename-copied");
         let deleted = async { Ok(delete_version(source.store.as_ref(), &source.key, Some(known.etag.clone())).await) };
         match self.within(deleted).await {

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::content::Content;
+use super::copied::Borrowers;
 use super::deletes::Deletes;
 use super::disk::{BLOCK, SpoolFile, whole_blocks};
 use super::intent::Intent;
@@ -78,6 +79,7 @@ pub(crate) struct Shared {
     pub hurried: Notify,
     /// Files that were published beside somebody else's change, the newest last.
     pub conflicts: Mutex<VecDeque<ConflictCopy>>,
+    pub borrowers: Borrowers,
 }
 
 impl Shared {
@@ -111,6 +113,7 @@ impl Shared {
             stranded: Mutex::default(),
             hurried: Notify::new(),
             conflicts: Mutex::default(),
+            borrowers: Borrowers::default(),
         };
         (Arc::new(shared), receiver)
     }
@@ -442,6 +445,7 @@ impl Entry {
                     size: b.size,
                     version_id: b.version_id.clone(),
                 }),
+                copied: content.base_size.is_none(),
                 appended,
                 held: intent.held,
                 guess: intent.guess.clone(),

@@ -10,6 +10,7 @@ mod client;
 mod client_faults;
 mod closing;
 mod conflicts;
+mod copies;
 mod cost;
 mod crash;
 mod deadlines;
@@ -54,6 +55,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("client", client::COMMON),
     ("closing", closing::COMMON),
     ("conflicts", conflicts::COMMON),
+    ("copies", copies::COMMON),
     ("deletes", deletes::COMMON),
     ("desktop", desktop::COMMON),
     ("freshness", freshness::COMMON),
