@@ -12,6 +12,7 @@ mod closing;
 mod conflicts;
 mod copies;
 mod cost;
+mod cost_edits;
 mod crash;
 mod deadlines;
 mod deletes;
