@@ -155,7 +155,8 @@ impl Vfs {
             let first = std::mem::take(&mut node.file.unopened);
             let fresh = first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW);
             // What new content keeps of it must be of the version that it is opened with.
-            (object.clone(), fresh && !(empties && object.attributes.is_none()), node.file.staged.is_some())
+            let here = node.file.staged.is_some() || node.file.retiring;
+            (object.clone(), fresh && !(empties && object.attributes.is_none()), here)
         };
         let place = self.place(ino)?;
         if object.archived && reads {

@@ -385,6 +385,16 @@ impl Vfs {
             version_id: None,
             checksum: object.checksum,
         };
+        let mut tags = wanted.tags.clone();
+        if tags.is_empty() && object.size > to.store.capabilities().max_single_copy {
+            // Copied in parts they are to be sent again, and not every store's HEAD tells that there are some.
+            let asked = self.within(async { Ok(from.store.get_tags(&from.key).await) }).await?;
+            tags = match asked {
+                Err(error) if error.kind.passes() => return Err(error.into()),
+                // Whoever may not read them, or whose store has none.
+                asked => asked.unwrap_or_default(),
+            };
+        }
         let changed = wanted.metadata != current.metadata || wanted.headers != current.headers;
         let metadata = if changed {
             CopyMetadata::Replace(Box::new(PutOptions {
@@ -406,9 +416,9 @@ impl Vfs {
             version_id: None,
             checksum: object.checksum,
             restore: None,
-            tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
+            tag_count: u32::try_from(tags.len()).unwrap_or(u32::MAX),
         };
-        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, self.config.close_timeout).await?;
+        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &tags, metadata, self.config.close_timeout).await?;
         self.writeback.supersede(to.store.bucket(), &to.key).await;
         Ok(outcome)
     }

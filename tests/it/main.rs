@@ -23,6 +23,7 @@ mod foreign;
 mod freshness;
 mod fstab;
 mod handles;
+mod huge;
 mod links;
 mod model;
 mod names;
