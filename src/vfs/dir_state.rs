@@ -1,6 +1,6 @@
 //! What a directory knows of its names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
@@ -70,11 +70,6 @@ impl DirState {
     /// When the listing that is in use was begun.
     pub fn listed_at(&self) -> Option<Instant> {
         self.listing.as_ref().map(|listing| listing.started)
-    }
-
-    /// Names that this mount removed since.
-    pub fn removed_since(&self, started: Instant) -> HashSet<OsString> {
-        self.removed.iter().filter(|(_, at)| **at >= started).map(|(name, _)| name.clone()).collect()
     }
 
     /// A listing begins: until what is given is dropped, nodes that this mount names meanwhile are kept, for it may lack them.

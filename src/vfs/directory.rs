@@ -77,7 +77,10 @@ impl Vfs {
 
     /// Takes a listing into use.
     pub(super) fn install(&self, dir: Ino, listing: Arc<Listing>) {
-        self.table.lock().install(dir, listing);
+        let old = self.table.lock().install(dir, listing);
+        for (parent, name) in old {
+            self.tell(|notify| notify.invalidate_entry(parent, &name));
+        }
     }
 
     async fn list_beginning(&self, dir: Ino, started: Instant) -> Result<Listing> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::attr::{Kind, Stored};
 use super::dir_state::DirState;
 use super::error::Error;
+use super::known::Known;
 use super::listing::Listing;
 use super::passed::Modes;
 use super::{Ino, ROOT};
@@ -165,14 +166,15 @@ pub struct Table {
     /// Nodes in use whose name means another node by now, though nobody here took it from them.
     forgotten: HashSet<Ino>,
     next: Ino,
+    pub(super) known: Known,
 }
 
 impl Table {
-    /// Holds the root.
-    pub fn new(now: SystemTime) -> Self {
+    /// Holds the root, in a mount that may take so many bytes of memory.
+    pub fn new(now: SystemTime, memory_limit: u64) -> Self {
         let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
         root.nlookup = 1;
-        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), next: ROOT + 1 }
+        Self { nodes: HashMap::from([(ROOT, root)]), forgotten: HashSet::new(), next: ROOT + 1, known: Known::new(memory_limit) }
     }
 
     /// The node, if it is still known.
@@ -345,6 +347,9 @@ impl Table {
             self.forgotten.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
+                if dir.children.is_empty() {
+                    dir.children = HashMap::new();
+                }
             }
             ino = parent;
         }
@@ -356,13 +361,24 @@ impl Table {
         node.linked && node.since.is_some_and(|since| listed.is_some_and(|at| at <= since))
     }
 
-    /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know.
-    pub fn install(&mut self, dir: Ino, listing: Arc<Listing>) {
-        let Some(state) = self.dir_mut(dir) else { return };
-        state.install(listing);
-        for child in state.children.values().copied().collect::<Vec<_>>() {
-            self.reap(child);
-        }
+    /// Takes a newer listing of a directory into use, and lets go of nodes that only the older one did not know. Gives what
+    /// [`Table::note_listing`] does.
+    pub fn install(&mut self, dir: Ino, listing: Arc<Listing>) -> Vec<(Ino, OsString)> {
+        let Some(state) = self.dir_mut(dir) else { return Vec::new() };
+        state.install(listing.clone());
+        self.release_children(dir);
+        self.note_listing(dir, &listing)
+    }
+
+    /// As [`Table::release`], of all nodes in a directory.
+    pub(super) fn release_children(&mut self, dir: Ino) {
+        let children = self.dir(dir).map(|state| state.children.values().copied().collect::<Vec<_>>());
+        children.into_iter().flatten().for_each(|child| self.reap(child));
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
     }
 
     /// A directory that many files are copied into gives up its listing now and then, so that nodes newer than it can go.
@@ -370,9 +386,7 @@ impl Table {
         const MANY: usize = 8192;
         let Some(state) = self.dir_mut(dir).filter(|state| state.children.len() % MANY == MANY - 1) else { return };
         state.listing = None;
-        for child in state.children.values().copied().collect::<Vec<_>>() {
-            self.reap(child);
-        }
+        self.release_children(dir);
     }
 
     /// Tries again to remove a node whose last reason to live may have gone.
@@ -542,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
-        let mut table = Table::new(SystemTime::now());
+        let mut table = Table::new(SystemTime::now(), 256 << 20);
         table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
         let known = child(&mut table, "known", Kind::File, None);
         let new = child(&mut table, "new", Kind::File, Some(Instant::now()));
@@ -556,7 +570,7 @@ mod tests {
 
     #[test]
     fn links_of_a_directory_count_its_subdirectories() {
-        let mut table = Table::new(SystemTime::now());
+        let mut table = Table::new(SystemTime::now(), 256 << 20);
         let links = |table: &Table| table.links(table.get(ROOT).unwrap());
         assert_eq!(links(&table), 1, "not known");
         table.install(ROOT, Arc::new(Listing::empty(Instant::now())));

@@ -47,6 +47,7 @@ mod support;
 mod temporary;
 mod versions;
 mod waiting;
+mod walks;
 mod write;
 mod write_back;
 
