@@ -94,3 +94,58 @@ impl Table {
         names
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::{Instant, SystemTime};
+
+    use super::super::inode::Node;
+    use super::super::listing::Listed;
+    use super::*;
+
+    fn listing(names: usize) -> Arc<Listing> {
+        let entry = |n| Listed { segment: format!("{n}").into(), hidden: false, object: None };
+        Arc::new(super::super::listing::Merger::default().listing(Instant::now(), (0..names).map(entry).collect(), true))
+    }
+
+    fn directory(table: &mut Table, name: &str) -> Ino {
+        let ino = table.insert(Node::new(super::super::ROOT, name.into(), name.into(), Kind::Directory, SystemTime::now()));
+        table.remember(ino);
+        ino
+    }
+
+    #[test]
+    fn the_listings_used_last_are_kept() {
+        // Room for 100 names, and for some nodes.
+        let mut table = Table::new(SystemTime::now(), NAMES_PART * NAME_BYTES * 100);
+        let dirs: Vec<Ino> = ["a", "b", "c"].iter().map(|name| directory(&mut table, name)).collect();
+        for dir in &dirs {
+            table.install(*dir, listing(40));
+        }
+        let kept: Vec<bool> = dirs.iter().map(|dir| table.dir(*dir).unwrap().listing.is_some()).collect();
+        assert_eq!(kept, [false, true, true]);
+        table.install(dirs[0], listing(1000));
+        assert!(table.dir(dirs[0]).unwrap().listing.is_some(), "one that is larger than all room is kept while it is the newest");
+    }
+
+    #[test]
+    fn the_kernel_is_told_to_forget_what_was_seen_long_ago() {
+        let mut table = Table::new(SystemTime::now(), NODES_PART * NODE_BYTES * 10);
+        let (old, new) = (directory(&mut table, "old"), directory(&mut table, "new"));
+        table.install(old, listing(0));
+        for (dir, name) in [(old, "f"), (old, "open"), (new, "g")] {
+            let ino = table.insert(Node::new(dir, name.into(), name.into(), Kind::File, SystemTime::now()));
+            table.remember(ino);
+            if name == "open" {
+                table.pin(ino);
+            }
+        }
+        assert_eq!(table.install(new, listing(0)), [], "there is room");
+        for n in 0..10 {
+            directory(&mut table, &format!("d{n}"));
+        }
+        table.install(old, listing(0));
+        assert_eq!(table.install(new, listing(0)), [(old, OsString::from("f"))]);
+    }
+}

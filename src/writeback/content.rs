@@ -311,6 +311,24 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn what_is_copied_from_another_object_is_no_object_s_yet() {
+        let mut content = Content::new(None);
+        content.copied(10);
+        assert!(content.is_dirty() && content.is_whole() && content.borrows());
+        assert_eq!((content.origins(0..10), content.copied_to()), (vec![(0..10, Origin::Base)], Some(10)));
+        content.wrote(2..4);
+        assert_eq!(content.copied_to(), None, "what was written stands in the way");
+        content.truncated(6);
+        assert_eq!(content.origins(0..10), [(0..2, Origin::Base), (2..4, Origin::Spool), (4..6, Origin::Base)]);
+        assert_eq!(content.frontier(), 0, "nothing of it is sent as it is written");
+        content.filled(0..6);
+        assert!(content.is_dirty() && !content.borrows(), "the spool has all of it, and no object");
+        content.seal();
+        content.published(6);
+        assert!(!content.is_dirty());
+    }
+
     proptest! {
         #[test]
         fn content_reads_as_the_model(base in prop::option::of(prop::collection::vec(1u8.., 0..64)), ops in prop::collection::vec(op(), 0..30)) {
