@@ -83,7 +83,7 @@ fn a_source_that_is_replaced_while_it_is_copied() {
     assert_eq!(files::names(stage.dir()), ["old"]);
 }
 
-/// Promise 9: what cannot be renamed is what it was.
+/// What cannot be renamed is what it was, and no upload is left behind.
 #[test]
 fn a_part_that_fails_leaves_the_old_name() {
     for operation in ["UploadPartCopy", "CompleteMultipartUpload"] {
