@@ -34,6 +34,7 @@
 //! A directory that was listed or made within `metadata_ttl` answers lookups without a request. One of more than a few pages is listed
 //! in several ranges at once ([`s3::sweep`]); a walk of a tree has what is before it listed without delimiter, a thousand keys a request.
 //! Listings carry no metadata: owner, mode, mtime and link targets learned from our own writes or a HEAD are remembered by key and ETag.
+//! Listings are a part of `memory_limit`, and names that the kernel alone remembers are some thousand: a walk leaves those that it saw last.
 //!
 //! # Lock order
 //! A file's order (async) → key guards (async) → one table lock (a leaf, never held across `.await`). Workers never block over

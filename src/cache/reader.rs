@@ -74,11 +74,17 @@ impl Reader {
 
     /// Exactly `len` bytes at `offset`, fewer only at the end of the object. Ends within [`READ_DEADLINE`].
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, CacheError> {
+        self.read_on(offset, len, 0).await
+    }
+
+    /// As [`Reader::read`], for who is about to read everything up to `until`: what is missing of it comes by as few GETs as it can.
+    pub async fn read_on(&self, offset: u64, len: usize, until: u64) -> Result<Bytes, CacheError> {
         let end = self.version.size.min(offset.saturating_add(len as u64));
         if offset >= end {
             return Ok(Bytes::new());
         }
-        match tokio::time::timeout(READ_DEADLINE, self.read_range(offset..end)).await {
+        let until = until.min(self.version.size).min(offset.saturating_add(MAX_PIECE)).max(end);
+        match tokio::time::timeout(READ_DEADLINE, self.read_range(offset..end, until)).await {
             Ok(result) => result,
             Err(_) => Err(self.timed_out("GetObject")),
         }
@@ -93,6 +99,15 @@ impl Reader {
         }
     }
 
+    /// As [`Reader::revalidate`], where the first blocks are not here and have to be asked for anyway; `None` where they are.
+    pub async fn begin(&self) -> Result<Option<ObjectHead>, CacheError> {
+        let begun = async {
+            let entry = self.entry().await?;
+            self.first(&entry, FIRST).await.transpose()
+        };
+        tokio::time::timeout(READ_DEADLINE, begun).await.unwrap_or_else(|_| Err(self.timed_out("GetObject")))
+    }
+
     /// As [`Reader::revalidate`], of the whole object and before anybody asks for it. What is under way ends with the reader.
     pub async fn fetch_ahead(&self) -> Result<ObjectHead, CacheError> {
         let proved = async {
@@ -105,12 +120,8 @@ impl Reader {
     /// Of its first `bytes`.
     async fn prove(&self, bytes: u64) -> Result<ObjectHead, CacheError> {
         let entry = self.entry().await?;
-        let first = self.version.size.min(bytes);
-        if first > 0 {
-            let hold = Arc::clone(&self.ahead.lock().hold);
-            if let Some(head) = fetch::open(&self.inner, &entry, &self.store, first, &hold).await {
-                return head;
-            }
+        if let Some(head) = self.first(&entry, bytes).await {
+            return head;
         }
         let source = entry.source();
         let head = self.store.head(&source.key).await.map_err(stale_or)?;
@@ -121,12 +132,23 @@ impl Reader {
         Ok(head)
     }
 
-    async fn read_range(&self, range: Range<u64>) -> Result<Bytes, CacheError> {
+    /// Asks for the first `bytes`, where none of them is here or on its way.
+    async fn first(&self, entry: &Arc<Entry>, bytes: u64) -> Option<Result<ObjectHead, CacheError>> {
+        let first = self.version.size.min(bytes);
+        if first == 0 {
+            return None;
+        }
+        let hold = Arc::clone(&self.ahead.lock().hold);
+        fetch::open(&self.inner, entry, &self.store, first, &hold).await
+    }
+
+    async fn read_range(&self, range: Range<u64>, until: u64) -> Result<Bytes, CacheError> {
         let want = blocks_of(range.clone());
         let (plan, hold) = {
             let mut ahead = self.ahead.lock();
             ahead.window.set_reach(self.inner.reach());
-            let plan = if self.exact { Plan::of(range.clone()) } else { ahead.window.on_read(range.clone()) };
+            let mut plan = if self.exact { Plan::of(range.clone()) } else { ahead.window.on_read(range.clone()) };
+            plan.demand.end = plan.demand.end.max(until);
             if plan.seek {
                 ahead.hold = Hold::default();
             }

@@ -13,14 +13,15 @@ use super::{Ino, Vfs};
 
 /// Inodes of the whole mount, about, at a kilobyte each: several readers may be within a directory's buffer of some hundred.
 const NODES: usize = 4096;
-/// Names of listings of the whole mount, besides the newest, at some 65 bytes each.
-const NAMES: usize = 200_000;
+/// What a listed name takes of memory in bytes, about.
+const NAME_BYTES: u64 = 65;
+/// The part of `memory_limit` that the names of listings may take, besides those of the newest.
+const NAMES_PART: u64 = 10;
 /// So many names the kernel is asked to let go of at once, and then has a moment to do so.
 const BATCH: usize = 1024;
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// What is kept only because there is room for it.
-#[derive(Default)]
 pub(super) struct Crowd {
     /// Inodes that the kernel was told of, the oldest first. Some are no more.
     granted: VecDeque<Ino>,
@@ -32,9 +33,16 @@ pub(super) struct Crowd {
     times: HashMap<Ino, u32>,
     /// Names in that.
     names: usize,
+    most_names: usize,
 }
 
 impl Crowd {
+    /// Of a mount that may take so many bytes of memory.
+    pub fn new(memory_limit: u64) -> Self {
+        let most_names = usize::try_from(memory_limit / NAMES_PART / NAME_BYTES).unwrap_or(usize::MAX);
+        Self { granted: VecDeque::new(), asked: HashSet::new(), listed: VecDeque::new(), times: HashMap::new(), names: 0, most_names }
+    }
+
     /// The kernel was told of an inode.
     pub fn granted(&mut self, ino: Ino, is_new: bool) {
         if self.asked.remove(&ino) || is_new {
@@ -54,7 +62,7 @@ impl Crowd {
         self.names += names;
         *self.times.entry(dir).or_default() += 1;
         let mut over = Vec::new();
-        while self.names - names > NAMES
+        while self.names - names > self.most_names
             && let Some((oldest, held)) = self.listed.pop_front()
         {
             self.names -= held;
@@ -119,5 +127,61 @@ impl Vfs {
             }
             vfs.makes_room.store(false, Ordering::Relaxed);
         });
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Instant, SystemTime};
+
+    use super::super::listing::{Listed, Listing, Merger};
+    use super::*;
+    use crate::vfs::ROOT;
+
+    fn listing(names: usize) -> Arc<Listing> {
+        let entry = |n| Listed { segment: format!("{n}").into(), hidden: false, object: None };
+        Arc::new(Merger::default().listing(Instant::now(), (0..names).map(entry).collect(), true))
+    }
+
+    fn named(table: &mut Table, parent: Ino, name: &str, kind: Kind) -> Ino {
+        let ino = table.insert(Node::new(parent, name.into(), name.into(), kind, SystemTime::now()));
+        table.remember(ino);
+        ino
+    }
+
+    #[test]
+    fn the_listings_used_last_are_kept() {
+        // Room for 100 names beside the newest listing's.
+        let mut table = Table::new(SystemTime::now(), NAMES_PART * NAME_BYTES * 100);
+        let dirs: Vec<Ino> = ["a", "b", "c", "d"].iter().map(|name| named(&mut table, ROOT, name, Kind::Directory)).collect();
+        let kept = |table: &Table| dirs.iter().map(|dir| table.dir(*dir).unwrap().listing.is_some()).collect::<Vec<_>>();
+        dirs.iter().for_each(|dir| table.install(*dir, listing(40)));
+        assert_eq!(kept(&table), [false, true, true, true]);
+        table.install(dirs[1], listing(40));
+        table.install(dirs[0], listing(1000));
+        assert_eq!(kept(&table), [true, true, false, true], "one that is larger than all room is kept while it is the newest");
+        table.install(dirs[2], listing(0));
+        assert_eq!(kept(&table), [false, false, true, false]);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_to_let_go_of_what_it_was_told_of_first() {
+        let mut table = Table::new(SystemTime::now(), 1 << 30);
+        let open = named(&mut table, ROOT, "open", Kind::File);
+        table.pin(open);
+        let dir = named(&mut table, ROOT, "dir", Kind::Directory);
+        let files: Vec<Ino> = (0..NODES + 5).map(|n| named(&mut table, dir, &format!("f{n:05}"), Kind::File)).collect();
+        // The root, what is open and the directory are over, too.
+        let names: Vec<OsString> = table.surplus().into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names.len(), 8);
+        assert_eq!((names[0].to_str(), names[7].to_str()), (Some("f00000"), Some("f00007")));
+        assert_eq!(table.surplus(), [], "it has its time");
+        // It was told of this one again before it let go.
+        table.remember(files[0]);
+        files[1..8].iter().for_each(|ino| table.forget(*ino, 1));
+        assert_eq!(table.surplus().len(), 1);
+        assert!(table.get(files[0]).is_some() && table.get(open).is_some() && table.get(dir).is_some());
     }
 }

@@ -30,6 +30,7 @@ impl Vfs {
 
     /// Deletes an object: this version of it where it is queued (`write_back`, or held for a moment), whatever is there else.
     pub(super) async fn delete(&self, place: &Place, etag: Option<ETag>, held: bool) -> Result<()> {
+        self.writeback.release_copies(place.store.bucket(), &place.key).await;
         let queued = if self.writeback.queues(place.store.as_ref(), &place.key).await { self.config.write_back } else { Duration::ZERO };
         let delay = if held { queued.max(HOLD) } else { queued };
         if delay.is_zero() {

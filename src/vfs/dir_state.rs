@@ -1,11 +1,12 @@
 //! What a directory knows of its names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::Ino;
+use super::attr::Stored;
 use super::error::Error;
 use super::listing::Listing;
 use super::neighbours::Walk;
@@ -36,6 +37,10 @@ pub struct DirState {
     pub marker: Option<bool>,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
     pub keeping: bool,
+    /// The time that utimens(2) set last: what names that come and go make of it since is never worth a request.
+    pub(super) set_mtime: Option<SystemTime>,
+    /// The key of the marker that this mount wrote last, and its attributes.
+    pub(super) written: Option<(String, Stored, SystemTime)>,
     /// Marker attributes are to be written.
     pub marker_dirty: bool,
     /// How its files are read.
@@ -58,6 +63,8 @@ impl DirState {
             absent: HashMap::new(),
             listing_order: Arc::default(),
             marker: None,
+            set_mtime: None,
+            written: None,
             keeping: false,
             marker_dirty: false,
             walk: Walk::default(),
@@ -73,11 +80,6 @@ impl DirState {
     /// When the listing that is in use was begun.
     pub fn listed_at(&self) -> Option<Instant> {
         self.listing.as_ref().map(|listing| listing.started)
-    }
-
-    /// Names that this mount removed since.
-    pub fn removed_since(&self, started: Instant) -> HashSet<OsString> {
-        self.removed.iter().filter(|(_, at)| **at >= started).map(|(name, _)| name.clone()).collect()
     }
 
     /// A listing begins: until what is given is dropped, nodes that this mount names meanwhile are kept, for it may lack them.

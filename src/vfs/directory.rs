@@ -222,18 +222,26 @@ impl Vfs {
         });
     }
 
-    /// PUTs the marker of a directory, with the attributes that it has now.
+    /// PUTs the marker of a directory with the attributes that it has now, unless it was written with those: rsync sets a directory's
+    /// times before its files and again after them.
     pub(super) async fn write_marker(&self, dir: Ino) -> Result<()> {
         let place = self.place(dir)?;
         let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         let (stored, mtime) = {
             let table = self.table.lock();
             let node = table.get(dir).filter(|node| node.linked).ok_or(Error::NoEntry)?;
-            (node.stored, node.mtime)
+            let state = node.dir.as_deref().ok_or(Error::NotDirectory)?;
+            let mtime = state.set_mtime.unwrap_or(node.mtime);
+            let written = state.written.as_ref().filter(|_| state.marker == Some(true));
+            if written.is_some_and(|(key, stored, time)| (key, stored, time) == (&place.key, &node.stored, &mtime)) {
+                return Ok(());
+            }
+            (node.stored, mtime)
         };
         self.put_marker(&place, stored, mtime).await?;
         if let Some(state) = self.table.lock().dir_mut(dir) {
             state.marker = Some(true);
+            state.written = Some((place.key, stored, mtime));
         }
         Ok(())
     }

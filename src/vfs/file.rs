@@ -25,8 +25,8 @@ struct CachedBase(Reader);
 
 #[async_trait]
 impl BaseReader for CachedBase {
-    async fn read(&self, offset: u64, len: usize) -> std::result::Result<Bytes, BaseError> {
-        self.0.read(offset, len).await.map_err(|error| match error {
+    async fn read(&self, offset: u64, len: usize, until: u64) -> std::result::Result<Bytes, BaseError> {
+        self.0.read_on(offset, len, until).await.map_err(|error| match error {
             CacheError::Stale => BaseError::Stale,
             CacheError::S3(error) => BaseError::S3(error),
             other => BaseError::Io(other.to_string()),

@@ -178,15 +178,15 @@ pub struct Table {
 }
 
 impl Table {
-    /// Holds the root.
-    pub fn new(now: SystemTime) -> Self {
+    /// Holds the root, in a mount that may take so many bytes of memory.
+    pub fn new(now: SystemTime, memory_limit: u64) -> Self {
         let mut root = Node::new(ROOT, OsString::new(), String::new(), Kind::Directory, now);
         root.nlookup = 1;
         Self {
             nodes: HashMap::from([(ROOT, Box::new(root))]),
             forgotten: HashSet::new(),
             surveys: Surveys::default(),
-            crowd: Crowd::default(),
+            crowd: Crowd::new(memory_limit),
             next: ROOT + 1,
         }
     }
@@ -367,6 +367,9 @@ impl Table {
             self.forgotten.remove(&ino);
             if linked && let Some(dir) = self.dir_mut(parent) {
                 dir.children.remove(&name);
+                if dir.children.is_empty() {
+                    dir.children = HashMap::new();
+                }
             }
             ino = parent;
         }

@@ -61,11 +61,22 @@ impl Vfs {
         table.get(ino).is_some_and(|node| node.linked && (ino == ROOT || node.is_fresh(self.config.metadata_ttl)))
     }
 
+    /// How long the kernel may answer by itself: no longer than we would.
+    fn kernel_ttl(&self, ino: Ino, node: &Node) -> Duration {
+        let most = KERNEL_TTL.min(self.config.metadata_ttl);
+        if ino == ROOT || node.is_local() {
+            return most;
+        }
+        most.min(node.checked.map_or(Duration::ZERO, |at| self.config.metadata_ttl.saturating_sub(at.elapsed())))
+    }
+
     /// What stat shows of a node.
     pub(super) fn attr(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let table = self.table.lock();
         let node = table.get(ino).ok_or(Error::Stale)?;
-        Ok((self.attr_of(&table, ino, node), KERNEL_TTL.min(self.config.metadata_ttl)))
+        // What somebody has open stays the version that it is.
+        let ttl = if self.handles.is_open(ino) { KERNEL_TTL.min(self.config.metadata_ttl) } else { self.kernel_ttl(ino, node) };
+        Ok((self.attr_of(&table, ino, node), ttl))
     }
 
     /// As [`Vfs::attr`], with the lock held.
@@ -91,7 +102,7 @@ impl Vfs {
             self.make_room();
         }
         let node = table.get(ino).ok_or(Error::Stale)?;
-        let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
+        let ttl = self.kernel_ttl(ino, node);
         Ok(Entry { attr: self.attr_of(&table, ino, node), generation: 0, entry_ttl: ttl, attr_ttl: ttl })
     }
 

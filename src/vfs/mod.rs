@@ -303,7 +303,7 @@ impl Vfs {
         let recovered = Recovered::new(writeback.recovered()).await;
         let mounted = SystemTime::now();
         let vfs = Arc::new_cyclic(|this| Self {
-            table: Mutex::new(Table::new(mounted)),
+            table: Mutex::new(Table::new(mounted, config.memory_limit)),
             handles: Handles::default(),
             guards: KeyGuards::default(),
             in_vain: InVain::default(),

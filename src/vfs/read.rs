@@ -59,7 +59,7 @@ impl Vfs {
         let by_us = is_by_us(flags);
         let mut tries = 0;
         let (Proved { keep_cache, reader, .. }, fh, backing) = loop {
-            let opened = self.open_object(ino, readable && !truncate, truncate);
+            let opened = self.open_object(ino, readable && !truncate, writable, truncate);
             let proved = if writable || truncate { self.patiently(opened).await? } else { self.within(opened).await? };
             let passable = if by_us { None } else { self.passable(ino).await };
             match self.add_handle(caller, ino, flags, Some(&proved), passable)? {
@@ -137,7 +137,7 @@ impl Vfs {
 
     /// Close-to-open: what another client published is seen now, and is what the handle is opened with. True when the kernel's
     /// pages are still true, and a reader that has its bytes already. `empties`: O_TRUNC, which begins new content at once.
-    async fn open_object(&self, ino: Ino, reads: bool, empties: bool) -> Result<Proved> {
+    async fn open_object(&self, ino: Ino, reads: bool, writes: bool, empties: bool) -> Result<Proved> {
         let (object, fresh, staged) = {
             let mut table = self.table.lock();
             let node = table.get_mut(ino).ok_or(Error::Stale)?;
@@ -155,7 +155,8 @@ impl Vfs {
             let first = std::mem::take(&mut node.file.unopened);
             let fresh = first && node.checked.is_some_and(|at| at.elapsed() < JUST_NOW);
             // What new content keeps of it must be of the version that it is opened with.
-            (object.clone(), fresh && !(empties && object.attributes.is_none()), node.file.staged.is_some())
+            let here = node.file.staged.is_some() || node.file.retiring;
+            (object.clone(), fresh && !(empties && object.attributes.is_none()), here)
         };
         let place = self.place(ino)?;
         if object.archived && reads {
@@ -191,6 +192,8 @@ impl Vfs {
             None => None,
         };
         match (fresh, reads) {
+            // Nothing more than the read would ask, which can no longer turn to another version.
+            (true, true) if !writes && !staged && told.is_none() => self.revalidate(ino, false).await?,
             (true, _) => {}
             (false, true) if !staged => match told {
                 Some(head) => self.proved(ino, &place, head)?,
@@ -223,16 +226,19 @@ impl Vfs {
     async fn revalidate_or_kept(&self, ino: Ino, place: &Place, object: &Object) -> Result<()> {
         let bucket = place.store.bucket();
         if !self.is_pinned(bucket, &place.key) || !self.cache.is_complete(&Self::version(place, object)) {
-            return self.revalidate(ino).await;
+            return self.revalidate(ino, true).await;
         }
-        self.unless_silent(bucket, self.revalidate(ino)).await.unwrap_or(Ok(()))
+        self.unless_silent(bucket, self.revalidate(ino, true)).await.unwrap_or(Ok(()))
     }
 
-    /// Asks the store whether the object is still the version that we know, at the price of the first block or a HEAD.
-    async fn revalidate(&self, ino: Ino) -> Result<()> {
+    /// Asks the store whether the object is still the version that we know, at the price of the first block or, `always`, a HEAD where
+    /// that is here.
+    async fn revalidate(&self, ino: Ino, always: bool) -> Result<()> {
         let (reader, _) = self.reader(ino)?;
-        let head = match reader.revalidate().await {
-            Ok(head) => Some(head),
+        let asked = if always { reader.revalidate().await.map(Some) } else { reader.begin().await };
+        let head = match asked {
+            Ok(Some(head)) => Some(head),
+            Ok(None) => return Ok(()),
             Err(CacheError::Stale) => None,
             Err(error) => return Err(error.into()),
         };

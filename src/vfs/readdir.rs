@@ -4,8 +4,9 @@
 //! removed, and then what exists here alone. It holds at most two pages of the listing and, of all before, only where each
 //! began, so that a seek backwards asks for that page again.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,7 +49,7 @@ struct Stream {
     /// What follows the first page.
     sweep: Option<Sweep>,
     /// The page that was read last.
-    current: Option<(usize, Arc<Vec<Listed>>)>,
+    current: Option<(usize, Page)>,
     /// Entries of the whole listing, while they are few enough to be kept.
     gathered: Option<Entries>,
     /// A listing that is already whole.
@@ -57,8 +58,6 @@ struct Stream {
     ended: bool,
     /// Names that exist here and that the listing does not hold, in order; known at the end of the listing.
     extra: Option<Vec<OsString>>,
-    /// Names of ours, so that a listed one is not shown twice.
-    removed: HashSet<OsString>,
     /// What this mount publishes while the store lists is kept until it was shown.
     _guard: Arc<ListingGuard>,
 }
@@ -68,6 +67,8 @@ struct Stream {
 struct Anchor {
     /// Index of the first entry.
     first: u64,
+    /// What stood at each index from there on, once that was told.
+    told: Option<Arc<[u64]>>,
     /// None before it was asked for, and where nothing came.
     ask: Option<Ask>,
     merger: Merger,
@@ -139,10 +140,13 @@ impl Vfs {
         loop {
             let batch = self.batch(handle.ino, stream, offset - DOTS).await?;
             let Batch { names, listed } = batch;
-            if names.is_empty() && !listed {
-                return Ok(());
+            if names.is_empty() {
+                match listed {
+                    None => return Ok(()),
+                    // A page whose every entry is in doubt yields nothing yet, and one whose rest was removed nothing more.
+                    Some(end) => offset = offset.max(DOTS + end),
+                }
             }
-            // A page whose every entry is in doubt yields nothing yet: the next one follows at the same offset.
             for Prepared { name, index, found } in self.prepare(handle.ino, stream, names, plus).await? {
                 offset = DOTS + index + 1;
                 if !self.offer(handle.ino, stream, found, offset, &name, plus, sink)? {
@@ -165,6 +169,8 @@ impl Vfs {
             let (ino, kind) = match &found {
                 Found::Elsewhere => return Ok(true),
                 Found::Node(ino, kind) => (*ino, *kind),
+                // Its node would say that the name is there.
+                Found::Listed(..) if self.is_removed_since(dir, name, stream.started) => return Ok(true),
                 Found::Listed(listed, row) => self.take_offered(dir, stream, name, listed, row.as_deref().cloned()),
             };
             if !plus {
@@ -212,7 +218,6 @@ impl Vfs {
         if whole.is_none() && state.listing.as_ref().is_some_and(|listing| listing.entries.len() > LARGE) && !is_pinned {
             table.drop_listing(dir);
         }
-        let removed = table.dir(dir).map(|state| state.removed_since(started)).unwrap_or_default();
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
         let prefix = place.as_ref().map(|place| place.key.clone()).unwrap_or_default();
         let ask = Some(Ask::first(ListRequest { prefix, delimited: true, ..ListRequest::default() }));
@@ -220,14 +225,13 @@ impl Vfs {
             _guard: guard,
             started,
             place,
-            anchors: vec![Anchor { first: 0, ask, merger }],
+            anchors: vec![Anchor { first: 0, told: None, ask, merger }],
             sweep: None,
             current: None,
             gathered: Some(Entries::default()),
             whole,
             ended: false,
             extra: None,
-            removed,
         })
     }
 
@@ -242,13 +246,12 @@ impl Vfs {
             return Ok(self.of_whole(dir, stream, &whole, index));
         }
         let at = stream.anchors.partition_point(|anchor| anchor.first <= index).saturating_sub(1);
-        if let Some((page, entries)) = stream.current.clone().filter(|(page, _)| *page == at) {
-            let first = stream.anchors[page].first;
-            if index < first + entries.len() as u64 {
-                return Ok(Batch::of(|at| entries[at].clone(), entries.len(), first, index));
+        if let Some((number, page)) = stream.current.clone().filter(|(number, _)| *number == at) {
+            if index < page.end {
+                return Ok(page.batch(index));
             }
-            if stream.ended && page + 1 == stream.anchors.len() {
-                return Ok(self.extra(dir, stream, first + entries.len() as u64, index));
+            if stream.ended && number + 1 == stream.anchors.len() {
+                return Ok(self.extra(dir, stream, page.end, index));
             }
         }
         self.next_page(dir, stream, at, index).await
@@ -256,11 +259,9 @@ impl Vfs {
 
     fn of_whole(&self, dir: Ino, stream: &mut Stream, whole: &Listing, index: u64) -> Batch {
         let total = whole.entries.len() as u64;
-        if index < total {
-            Batch::of(|at| whole.entries.get(at), whole.entries.len(), 0, index)
-        } else {
-            self.extra(dir, stream, total, index)
-        }
+        let from = usize::try_from(index).unwrap_or(usize::MAX);
+        let entries = (from..whole.entries.len()).map(|at| (at as u64, whole.entries.get(at)));
+        if index < total { Batch::of(entries, total) } else { self.extra(dir, stream, total, index) }
     }
 
     /// Asks for page `at`; what it makes certain is the batch.
@@ -271,7 +272,7 @@ impl Vfs {
         let last = at + 1 == stream.anchors.len();
         let newest = last && !stream.ended;
         let page = match (anchor.ask, &mut stream.sweep) {
-            (Some(ask), _) if at == 0 => {
+            (Some(ask), _) if at == 0 && anchor.told.is_none() => {
                 let page = match self.first_page(dir, &place, &ask).await? {
                     First::Page(page) => page,
                     First::Pinned(started, page) => {
@@ -290,8 +291,7 @@ impl Vfs {
                 page
             }
             (Some(ask), _) => {
-                let mut page = self.list(place.store.as_ref(), ask.request.clone()).await?;
-                ask.cut(&mut page);
+                let mut page = self.list_again(&place, &ask, anchor.told.as_deref().map_or(0, <[u64]>::len)).await?;
                 page.next = (!last).then(String::new);
                 page
             }
@@ -306,15 +306,21 @@ impl Vfs {
         };
         let next = page.next.clone();
         let entries = merger.push(page);
-        let end = anchor.first + entries.len() as u64;
+        let page = match &anchor.told {
+            None => Page::new(anchor.first, entries.iter().cloned()),
+            // What was told stays where it was, whatever came or went since; what came is for who begins anew.
+            Some(told) => Page::as_told(anchor.first, told, entries.iter().cloned()),
+        };
+        let end = page.end;
         if newest {
+            stream.anchors[at].told = Some(entries.iter().map(mark).collect());
             stream.gathered = stream.gathered.take().map(|mut all| {
                 entries.iter().for_each(|entry| all.push(entry));
                 all
             });
             stream.gathered = stream.gathered.take().filter(|all| all.len() <= KEEP_MOST);
             match next {
-                Some(_) => stream.anchors.push(Anchor { first: end, ask: None, merger }),
+                Some(_) => stream.anchors.push(Anchor { first: end, told: None, ask: None, merger }),
                 None => {
                     stream.ended = true;
                     stream.sweep = None;
@@ -324,15 +330,30 @@ impl Vfs {
                 }
             }
         }
-        let entries = Arc::new(entries);
-        stream.current = Some((at, entries.clone()));
+        stream.current = Some((at, page.clone()));
         if index < end {
-            return Ok(Batch::of(|at| entries[at].clone(), entries.len(), anchor.first, index));
+            return Ok(page.batch(index));
         }
         if stream.ended && at + 1 == stream.anchors.len() {
             return Ok(self.extra(dir, stream, end, index));
         }
-        Ok(Batch { names: Vec::new(), listed: true })
+        Ok(Batch { names: Vec::new(), listed: Some(end) })
+    }
+
+    /// A page that was read before, and what has slipped behind its end for names that came since.
+    async fn list_again(&self, place: &Place, ask: &Ask, told: usize) -> Result<ListPage> {
+        let mut request = ask.request.clone();
+        let mut all = ListPage::default();
+        loop {
+            let mut page = self.list(place.store.as_ref(), request.clone()).await?;
+            let beyond = ask.cut(&mut page);
+            all.entries.append(&mut page.entries);
+            all.prefixes.append(&mut page.prefixes);
+            match page.next {
+                Some(next) if !beyond && all.entries.len() + all.prefixes.len() < 2 * told => request.continuation = Some(next),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// What the store says, or what is known of a pinned directory while it says nothing.
@@ -358,7 +379,6 @@ impl Vfs {
     fn began(&self, dir: Ino, stream: &mut Stream, started: Instant) {
         stream.started = started;
         if let Some(state) = self.table.lock().dir_mut(dir) {
-            stream.removed = state.removed_since(started);
             stream._guard = state.begin_listing(started);
         }
     }
@@ -395,7 +415,7 @@ impl Vfs {
         });
         let from = usize::try_from(index.saturating_sub(listed)).unwrap_or(usize::MAX);
         let names = extra.iter().enumerate().skip(from).map(|(at, name)| (listed + at as u64, Offered::Here(name.clone()))).collect();
-        Batch { names, listed: false }
+        Batch { names, listed: None }
     }
 
     /// What is to be known of each name of a batch before it is offered.
@@ -413,7 +433,7 @@ impl Vfs {
                 Offered::Listed(listed) => listed,
             };
             let name = listed.name();
-            if stream.removed.contains(&name) || self.is_ours(dir, &name, stream.started) {
+            if self.is_removed_since(dir, &name, stream.started) || self.is_ours(dir, &name, stream.started) {
                 prepared.push(Prepared { name, index, found: Found::Elsewhere });
                 continue;
             }
@@ -505,8 +525,8 @@ enum Found {
 /// Names at hand, each with its index.
 struct Batch {
     names: Vec<(u64, Offered)>,
-    /// More may follow though there are no names.
-    listed: bool,
+    /// Where the page ends that they are of: more may follow though there are no names.
+    listed: Option<u64>,
 }
 
 enum Offered {
@@ -518,10 +538,41 @@ enum Offered {
 const BATCH: usize = 256;
 
 impl Batch {
-    /// From `index` on of `total` entries that `entry` gives, the first of which has the index `first`.
-    fn of(entry: impl Fn(usize) -> Listed, total: usize, first: u64, index: u64) -> Self {
-        let from = usize::try_from(index - first).unwrap_or(usize::MAX);
-        let names = (from..total).take(BATCH).map(|at| (first + at as u64, Offered::Listed(entry(at))));
-        Self { names: names.collect(), listed: true }
+    fn of(entries: impl Iterator<Item = (u64, Listed)>, end: u64) -> Self {
+        Self { names: entries.take(BATCH).map(|(index, entry)| (index, Offered::Listed(entry))).collect(), listed: Some(end) }
     }
+}
+
+/// A page of the listing, each entry with its index.
+#[derive(Clone)]
+struct Page {
+    entries: Arc<Vec<(u64, Listed)>>,
+    /// The index behind it.
+    end: u64,
+}
+
+impl Page {
+    fn new(first: u64, entries: impl Iterator<Item = Listed>) -> Self {
+        let entries: Vec<_> = (first..).zip(entries).collect();
+        Self { end: first + entries.len() as u64, entries: Arc::new(entries) }
+    }
+
+    fn as_told(first: u64, told: &[u64], entries: impl Iterator<Item = Listed>) -> Self {
+        let places: HashMap<u64, u64> = told.iter().copied().zip(first..).collect();
+        let mut entries: Vec<_> = entries.filter_map(|entry| Some((*places.get(&mark(&entry))?, entry))).collect();
+        entries.sort_unstable_by_key(|(index, _)| *index);
+        Self { end: first + told.len() as u64, entries: Arc::new(entries) }
+    }
+
+    fn batch(&self, index: u64) -> Batch {
+        let from = self.entries.partition_point(|(at, _)| *at < index);
+        Batch::of(self.entries[from..].iter().cloned(), self.end)
+    }
+}
+
+/// Tells an entry from the others of its page.
+fn mark(entry: &Listed) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&entry.segment, entry.hidden).hash(&mut hasher);
+    hasher.finish()
 }

@@ -244,6 +244,7 @@ impl Vfs {
         let known = async {
             let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
             self.writeback.cancel_metadata(theirs.store.bucket(), &theirs.key).await;
+            self.writeback.release_copies(theirs.store.bucket(), &theirs.key).await;
             let beside = self.beside_theirs(step, unlinked).await?;
             // A copy that was still running has given the object another ETag.
             let object = self.table.lock().get(ino).and_then(|node| node.object.clone()).ok_or(Error::Stale)?;
@@ -256,6 +257,12 @@ impl Vfs {
         let current = known.attributes.clone().unwrap_or_default();
         let wanted = self.renamed(&pending.unwrap_or_else(|| current.clone()), &current, ino, source, destination);
         let outcome = self.copy(source, destination, &known, &current, &wanted).await?;
+        self.writeback.move_copies(
+            source.store.bucket(),
+            &source.key,
+            &known.etag,
+            &self.base_of(destination, &copied_object(&known, &outcome)),
+        );
         failpoint::pass("rename-copied");
         let deleted = async { Ok(delete_version(source.store.as_ref(), &source.key, Some(known.etag.clone())).await) };
         match self.within(deleted).await {
@@ -384,6 +391,15 @@ impl Vfs {
             version_id: None,
             checksum: object.checksum,
         };
+        let mut tags = wanted.tags.clone();
+        if tags.is_empty() && object.size > to.store.capabilities().max_single_copy {
+            // Copied in parts they are to be sent again, and not every store's HEAD tells that there are some.
+            tags = match from.store.get_tags(&from.key).await {
+                Err(error) if error.kind.passes() => return Err(error),
+                // Whoever may not read them, or whose store has none.
+                asked => asked.unwrap_or_default(),
+            };
+        }
         let changed = wanted.metadata != current.metadata || wanted.headers != current.headers;
         let metadata = if changed {
             CopyMetadata::Replace(Box::new(PutOptions {
@@ -405,9 +421,9 @@ impl Vfs {
             version_id: None,
             checksum: object.checksum,
             restore: None,
-            tag_count: u32::try_from(wanted.tags.len()).unwrap_or(u32::MAX),
+            tag_count: u32::try_from(tags.len()).unwrap_or(u32::MAX),
         };
-        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &wanted.tags, metadata, self.config.close_timeout).await?;
+        let outcome = copy_object(to.store.as_ref(), &to.key, source, &head, &tags, metadata, self.config.close_timeout).await?;
         self.writeback.supersede(to.store.bucket(), &to.key).await;
         Ok(outcome)
     }

@@ -52,6 +52,9 @@ impl Vfs {
             node.mtime = time(mtime);
             // A truncation's time is one that write() made; only a time of its own is worth a request.
             node.mtime_set = set.size.is_none();
+            if let Some(dir) = node.dir.as_deref_mut() {
+                dir.set_mtime = Some(node.mtime);
+            }
         }
         node.ctime = now;
         Ok((node.stored, node.mtime) != before)

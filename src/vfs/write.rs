@@ -1,5 +1,6 @@
 //! write, truncate, flush, release, fsync, fallocate, copy_file_range.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -267,6 +268,9 @@ impl Vfs {
         if source.ino == target.ino && offset_in < offset_out + len && offset_out < offset_in + len {
             return Err(Error::Invalid);
         }
+        if offset_in == offset_out && self.copy_in_store(caller, &source, &target, offset_in..offset_in + len).await? {
+            return Ok(len);
+        }
         let mut copied = 0;
         while copied < len {
             let piece = usize::try_from((len - copied).min(COPY_PIECE as u64)).unwrap_or(COPY_PIECE);
@@ -275,6 +279,24 @@ impl Vfs {
                 break;
             }
             copied += u64::from(self.write(fh_out, offset_out + copied, data, kills_privileges(caller)).await?);
+        }
+        Ok(copied)
+    }
+
+    /// A file that is wholly in the store is copied there, when the copy is published. False where its bytes have to come by here.
+    async fn copy_in_store(&self, caller: Caller, source: &FileHandle, target: &FileHandle, range: Range<u64>) -> Result<bool> {
+        let object = {
+            let table = self.table.lock();
+            let node = table.get(source.ino).ok_or(Error::Stale)?;
+            node.object.clone().filter(|object| node.linked && !node.is_local() && !object.archived)
+        };
+        let (Some(object), false) = (object, range.is_empty() || target.append) else { return Ok(false) };
+        let base = self.base_of(&self.place(source.ino)?, &object);
+        let staged = self.staged(target).await?;
+        target.writes();
+        let copied = staged.copy(&base, range).await?;
+        if copied {
+            self.changed(target.ino, &staged, kills_privileges(caller));
         }
         Ok(copied)
     }

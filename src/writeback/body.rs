@@ -56,7 +56,7 @@ impl Body {
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let (at, len) = (range.start, self.at_once(range.clone()));
         if self.missing.run_at(at).is_some() {
-            return fetch(self.base.as_ref(), at, len).await;
+            return fetch(self.base.as_ref(), at, len, self.run(&range).0).await;
         }
         let file = self.file.clone();
         blocking(move || read_exact(&file, at, len as usize)).await
@@ -106,10 +106,10 @@ impl Body {
     }
 }
 
-/// Bytes of the base, all of them.
-async fn fetch(base: Option<&Base>, at: u64, len: u64) -> Result<Bytes, Error> {
+/// Bytes of the base, all of them; the next ones are asked for after, up to `until`.
+async fn fetch(base: Option<&Base>, at: u64, len: u64, until: u64) -> Result<Bytes, Error> {
     let base = base.ok_or(Error::Stale)?;
-    let bytes = base.reader.read(at, len as usize).await?;
+    let bytes = base.reader.read(at, len as usize, until).await?;
     if bytes.len() as u64 == len { Ok(bytes) } else { Err(Error::Stale) }
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn fill(entry: &Arc<Entry>, base: Option<&Base>, range: Range<u
             if !entry.shared.has_room(len).await {
                 return Ok(());
             }
-            let bytes = fetch(base, at, len).await?;
+            let bytes = fetch(base, at, len, gap.end).await?;
             entry.progressed();
             entry.shared.meter.record(0, true);
             match fill_piece(entry, at, bytes).await {

@@ -30,7 +30,8 @@ pub(crate) struct Content {
     pub dirty: RangeSet,
     /// Bytes of the base still valid; a truncation lowers it for good.
     pub base_len: u64,
-    /// The base's size; `None` while no object holds any of it.
+    /// The base's size; `None` while no object of the file's own holds any of it: a base is then another file's object, which its bytes
+    /// are copied from.
     pub base_size: Option<u64>,
     /// Bytes written since they were last handed to a part upload.
     pub unsent: RangeSet,
@@ -64,7 +65,7 @@ impl Content {
             local: record.local.clone(),
             dirty: record.dirty.clone(),
             base_len: record.base_len,
-            base_size: record.base.as_ref().map(|base| base.size),
+            base_size: record.base.as_ref().map(|base| base.size).filter(|_| !record.copied),
             next_part: 1,
             since_low: u64::MAX,
             ..Self::default()
@@ -76,9 +77,25 @@ impl Content {
         self.base_size != Some(self.size) || !self.dirty.is_empty()
     }
 
-    /// True when none of the base's bytes are part of it.
+    /// True when none of the bytes of an object that it changes are part of it.
     pub fn is_whole(&self) -> bool {
-        self.dirty.covers(0..self.size)
+        self.base_size.is_none() || self.dirty.covers(0..self.size)
+    }
+
+    /// True when bytes of it are another file's object's and nobody else's yet.
+    pub fn borrows(&self) -> bool {
+        self.base_size.is_none() && !self.lacks(0..self.size).is_empty()
+    }
+
+    /// Where another file's object can go on giving its bytes; `None` where there are others already.
+    pub fn copied_to(&self) -> Option<u64> {
+        (self.base_size.is_none() && self.base_len == self.size && self.dirty.is_empty()).then_some(self.size)
+    }
+
+    /// After the spool file was extended to `end`, and the bytes up to there are to be another file's object's.
+    pub fn copied(&mut self, end: u64) {
+        (self.size, self.base_len) = (end, end);
+        self.generation += 1;
     }
 
     fn changed(&mut self, range: Range<u64>) {
@@ -228,7 +245,7 @@ impl Content {
 
     /// End of what was written in order from the start of a file without base: parts before it may be sent.
     pub fn frontier(&self) -> u64 {
-        if self.base_size.is_none() { self.frontier } else { 0 }
+        if self.base_size.is_none() && self.base_len == 0 { self.frontier } else { 0 }
     }
 }
 
@@ -292,6 +309,24 @@ mod tests {
             1 => Just(Op::Seal),
             1 => Just(Op::Published),
         ]
+    }
+
+    #[test]
+    fn what_is_copied_from_another_object_is_no_object_s_yet() {
+        let mut content = Content::new(None);
+        content.copied(10);
+        assert!(content.is_dirty() && content.is_whole() && content.borrows());
+        assert_eq!((content.origins(0..10), content.copied_to()), (vec![(0..10, Origin::Base)], Some(10)));
+        content.wrote(2..4);
+        assert_eq!(content.copied_to(), None, "what was written stands in the way");
+        content.truncated(6);
+        assert_eq!(content.origins(0..10), [(0..2, Origin::Base), (2..4, Origin::Spool), (4..6, Origin::Base)]);
+        assert_eq!(content.frontier(), 0, "nothing of it is sent as it is written");
+        content.filled(0..6);
+        assert!(content.is_dirty() && !content.borrows(), "the spool has all of it, and no object");
+        content.seal();
+        content.published(6);
+        assert!(!content.is_dirty());
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::content::Content;
+use super::copied::Borrowers;
 use super::deletes::Deletes;
 use super::disk::{BLOCK, SpoolFile, whole_blocks};
 use super::intent::Intent;
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     pub hurried: Notify,
     /// Files that were published beside somebody else's change, the newest last.
     pub conflicts: Mutex<VecDeque<ConflictCopy>>,
+    pub borrowers: Borrowers,
 }
 
 impl Shared {
@@ -115,6 +117,7 @@ impl Shared {
             stranded: Mutex::default(),
             hurried: Notify::new(),
             conflicts: Mutex::default(),
+            borrowers: Borrowers::default(),
         };
         (Arc::new(shared), receiver)
     }
@@ -446,6 +449,7 @@ impl Entry {
                     size: b.size,
                     version_id: b.version_id.clone(),
                 }),
+                copied: content.base_size.is_none(),
                 appended,
                 held: intent.held,
                 guess: intent.guess.clone(),

@@ -68,6 +68,9 @@ pub(crate) struct Record {
     pub dirty: RangeSet,
     pub base_len: u64,
     pub base: Option<BaseRecord>,
+    /// The base is another file's object: none holds the content.
+    #[serde(default)]
+    pub copied: bool,
     /// Where what was appended begins in the spool file, if all was: it belongs behind the base, whatever that is.
     #[serde(default)]
     pub appended: Option<u64>,
@@ -151,6 +154,7 @@ pub(crate) mod tests {
             dirty: RangeSet::new(),
             base_len: 0,
             base: None,
+            copied: false,
             appended: None,
             held: false,
             guess: None,

@@ -24,6 +24,7 @@ mod behind;
 mod body;
 mod commit;
 pub(crate) mod content;
+mod copied;
 mod copy_out;
 mod deletes;
 mod disk;
@@ -105,8 +106,8 @@ pub enum Expect {
 /// Reads bytes of the object that a staged file started from. Implemented above, over the cache.
 #[async_trait]
 pub trait BaseReader: Send + Sync {
-    /// Bytes from `offset`, `len` of them unless the object ends before.
-    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError>;
+    /// Bytes from `offset`, `len` of them unless the object ends before. The next reads are of what follows, up to `until`.
+    async fn read(&self, offset: u64, len: usize, until: u64) -> Result<Bytes, BaseError>;
 }
 
 /// Why base bytes could not be read.
@@ -407,6 +408,17 @@ impl Writeback {
             }
         }
         newest.into_values().collect()
+    }
+
+    /// The object under this key is about to go, or to be another: what is copied from it and not published yet has its bytes when this
+    /// returns, or will not be had.
+    pub async fn release_copies(&self, bucket: &str, key: &str) {
+        copied::release(&self.shared, bucket, key, None).await;
+    }
+
+    /// That version of an object was copied to another key: what is copied from it and not published yet is copied from there.
+    pub fn move_copies(&self, bucket: &str, key: &str, etag: &ETag, to: &Base) {
+        copied::follow(&self.shared, (bucket, key), etag, to);
     }
 
     /// Headers that a new object gets by its key alone.

@@ -23,7 +23,7 @@ use super::state::{Action, Goal, SentPart, Slot, State, Upload};
 use super::transfer::{self, Trouble};
 use super::uploader::Message;
 use super::{Attributes, Base, BaseError, BaseReader, DrainReport, Error, Expect, Published, Target};
-use super::{behind, commit};
+use super::{behind, commit, copied};
 use crate::failpoint;
 use crate::s3::{Condition, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, ObjectHeaders, PutOptions, S3Error, Store};
 
@@ -158,6 +158,7 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
     behind::go_on(entry).await?;
     // A metadata copy in between would change the ETag that the publication is conditional on.
     entry.shared.copies.settle(target.store.bucket(), &target.key).await;
+    copied::release(&entry.shared, target.store.bucket(), &target.key, Some(entry.id)).await;
     // A delete that came after it would hit the new object where the store knows no conditions.
     if let Some(deletion) = entry.shared.deletes.take(target.store.bucket(), &target.key).await {
         let mut intent = entry.intent.lock();
@@ -556,7 +557,7 @@ fn stale_or(error: S3Error) -> BaseError {
 
 #[async_trait]
 impl BaseReader for StoreReader {
-    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError> {
+    async fn read(&self, offset: u64, len: usize, _until: u64) -> Result<Bytes, BaseError> {
         let range = offset..offset + len as u64;
         let object = match self.get(range.clone(), None).await {
             // Replaced, but a versioned bucket still has it. Asked for only now: reading by version needs a right of its own.

@@ -1,5 +1,6 @@
 //! The data plane of one staged file: what open handles read and write.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,7 +16,7 @@ use super::pace::allowance;
 use super::spool::blocking;
 use super::state::Goal;
 use super::uploader::Message;
-use super::{Attributes, Base, Deletion, Error, Expect, Guess, Journalled, Published, Target, publish, transfer};
+use super::{Attributes, Base, Deletion, Error, Expect, Guess, Journalled, Published, Target, copied, publish, transfer};
 use crate::failpoint;
 use crate::s3::ETag;
 
@@ -42,8 +43,7 @@ impl Staged {
 
     /// True when it is a whole new content: no object's bytes are part of it.
     pub fn is_whole(&self) -> bool {
-        let content = self.entry.content.lock();
-        content.base_size.is_none() || content.is_whole()
+        self.entry.content.lock().is_whole()
     }
 
     /// True when no object holds its content. Attributes that were set after its upload began do not count: see
@@ -229,13 +229,24 @@ impl Staged {
         let reader = self.entry.intent.lock().base.as_ref().map(|base| base.reader.clone()).ok_or(Error::Stale)?;
         let mut all = BytesMut::new();
         while all.len() < len {
-            let bytes = reader.read(offset + all.len() as u64, len - all.len()).await?;
+            let bytes = reader.read(offset + all.len() as u64, len - all.len(), offset + len as u64).await?;
             if bytes.is_empty() {
                 return Err(Error::Stale);
             }
             all.extend_from_slice(&bytes);
         }
         Ok(all.freeze())
+    }
+
+    /// Takes `range` of another file's object, at the same place and behind what it took before: the store copies it at publication.
+    /// False where the bytes have to be written: there is other content, or `base` is small enough for one PUT.
+    pub async fn copy(&self, base: &Base, range: Range<u64>) -> Result<bool, Error> {
+        self.usable()?;
+        let copied = copied::take(&self.entry, base, range).await?;
+        if copied {
+            self.changed().await?;
+        }
+        Ok(copied)
     }
 
     /// Cuts or extends the file.
@@ -301,6 +312,7 @@ impl Staged {
         if self.entry.intent.lock().discarded {
             return Ok(());
         }
+        copied::fetch(&self.entry).await?;
         self.entry.begun.store(true, Relaxed);
         self.entry.intent.lock().synced = true;
         self.entry.persist_durably().await?;
@@ -442,8 +454,13 @@ impl Staged {
             return Ok(self.published());
         }
         entry.begun.store(true, Relaxed);
+        if held {
+            copied::fetch(entry).await?;
+        }
+        // What it lacks it takes from another file's object: that is copied while it is there.
+        let can_wait = !entry.content.lock().borrows();
         let target = self.target();
-        if entry.shared.queues(target.store.as_ref(), &target.key).await {
+        if can_wait && entry.shared.queues(target.store.as_ref(), &target.key).await {
             self.queue(entry.shared.config.write_back, held).await?;
             return Ok(None);
         }

@@ -459,7 +459,7 @@ struct InMemory(Bytes);
 
 #[async_trait]
 impl BaseReader for InMemory {
-    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, BaseError> {
+    async fn read(&self, offset: u64, len: usize, _until: u64) -> Result<Bytes, BaseError> {
         Ok(self.0.slice(offset as usize..(offset as usize + len).min(self.0.len())))
     }
 }

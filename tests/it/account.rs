@@ -224,3 +224,35 @@ fn a_bucket_that_is_away_at_the_start() {
         store.eventually("nothing is left", |_| mount.status().contains("everything is in S3"));
     }
 }
+
+/// "listing the account asks once; each bucket's region once", whatever is looked at.
+#[test]
+fn an_account_is_listed_once_and_each_region_asked_for_once() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let double = store.as_double().unwrap();
+    for n in 0..12 {
+        let (name, region) = (format!("bucket-{n:02}"), if n % 3 == 0 { "us-east-1" } else { "eu-west-3" });
+        double.create_bucket_in(region, &name);
+        double.put_object(&name, "d/f", Object::new("content"));
+    }
+    let mount = whole_account(&store, &["metadata_ttl=1h", "negative_metadata_ttl=1h"]);
+    double.reset_requests();
+    sh(
+        mount.dir(),
+        "ls; ls -l; stat bucket-*; ls -l bucket-*; cat bucket-*/d/f; find . -type f; ls -l; test ! -e no-such-bucket; test ! -e .git",
+    );
+    let requests = double.requests();
+    assert!(requests.of("ListBuckets") <= 1, "{:?}", requests.summary());
+    for n in 0..12 {
+        let of_it: Vec<_> =
+            requests.log.iter().filter(|asked| asked.bucket == format!("bucket-{n:02}")).map(|asked| asked.operation).collect();
+        // Two folders, what may follow the second one, and one file; its region, which a refusal tells where it is not the account's own.
+        let elsewhere = usize::from(n % 3 != 0);
+        assert!(of_it.len() <= 5 + elsewhere, "{n}: {of_it:?}");
+        let others = of_it.iter().filter(|operation| !matches!(**operation, "ListObjectsV2" | "GetObject"));
+        assert!(others.count() <= 1 + elsewhere, "{n}: {of_it:?}");
+    }
+}

@@ -10,16 +10,21 @@ mod client;
 mod client_faults;
 mod closing;
 mod conflicts;
+mod copies;
 mod cost;
+mod cost_edits;
 mod crash;
 mod deadlines;
 mod deletes;
 mod desktop;
+mod directories;
 mod failing;
 mod faults;
 mod foreign;
+mod freshness;
 mod fstab;
 mod handles;
+mod huge;
 mod links;
 mod model;
 mod names;
@@ -55,8 +60,10 @@ const COMMON: &[(&str, &[&str])] = &[
     ("client", client::COMMON),
     ("closing", closing::COMMON),
     ("conflicts", conflicts::COMMON),
+    ("copies", copies::COMMON),
     ("deletes", deletes::COMMON),
     ("desktop", desktop::COMMON),
+    ("freshness", freshness::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),
     ("namespace", namespace::COMMON),

@@ -8,7 +8,7 @@ fn child(table: &mut Table, name: &str, kind: Kind, since: Option<Instant>) -> I
 
 #[test]
 fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
-    let mut table = Table::new(SystemTime::now());
+    let mut table = Table::new(SystemTime::now(), 256 << 20);
     table.install(ROOT, Arc::new(Listing::empty(Instant::now())));
     let known = child(&mut table, "known", Kind::File, None);
     let new = child(&mut table, "new", Kind::File, Some(Instant::now()));
@@ -22,7 +22,7 @@ fn a_name_newer_than_the_listing_is_not_forgotten_as_absent() {
 
 #[test]
 fn links_of_a_directory_count_its_subdirectories() {
-    let mut table = Table::new(SystemTime::now());
+    let mut table = Table::new(SystemTime::now(), 256 << 20);
     let links = |table: &Table| table.links(table.get(ROOT).unwrap());
     assert_eq!(links(&table), 1, "not known");
     table.install(ROOT, Arc::new(Listing::empty(Instant::now())));

@@ -37,7 +37,7 @@ fn directory(table: &mut Table, parent: Ino, name: &str, kind: Kind) -> Ino {
 
 #[test]
 fn what_changed_since_is_not_forgotten() {
-    let mut table = Table::new(SystemTime::now());
+    let mut table = Table::new(SystemTime::now(), 256 << 20);
     let ask = begin(&mut table);
     let dir = directory(&mut table, ROOT, "d", Kind::Directory);
     let file = directory(&mut table, dir, "new", Kind::File);
@@ -60,7 +60,7 @@ fn what_changed_since_is_not_forgotten() {
 
 #[test]
 fn a_directory_that_went_is_not_what_was_listed() {
-    let mut table = Table::new(SystemTime::now());
+    let mut table = Table::new(SystemTime::now(), 256 << 20);
     let ask = begin(&mut table);
     // Before the page has come, and afterwards.
     table.surveys.forget(&place("t/b/"));
@@ -73,7 +73,7 @@ fn a_directory_that_went_is_not_what_was_listed() {
 
 #[test]
 fn what_is_of_no_use_is_tried_less_and_less() {
-    let mut table = Table::new(SystemTime::now());
+    let mut table = Table::new(SystemTime::now(), 256 << 20);
     let attempts =
         |table: &mut Table, reads: usize| (0..reads).filter(|_| table.surveys.begin(place(""), &place("t/a/")).is_some()).count();
     assert_eq!(attempts(&mut table, 200), 8, "each drops what it asked for");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use packmule::s3::{Metadata, ObjectHeaders};
 
-use super::checksum::{self, Algorithm};
+use super::checksum::{self, Algorithm, zeros};
 
 /// One object, with everything that S3 keeps beside its bytes.
 #[derive(Clone, Debug)]
@@ -51,6 +51,13 @@ impl Object {
             restore: None,
             tags: Vec::new(),
         }
+    }
+
+    /// So many zeros, as an upload in parts made it: for sizes that no memory holds.
+    pub fn zeros(len: usize) -> Self {
+        let bytes = zeros::of(len);
+        let checksum = Checksum { algorithm: Algorithm::Crc64Nvme, value: Algorithm::Crc64Nvme.of(&bytes), full: true };
+        Self { etag: format!("{}-2", checksum::hex_md5(b"zeros")), checksum, bytes, ..Self::new(Bytes::new()) }
     }
 
     /// With one line of user metadata.

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use s3s::dto::*;
 use s3s::{S3Request, S3Result, s3_error};
 
-use super::checksum::{self, Algorithm};
+use super::checksum::{self, Algorithm, zeros};
 use super::model::{self, Bucket, Object, PartData, Upload};
 use super::objects::{self, checksums, claimed, stored_headers};
 use super::s3::{Memory, bucket, now};
@@ -183,12 +183,14 @@ fn assemble(
     if input.mpu_object_size.is_some_and(|told| told != size as i64) {
         return Err(s3_error!(InvalidRequest, "The provided 'x-amz-mp-object-size' header value does not match what was computed: {size}"));
     }
-    let mut bytes = BytesMut::with_capacity(size);
-    let mut md5s = Vec::with_capacity(16 * chosen.len());
-    for part in &chosen {
-        bytes.extend_from_slice(&part.bytes);
-        md5s.extend_from_slice(&part.md5);
-    }
+    let md5s: Vec<u8> = chosen.iter().flat_map(|part| part.md5).collect();
+    let bytes = if chosen.iter().all(|part| zeros::are(&part.bytes)) {
+        zeros::of(size)
+    } else {
+        let mut bytes = BytesMut::with_capacity(size);
+        chosen.iter().for_each(|part| bytes.extend_from_slice(&part.bytes));
+        bytes.freeze()
+    };
     let algorithm = upload.algorithm;
     let value = if upload.full { algorithm.of(&bytes) } else { algorithm.composite(chosen.iter().map(|part| part.checksum.as_str())) };
     if let Some((told, told_value)) = claimed {
@@ -200,7 +202,7 @@ fn assemble(
         }
     }
     Ok(Object {
-        bytes: bytes.freeze(),
+        bytes,
         etag: format!("{}-{}", checksum::hex_md5(&md5s), chosen.len()),
         last_modified: now(),
         checksum: model::Checksum { algorithm, value, full: upload.full },

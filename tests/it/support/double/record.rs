@@ -8,6 +8,7 @@ use super::request::Asked;
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub operation: &'static str,
+    pub bucket: String,
     pub key: String,
     /// `x-amz-*` of the request.
     pub headers: BTreeMap<String, String>,
@@ -27,7 +28,7 @@ pub struct Requests {
 
 impl Requests {
     pub(super) fn add(&mut self, asked: Asked) {
-        self.log.push(Entry { operation: asked.operation, key: asked.key, headers: asked.headers });
+        self.log.push(Entry { operation: asked.operation, bucket: asked.bucket, key: asked.key, headers: asked.headers });
     }
 
     /// How many of one operation, by S3's name.
