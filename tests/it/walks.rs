@@ -136,7 +136,8 @@ fn a_large_tree_is_walked_whole() {
     assert_eq!(walk(&alone.path("t")), found);
 }
 
-/// A hundred thousand names in one directory take at most 200 bytes of memory each, whoever looks at them.
+/// A hundred thousand names in one directory take at most 200 bytes of memory each, and 50 more where they are looked at one by one
+/// (pages wait for who looks).
 #[test]
 fn a_huge_directory_takes_little_memory() {
     if !can_mount() {
@@ -159,11 +160,11 @@ fn a_huge_directory_takes_little_memory() {
     // Connections, threads and pages on their way are there for any directory.
     sh(stage.dir(), "ls -l few few few > /dev/null");
     let base = peak();
-    for look in ["ls -f many", "ls -l many", "find many -size 0"] {
+    for (look, most) in [("ls -f many", 200), ("ls -l many", 250), ("find many -size 0", 250)] {
         let found = sh(stage.dir(), &format!("{look} | grep -c file-"));
         assert_eq!(found.trim(), NAMES.to_string(), "{look}");
         let each = (peak() - base) / NAMES;
-        assert!(each <= 200, "{look}: {each} bytes a name, over {base}");
+        assert!(each <= most, "{look}: {each} bytes a name, over {base}");
     }
 }
 
