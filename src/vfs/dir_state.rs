@@ -21,7 +21,7 @@ pub struct DirState {
     pub children: HashMap<OsString, Ino>,
     /// The newest listing, whole or a first page.
     pub listing: Option<Arc<Listing>>,
-    /// How many names it held when it was listed whole.
+    /// How many names it held when it was listed whole, or holds at least.
     pub size: usize,
     /// Names asked for one by one since it was listed.
     pub asked: usize,

@@ -70,6 +70,19 @@ impl Vfs {
         most.min(node.checked.map_or(Duration::ZERO, |at| self.config.metadata_ttl.saturating_sub(at.elapsed())))
     }
 
+    /// A listing of this age may be shown: what the kernel keeps of it for a moment is no older than `metadata_ttl` then.
+    pub(super) fn shown_ttl(&self) -> Duration {
+        let ttl = self.config.metadata_ttl;
+        if ttl < 2 * KERNEL_TTL { ttl } else { ttl.saturating_sub(KERNEL_TTL) }
+    }
+
+    /// Answers readdirplus, and counts it as a lookup. Who reads a directory looks at its names next: they are as they were shown, also
+    /// where reading takes longer than the listing is true.
+    pub(super) fn grant_shown(&self, ino: Ino) -> Result<Entry> {
+        let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
+        Ok(Entry { entry_ttl: ttl, attr_ttl: ttl, ..self.grant(ino)? })
+    }
+
     /// What stat shows of a node.
     pub(super) fn attr(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let table = self.table.lock();

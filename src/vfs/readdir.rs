@@ -178,7 +178,7 @@ impl Vfs {
                 self.table.lock().release(ino);
                 return Ok(taken);
             }
-            granted = self.grant(ino).ok().map(|entry| (ino, entry));
+            granted = self.grant_shown(ino).ok().map(|entry| (ino, entry));
             if granted.is_some() || matches!(found, Found::Node(..)) {
                 break;
             }
@@ -210,8 +210,7 @@ impl Vfs {
         let mut table = self.table.lock();
         table.visit(dir);
         let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
-        let whole =
-            state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.config.metadata_ttl).cloned();
+        let whole = state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.shown_ttl()).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
         let guard = state.begin_listing(started);
         // What is too old to be used would take as much memory again as what comes.
@@ -313,6 +312,9 @@ impl Vfs {
         };
         let end = page.end;
         if newest {
+            if let Some(state) = self.table.lock().dir_mut(dir) {
+                state.size = state.size.max(usize::try_from(end).unwrap_or(usize::MAX));
+            }
             stream.anchors[at].told = Some(entries.iter().map(mark).collect());
             stream.gathered = stream.gathered.take().map(|mut all| {
                 entries.iter().for_each(|entry| all.push(entry));

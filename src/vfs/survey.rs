@@ -327,7 +327,7 @@ impl Vfs {
         let root = self.place(top).ok().filter(|root| root.store.bucket() == place.store.bucket()).unwrap_or_else(|| place.clone());
         let mut table = self.table.lock();
         let surveys = &mut table.surveys;
-        if let Some(listing) = surveys.take(place, self.config.metadata_ttl) {
+        if let Some(listing) = surveys.take(place, self.shown_ttl()) {
             (surveys.fruitless, surveys.passed_over) = (0, 0);
             let ask = surveys.go_on();
             table.install(dir, listing.clone());

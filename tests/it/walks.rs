@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::double::{Fault, When};
 use crate::support::files::{self, sh};
 use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
@@ -189,4 +190,24 @@ fn many_names_of_a_large_directory_are_listed_again() {
     }
     let requests = stage.double().requests();
     assert!(requests.total() <= 60, "{:?}", requests.summary());
+}
+
+/// A listing that takes longer than it is true is read to its end without a request for each of its names.
+#[test]
+fn a_long_look_asks_for_no_name_alone() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    for n in 0..21_000 {
+        store.put(&format!("many/file-{n:05}"), "");
+    }
+    let stage = Stage::with(store, &["metadata_ttl=1s"]);
+    stage.double().fault(When::operation("ListObjectsV2"), Fault::Delay(Duration::from_millis(300)));
+    stage.double().reset_requests();
+    let found = sh(stage.dir(), "ls -l many | grep -c file-");
+    assert_eq!(found.trim(), "21000");
+    let requests = stage.double().requests();
+    assert_eq!(requests.of("HeadObject"), 0, "{:?}", requests.summary());
+    assert!(requests.total() <= 70, "{:?}", requests.summary());
 }
