@@ -103,6 +103,10 @@ impl Notify for NoticeQueue {
     fn delete_entry(&self, parent: Ino, child: Ino, name: &OsStr) {
         self.push(Notice::Delete { parent, child, name: name.to_owned() });
     }
+
+    fn has_room(&self) -> bool {
+        self.pending.lock().queue.len() < CAPACITY / 8
+    }
 }
 
 fn send(notifier: &Notifier, notice: &Notice) {

@@ -21,6 +21,8 @@ pub struct DirState {
     pub children: HashMap<OsString, Ino>,
     /// The newest listing, whole or a first page.
     pub listing: Option<Arc<Listing>>,
+    /// When the newest listing was begun that was ever in use: what was removed since is known, what was removed before is not.
+    newest: Option<Instant>,
     /// How many names it held when it was listed whole, or holds at least.
     pub size: usize,
     /// Names asked for one by one since it was listed.
@@ -56,6 +58,7 @@ impl DirState {
             store: None,
             children: HashMap::new(),
             listing: None,
+            newest: None,
             size: 0,
             asked: 0,
             reading: Vec::new(),
@@ -74,7 +77,8 @@ impl DirState {
 
     /// Just made by us: known to be empty.
     pub fn made() -> Self {
-        Self { listing: Some(Arc::new(Listing::empty(Instant::now()))), marker: Some(true), ..Self::unknown() }
+        let now = Instant::now();
+        Self { listing: Some(Arc::new(Listing::empty(now))), newest: Some(now), marker: Some(true), ..Self::unknown() }
     }
 
     /// When the listing that is in use was begun.
@@ -96,11 +100,17 @@ impl DirState {
         read.chain(self.listed_at()).min()
     }
 
+    /// No newer listing was in use.
+    pub(super) fn takes(&self, listing: &Listing) -> bool {
+        self.newest.is_none_or(|newest| newest <= listing.started)
+    }
+
     /// Takes a newer listing into use and lets go of what it has overtaken.
     pub(super) fn install(&mut self, listing: Arc<Listing>) {
-        if self.listed_at().is_some_and(|at| at > listing.started) {
+        if !self.takes(&listing) {
             return;
         }
+        self.newest = Some(listing.started);
         self.removed.retain(|_, at| *at >= listing.started);
         self.absent.clear();
         if listing.complete {

@@ -9,7 +9,7 @@ use super::inode::Place;
 use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{Ino, Root, Vfs, attr};
-use crate::s3::{self, ETag, ErrorKind, ListRequest, ObjectHeaders, PutOptions, Store};
+use crate::s3::{self, ETag, ErrorKind, ListPage, ListRequest, ObjectHeaders, PutOptions, Store};
 
 /// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
 /// changes of a marker's attributes are gathered.
@@ -89,7 +89,11 @@ impl Vfs {
             }
             state.listing_order.clone()
         };
-        let _turn = order.lock().await;
+        let asked = Instant::now();
+        let mut turn = order.lock().await;
+        if let Some((_, error)) = turn.filter(|(failed, _)| *failed >= asked) {
+            return Err(error);
+        }
         let whole = |listing: &Arc<Listing>| listing.complete;
         if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())).filter(whole) {
             return Ok(Some(listing));
@@ -97,8 +101,14 @@ impl Vfs {
         let started = Instant::now();
         let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let listed = self.list_whole(dir, started).await?;
-        let Some(listing) = listed.map(Arc::new) else { return Ok(None) };
+        let listed = self.list_whole(dir, started).await.inspect_err(|error| *turn = Some((Instant::now(), *error)))?;
+        let Some(listing) = listed.map(Arc::new) else {
+            // It is not tried again before it was found to be smaller.
+            if let Some(state) = self.table.lock().dir_mut(dir) {
+                (state.size, state.asked) = (KEEP_MOST + 1, 0);
+            }
+            return Ok(None);
+        };
         if self.epoch.load(Ordering::Relaxed) == epoch {
             self.install(dir, listing.clone());
         }
@@ -124,6 +134,8 @@ impl Vfs {
                 None => None,
             };
         }
+        // What was in doubt at the end of a page behind which another one was thought to follow.
+        merger.push(ListPage::default()).iter().for_each(|entry| entries.push(entry));
         Ok(Some(merger.listing(started, entries, true)))
     }
 

@@ -318,7 +318,9 @@ impl Table {
         if let Some(node) = self.get_mut(ino) {
             node.nlookup += 1;
             let is_new = node.nlookup == 1;
-            self.crowd.granted(ino, is_new);
+            if node.kind != Kind::Directory {
+                self.crowd.granted(ino, is_new);
+            }
         }
     }
 
@@ -499,11 +501,6 @@ impl Table {
     /// All content that the store does not hold.
     pub fn staged(&self) -> impl Iterator<Item = &Arc<Staged>> {
         self.nodes.values().filter_map(|node| node.file.staged.as_ref())
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.nodes.len()
     }
 
     /// All directories.

@@ -186,6 +186,8 @@ pub trait Notify: Send + Sync + 'static {
     fn invalidate_inode(&self, ino: Ino);
     /// The name is gone.
     fn delete_entry(&self, parent: Ino, child: Ino, name: &std::ffi::OsStr);
+    /// Few notices wait: some that can wait may be given.
+    fn has_room(&self) -> bool;
 }
 
 /// Where a file's mtime comes from and goes to (`mtime=`).

@@ -326,8 +326,10 @@ impl Vfs {
         };
         let root = self.place(top).ok().filter(|root| root.store.bucket() == place.store.bucket()).unwrap_or_else(|| place.clone());
         let mut table = self.table.lock();
+        let listing = table.surveys.take(place, self.shown_ttl());
+        let listing = listing.filter(|listing| table.dir(dir).is_some_and(|state| state.takes(listing)));
         let surveys = &mut table.surveys;
-        if let Some(listing) = surveys.take(place, self.shown_ttl()) {
+        if let Some(listing) = listing {
             (surveys.fruitless, surveys.passed_over) = (0, 0);
             let ask = surveys.go_on();
             table.install(dir, listing.clone());

@@ -66,6 +66,18 @@ on_every_store! {
         }
     }
 
+    /// Promise 2: "close() returns 0 only when the object is in S3 under its name, byte for byte", where the folder of the source is renamed.
+    fn the_folder_of_the_source_is_renamed(store) {
+        let bytes = noise(1, SIZE);
+        store.put("d/e/a", bytes.clone());
+        let stage = Stage::new(store);
+        let (from, to) = begun(&stage.path("d/e/a"), &stage.path("b"));
+        fs::rename(stage.path("d"), stage.path("new")).unwrap();
+        drop(from);
+        close(to).unwrap();
+        assert!(stage.store.bytes("b") == bytes && stage.store.bytes("new/e/a") == bytes);
+    }
+
     /// Promise 5: "fsync makes the bytes durable in the spool, listed and recoverable."
     fn a_synced_copy_needs_no_source(store) {
         let (mut stage, bytes) = stage(store, &[]);

@@ -265,6 +265,12 @@ impl Vfs {
     pub(super) async fn delete_sources(&self, tree: &Tree, copied: &[Copied]) -> Result<Vec<String>, (Failed, bool)> {
         let store = &tree.from.store;
         tree.progress.deletes();
+        // What is copied from them, and not published yet, is copied from where they are now.
+        for (copy, (etag, object)) in copied.iter().filter_map(|copy| Some((copy, copy.objects.as_ref()?))) {
+            let below = copy.source.get(tree.from.key.len()..).unwrap_or_default();
+            let place = Place { store: tree.to.store.clone(), key: format!("{}{below}", tree.to.key) };
+            self.writeback.move_copies(store.bucket(), &copy.source, etag, &self.base_of(&place, object));
+        }
         let (mut keys, mut markers): (Vec<_>, Vec<_>) = copied
             .iter()
             .map(|copy| (copy.source.clone(), copy.objects.as_ref().map(|(etag, _)| etag.clone())))
