@@ -20,7 +20,7 @@ use super::{ErrorKind, ListPage, ListRequest, Result, S3Error};
 /// Pages of a listing that come one after the other. Most listings are no longer, and a guess would be of too little.
 const IN_ORDER: usize = 5;
 /// Pages that wait to be read, at most.
-const AHEAD: usize = 24;
+const AHEAD: usize = 96;
 /// What the 1,000 names of a page take of memory, about.
 const PAGE_BYTES: u64 = 200_000;
 /// Requests under way, at most, whatever the connections allow.

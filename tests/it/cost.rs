@@ -89,7 +89,7 @@ fn tree() -> Vec<(String, Vec<u8>)> {
 /// Each file is one GET, and of all directories together there are some LISTs.
 #[test]
 fn reading_a_tree() {
-    let Some(stage) = counted(&[], tree()) else { return };
+    let Some(stage) = counted(&["metadata_ttl=1m"], tree()) else { return };
     let out = tempfile::tempdir().unwrap();
     sh(stage.dir(), &format!("cp -r t {0}/t && test $(find {0}/t -type f | wc -l) = 200", out.path().display()));
     let requests = stage.double().requests();
@@ -100,7 +100,9 @@ fn reading_a_tree() {
 /// A walk costs a listing a thousand keys, and some at its beginning.
 #[test]
 fn walking_a_tree() {
-    let Some(stage) = counted(&[], (0..2000).map(|n| (format!("t/a{}/b{}/f{n}", n % 20, n % 100), b"x".to_vec()))) else { return };
+    let Some(stage) = counted(&["metadata_ttl=1m"], (0..2000).map(|n| (format!("t/a{}/b{}/f{n}", n % 20, n % 100), b"x".to_vec()))) else {
+        return;
+    };
     let found = sh(stage.dir(), "find t -type f | wc -l");
     assert_eq!(found.trim(), "2000");
     let requests = stage.double().requests();
@@ -278,7 +280,7 @@ fn probed_names_cost_nothing() {
 /// A tree's removal is one DELETE an object, and 8 more at most.
 #[test]
 fn removing_a_tree() {
-    let Some(stage) = counted(&[], tree()) else { return };
+    let Some(stage) = counted(&["metadata_ttl=1m"], tree()) else { return };
     sh(stage.dir(), "rm -r t");
     assert_eq!(stage.store.keys(), Vec::<String>::new());
     let requests = stage.double().requests();
