@@ -316,7 +316,7 @@ fn what_a_crash_left_is_in_its_folder_at_once() {
     }
 }
 
-/// Promise 26: "what closing promised is stored, or goes on at the next mount"
+/// Promise 26: "what closing promised is stored, or goes on at the next mount": the rename does, and what is queued goes with it.
 #[test]
 fn a_directory_s_rename_that_dies_forgets_no_queued_file() {
     let Some(mut stage) = counted(&[LATER], [("d/old", "old")]) else { return };
@@ -330,8 +330,9 @@ fn a_directory_s_rename_that_dies_forgets_no_queued_file() {
     stage.double().clear_faults();
     stage.mount.again();
     stage.mount.ask(&["flush"], stage.dir());
-    assert_eq!(stage.store.bytes("d/queued"), "queued");
-    assert_eq!(fs::read(stage.path("d/queued")).unwrap(), b"queued");
+    stage.store.eventually("the rename has ended", |store| store.keys() == ["e/old", "e/queued"]);
+    assert_eq!((stage.store.bytes("e/old"), stage.store.bytes("e/queued")), ("old".into(), "queued".into()));
+    assert_eq!(fs::read(stage.path("e/queued")).unwrap(), b"queued");
 }
 
 /// A file that is written again while its upload runs, and renamed when that has ended: only what it holds by then gets the new name.
