@@ -14,13 +14,10 @@ use super::bucket::Bucket;
 use super::operation::Operation;
 use super::request::{Call, Payload};
 use super::xml::{self, Element};
-use super::{DELETE_MOST, ETag, ErrorKind, ListRequest, Result, S3Error, response};
+use super::{DELETE_MOST, ETag, ErrorKind, LIST_MOST, ListRequest, Result, S3Error, response};
 
 /// Keys asked for or deleted one by one at once.
 const SINGLY: usize = 16;
-
-/// Keys of a page of a listing.
-const PAGE: usize = 1000;
 
 /// Of fewer keys too much may lie between them.
 const LOOKED_AT_LEAST: usize = 16;
@@ -206,7 +203,7 @@ impl Bucket {
             start_after: Some(before.to_owned()).filter(|before| before.len() > common),
             ..ListRequest::default()
         };
-        for _ in 0..=keys.len().div_ceil(PAGE) {
+        for _ in 0..=keys.len().div_ceil(LIST_MOST) {
             let page = match self.list_page(request.clone()).await {
                 Ok(page) => page,
                 Err(error) if error.kind.passes() => return Err(error),

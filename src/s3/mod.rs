@@ -252,6 +252,8 @@ pub trait Source: Send + Sync + 'static {
 
 /// Keys of one DeleteObjects (S3's own limit).
 pub const DELETE_MOST: usize = 1000;
+/// Most keys and prefixes that one page of a listing holds.
+pub const LIST_MOST: usize = 1000;
 
 /// Deletes this version of a key, and no other where the store can tell them apart; `None`: whatever is there.
 ///

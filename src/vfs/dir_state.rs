@@ -13,6 +13,9 @@ use super::neighbours::Walk;
 use super::survey::Visits;
 use crate::s3::Store;
 
+/// When and how the last listing failed; who lists holds it.
+pub type ListingOrder = tokio::sync::Mutex<Option<(Instant, Error)>>;
+
 /// A directory's knowledge of its names.
 pub struct DirState {
     /// The bucket, for the directory that is a bucket's root; its segment is then not part of keys.
@@ -33,8 +36,8 @@ pub struct DirState {
     pub removed: HashMap<OsString, Instant>,
     /// Names that the store did not know, and when it was asked.
     pub absent: HashMap<OsString, Instant>,
-    /// Lets one task list while others wait for its result; holds when and how the last listing failed.
-    pub listing_order: Arc<tokio::sync::Mutex<Option<(Instant, Error)>>>,
+    /// Lets one task list while others wait for its result.
+    pub listing_order: Arc<ListingOrder>,
     /// A marker object exists; `None`: not known.
     pub marker: Option<bool>,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).

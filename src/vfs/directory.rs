@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::dir_state::ListingOrder;
 use super::error::{Error, Result};
 use super::inode::Place;
 use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
 use super::remember::Row;
 use super::{Ino, Root, Vfs, attr};
-use crate::s3::{self, ETag, ErrorKind, ListPage, ListRequest, ObjectHeaders, PutOptions, Store};
+use crate::s3::{self, ETag, ErrorKind, LIST_MOST, ListPage, ListRequest, ObjectHeaders, PutOptions, Store};
 
 /// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
 /// changes of a marker's attributes are gathered.
 const MARKER_DELAY: Duration = Duration::from_secs(2);
-/// Names of a page of a listing.
-const PAGE: usize = 1000;
 /// What every S3 browser knows a directory by.
 const MARKER_TYPE: &str = "application/x-directory";
 
@@ -53,27 +52,8 @@ impl Vfs {
             }
             state.listing_order.clone()
         };
-        let asked = Instant::now();
-        let mut turn = order.lock().await;
-        if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())) {
-            return Ok(listing);
-        }
-        // Who waited while it failed has waited long enough: a queue of callers must not each try in turn.
-        if let Some((_, error)) = turn.filter(|(failed, _)| *failed >= asked) {
-            return Err(error);
-        }
-        if let Some(listing) = self.surveyed(dir).await {
-            return Ok(listing);
-        }
-        let started = Instant::now();
-        let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        let listed = if self.is_account(dir) { self.list_buckets(started).await } else { self.list_beginning(dir, started).await };
-        let listing = Arc::new(listed.inspect_err(|error| *turn = Some((Instant::now(), *error)))?);
-        if self.epoch.load(Ordering::Relaxed) == epoch {
-            self.install(dir, listing.clone());
-        }
-        Ok(listing)
+        // Only a whole listing can be too large.
+        self.list_in_turn(dir, &order, false).await?.ok_or(Error::TooLarge)
     }
 
     /// As [`Vfs::known`], of a directory larger than a page: whole, once names were asked for one by one with as many requests as that
@@ -84,35 +64,49 @@ impl Vfs {
             let state = table.dir_mut(dir).ok_or(Error::NotDirectory)?;
             state.asked += 1;
             // A HEAD and a LIST each.
-            if state.size == 0 || state.size > KEEP_MOST || state.asked * 2 < state.size.div_ceil(PAGE) {
+            if state.size == 0 || state.size > KEEP_MOST || state.asked * 2 < state.size.div_ceil(LIST_MOST) {
                 return Ok(None);
             }
             state.listing_order.clone()
         };
+        let listing = self.list_in_turn(dir, &order, true).await?;
+        // It is not tried again before it was found to be smaller.
+        if listing.is_none()
+            && let Some(state) = self.table.lock().dir_mut(dir)
+        {
+            (state.size, state.asked) = (KEEP_MOST + 1, 0);
+        }
+        Ok(listing)
+    }
+
+    /// Lists, or waits for who does. None where a `whole` listing is too large to be kept.
+    async fn list_in_turn(&self, dir: Ino, order: &ListingOrder, whole: bool) -> Result<Option<Arc<Listing>>> {
         let asked = Instant::now();
         let mut turn = order.lock().await;
+        let meanwhile = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref()));
+        if let Some(listing) = meanwhile.filter(|listing| listing.complete || !whole) {
+            return Ok(Some(listing));
+        }
+        // Who waited while it failed has waited long enough: a queue of callers must not each try in turn.
         if let Some((_, error)) = turn.filter(|(failed, _)| *failed >= asked) {
             return Err(error);
         }
-        let whole = |listing: &Arc<Listing>| listing.complete;
-        if let Some(listing) = self.table.lock().dir(dir).and_then(|state| self.in_use(state.listing.as_ref())).filter(whole) {
+        if !whole && let Some(listing) = self.surveyed(dir).await {
             return Ok(Some(listing));
         }
         let started = Instant::now();
         let _guard = self.table.lock().dir_mut(dir).map(|state| state.begin_listing(started));
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let listed = self.list_whole(dir, started).await.inspect_err(|error| *turn = Some((Instant::now(), *error)))?;
-        let Some(listing) = listed.map(Arc::new) else {
-            // It is not tried again before it was found to be smaller.
-            if let Some(state) = self.table.lock().dir_mut(dir) {
-                (state.size, state.asked) = (KEEP_MOST + 1, 0);
-            }
-            return Ok(None);
+        let listed = match whole {
+            true => self.list_whole(dir, started).await,
+            false if self.is_account(dir) => self.list_buckets(started).await.map(Some),
+            false => self.list_beginning(dir, started).await.map(Some),
         };
-        if self.epoch.load(Ordering::Relaxed) == epoch {
+        let listing = listed.inspect_err(|error| *turn = Some((Instant::now(), *error)))?.map(Arc::new);
+        if let Some(listing) = listing.as_ref().filter(|_| self.epoch.load(Ordering::Relaxed) == epoch) {
             self.install(dir, listing.clone());
         }
-        Ok(Some(listing))
+        Ok(listing)
     }
 
     /// None where it has become too large to be kept.
@@ -121,7 +115,7 @@ impl Vfs {
         let mut merger = Merger::new(&place.key);
         let request = ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() };
         let first = self.list(place.store.as_ref(), request.clone()).await?;
-        let mut sweep = self.sweep(&place, &request, &first);
+        let mut sweep = self.sweep(&request, &first, self.lister(place.store.clone()));
         let mut page = Some(first);
         let mut entries = Entries::default();
         while let Some(listed) = page {
@@ -290,7 +284,7 @@ impl Vfs {
         match place.store.delete(&place.key, None).await {
             Err(error) if error.kind == ErrorKind::NotEmpty => {
                 // Of names that it holds, some are directories without a key.
-                self.table.lock().surveys.is_unfit(place);
+                self.table.lock().surveys.found_unfit(place);
                 Err(Error::NotEmpty)
             }
             other => Ok(other?),

@@ -396,9 +396,7 @@ impl Table {
         let names = listing.entries.len();
         let Some(state) = self.dir_mut(dir) else { return };
         state.install(listing);
-        for child in state.children.values().copied().collect::<Vec<_>>() {
-            self.reap(child);
-        }
+        self.release_children(dir);
         for crowded in self.crowd.listed(dir, names) {
             self.drop_listing(crowded);
         }
@@ -408,9 +406,13 @@ impl Table {
     pub fn drop_listing(&mut self, dir: Ino) {
         let Some(state) = self.dir_mut(dir) else { return };
         state.listing = None;
-        for child in state.children.values().copied().collect::<Vec<_>>() {
-            self.reap(child);
-        }
+        self.release_children(dir);
+    }
+
+    /// As [`Table::release`], of all that a directory holds.
+    fn release_children(&mut self, dir: Ino) {
+        let children = self.dir(dir).map(|state| state.children.values().copied().collect::<Vec<_>>());
+        children.into_iter().flatten().for_each(|child| self.reap(child));
     }
 
     /// A directory that many files are copied into gives up its listing now and then, so that nodes newer than it can go.

@@ -63,11 +63,16 @@ impl Vfs {
 
     /// How long the kernel may answer by itself: no longer than we would.
     fn kernel_ttl(&self, ino: Ino, node: &Node) -> Duration {
-        let most = KERNEL_TTL.min(self.config.metadata_ttl);
+        let most = self.longest_ttl();
         if ino == ROOT || node.is_local() {
             return most;
         }
         most.min(node.checked.map_or(Duration::ZERO, |at| self.config.metadata_ttl.saturating_sub(at.elapsed())))
+    }
+
+    /// How long it may at most.
+    fn longest_ttl(&self) -> Duration {
+        KERNEL_TTL.min(self.config.metadata_ttl)
     }
 
     /// A listing of this age may be shown: what the kernel keeps of it for a moment is no older than `metadata_ttl` then.
@@ -79,7 +84,7 @@ impl Vfs {
     /// Answers readdirplus, and counts it as a lookup. Who reads a directory looks at its names next: they are as they were shown, also
     /// where reading takes longer than the listing is true.
     pub(super) fn grant_shown(&self, ino: Ino) -> Result<Entry> {
-        let ttl = KERNEL_TTL.min(self.config.metadata_ttl);
+        let ttl = self.longest_ttl();
         Ok(Entry { entry_ttl: ttl, attr_ttl: ttl, ..self.grant(ino)? })
     }
 
@@ -88,7 +93,7 @@ impl Vfs {
         let table = self.table.lock();
         let node = table.get(ino).ok_or(Error::Stale)?;
         // What somebody has open stays the version that it is.
-        let ttl = if self.handles.is_open(ino) { KERNEL_TTL.min(self.config.metadata_ttl) } else { self.kernel_ttl(ino, node) };
+        let ttl = if self.handles.is_open(ino) { self.longest_ttl() } else { self.kernel_ttl(ino, node) };
         Ok((self.attr_of(&table, ino, node), ttl))
     }
 

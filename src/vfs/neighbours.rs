@@ -98,7 +98,7 @@ impl Walk {
     /// just gone through another directory.
     fn step(&mut self, listing: &Listing, at: usize, momentum: Option<Duration>) -> bool {
         let segment = || Some(listing.entries.segment(at).into());
-        let small = |index: &usize| is_small(&listing.entries.get(*index));
+        let small = |index: &usize| is_small(listing, *index);
         let busy = self.touched.replace(Instant::now()).map_or(Duration::ZERO, |touched| touched.elapsed().min(JUST_NOW));
         match self.last.as_deref().and_then(|last| listing.position(last)) {
             Some(last) if last == at => true,
@@ -123,11 +123,11 @@ impl Walk {
         if self.run == 0 {
             return Vec::new();
         }
-        let small = |index: &usize| is_small(&listing.entries.get(*index));
+        let small = |index: &usize| is_small(listing, *index);
         let files = (2 << self.run.min(8)).min(room.files).min(self.within_reach());
         let from = self.planned.as_deref().and_then(|planned| listing.position(planned)).map_or(at, |planned| planned.max(at)) + 1;
         let next = (at + 1..listing.entries.len()).take(LOOKED_AT).filter(small).take(files).filter(|index| *index >= from);
-        let size = |index: usize| listing.entries.get(index).object.map_or(0, |object| object.size);
+        let size = |index: usize| listing.entries.file_size(index).unwrap_or(0);
         let mut bytes = room.bytes;
         let chosen: Vec<usize> = next
             .take_while(|index| {
@@ -190,9 +190,8 @@ impl FetchedAhead {
     }
 }
 
-fn is_small(entry: &Listed) -> bool {
-    // One written with SHA-1 is a link, perhaps.
-    !entry.hidden && entry.object.as_ref().is_some_and(|object| is_small_size(object.size) && !object.archived && !object.sha1)
+fn is_small(listing: &Listing, at: usize) -> bool {
+    listing.entries.file_size(at).is_some_and(is_small_size)
 }
 
 fn is_small_size(size: u64) -> bool {

@@ -285,7 +285,7 @@ impl Vfs {
                     }
                 };
                 if newest {
-                    stream.sweep = self.sweep(&place, &ask.request, &page);
+                    stream.sweep = self.sweep(&ask.request, &page, self.lister(place.store.clone()));
                 }
                 page
             }
@@ -305,22 +305,24 @@ impl Vfs {
         };
         let next = page.next.clone();
         let entries = merger.push(page);
+        if newest {
+            stream.anchors[at].told = Some(entries.iter().map(mark).collect());
+            let gathered = stream.gathered.take().map(|mut all| {
+                entries.iter().for_each(|entry| all.push(entry));
+                all
+            });
+            stream.gathered = gathered.filter(|all| all.len() <= KEEP_MOST);
+        }
         let page = match &anchor.told {
-            None => Page::new(anchor.first, entries.iter().cloned()),
+            None => Page::new(anchor.first, entries),
             // What was told stays where it was, whatever came or went since; what came is for who begins anew.
-            Some(told) => Page::as_told(anchor.first, told, entries.iter().cloned()),
+            Some(told) => Page::as_told(anchor.first, told, entries),
         };
         let end = page.end;
         if newest {
             if let Some(state) = self.table.lock().dir_mut(dir) {
                 state.size = state.size.max(usize::try_from(end).unwrap_or(usize::MAX));
             }
-            stream.anchors[at].told = Some(entries.iter().map(mark).collect());
-            stream.gathered = stream.gathered.take().map(|mut all| {
-                entries.iter().for_each(|entry| all.push(entry));
-                all
-            });
-            stream.gathered = stream.gathered.take().filter(|all| all.len() <= KEEP_MOST);
             match next {
                 Some(_) => stream.anchors.push(Anchor { first: end, told: None, ask: None, merger }),
                 None => {
@@ -386,12 +388,13 @@ impl Vfs {
     }
 
     /// What follows the first page.
-    pub(super) fn sweep(&self, place: &Place, request: &ListRequest, first: &ListPage) -> Option<Sweep> {
+    pub(super) fn sweep(&self, request: &ListRequest, first: &ListPage, lister: Lister) -> Option<Sweep> {
         let (lanes, memory) = (self.config.max_connections, self.config.memory_limit / LISTED_PART);
-        Sweep::after(request, first, lanes, memory, self.lister(place.store.clone()))
+        Sweep::after(request, first, lanes, memory, lister)
     }
 
-    fn lister(&self, store: Arc<dyn Store>) -> Lister {
+    /// Lists, less what was removed here.
+    pub(super) fn lister(&self, store: Arc<dyn Store>) -> Lister {
         let vfs = self.this.clone();
         Arc::new(move |request| {
             let (vfs, store) = (vfs.clone(), store.clone());
@@ -554,14 +557,14 @@ struct Page {
 }
 
 impl Page {
-    fn new(first: u64, entries: impl Iterator<Item = Listed>) -> Self {
+    fn new(first: u64, entries: Vec<Listed>) -> Self {
         let entries: Vec<_> = (first..).zip(entries).collect();
         Self { end: first + entries.len() as u64, entries: Arc::new(entries) }
     }
 
-    fn as_told(first: u64, told: &[u64], entries: impl Iterator<Item = Listed>) -> Self {
+    fn as_told(first: u64, told: &[u64], entries: Vec<Listed>) -> Self {
         let places: HashMap<u64, u64> = told.iter().copied().zip(first..).collect();
-        let mut entries: Vec<_> = entries.filter_map(|entry| Some((*places.get(&mark(&entry))?, entry))).collect();
+        let mut entries: Vec<_> = entries.into_iter().filter_map(|entry| Some((*places.get(&mark(&entry))?, entry))).collect();
         entries.sort_unstable_by_key(|(index, _)| *index);
         Self { end: first + told.len() as u64, entries: Arc::new(entries) }
     }

@@ -132,9 +132,13 @@ impl Surveys {
             return;
         }
         let forgotten = Forgotten { bucket: place.store.bucket().to_owned(), key: place.key.clone(), at: Instant::now() };
-        self.held.retain(|(bucket, key), listing| !forgotten.holds(bucket, key, listing));
-        self.names = self.held.values().map(|listing| cost(listing)).sum();
+        self.retain(|bucket, key, listing| !forgotten.holds(bucket, key, listing));
         self.forgotten.push(forgotten);
+    }
+
+    fn retain(&mut self, holds: impl Fn(&str, &str, &Listing) -> bool) {
+        self.held.retain(|(bucket, key), listing| holds(bucket, key, listing));
+        self.names = self.held.values().map(|listing| cost(listing)).sum();
     }
 
     /// Nothing that was listed is used.
@@ -144,7 +148,7 @@ impl Surveys {
     }
 
     /// The store shows directories that no key tells of.
-    pub fn is_unfit(&mut self, place: &Place) {
+    pub fn found_unfit(&mut self, place: &Place) {
         self.clear();
         self.unfit.insert(place.store.bucket().to_owned());
     }
@@ -222,8 +226,7 @@ impl Surveys {
 
     /// Lets go of what is older than `ttl`. Gives the nodes that nothing of it keeps any more, perhaps.
     fn expire(&mut self, ttl: Duration) -> Vec<Ino> {
-        self.held.retain(|_, listing| listing.started.elapsed() < ttl);
-        self.names = self.held.values().map(|listing| cost(listing)).sum();
+        self.retain(|_, _, listing| listing.started.elapsed() < ttl);
         self.stream.take_if(|stream| stream.fold.since().is_some_and(|since| since.elapsed() >= ttl));
         self.reading.retain(|(_, guard)| guard.strong_count() > 0);
         let read = self.reading.iter().map(|(started, _)| *started);
@@ -320,11 +323,6 @@ impl Vfs {
     }
 
     fn find_surveyed(&self, dir: Ino, place: &Place, waited: bool) -> Found {
-        let top = {
-            let table = self.table.lock();
-            table.walk_above(dir).into_iter().rfind(|above| !self.is_account(*above)).unwrap_or(dir)
-        };
-        let root = self.place(top).ok().filter(|root| root.store.bucket() == place.store.bucket()).unwrap_or_else(|| place.clone());
         let mut table = self.table.lock();
         let listing = table.surveys.take(place, self.shown_ttl());
         let listing = listing.filter(|listing| table.dir(dir).is_some_and(|state| state.takes(listing)));
@@ -342,7 +340,10 @@ impl Vfs {
         if may_come && !waited && surveys.under_way.try_lock().is_err() {
             return Found::Waits(surveys.under_way.clone());
         }
-        Found::Nothing(surveys.begin(root, place))
+        let top = table.walk_above(dir).into_iter().rfind(|above| !self.is_account(*above)).unwrap_or(dir);
+        drop(table);
+        let root = self.place(top).ok().filter(|root| root.store.bucket() == place.store.bucket()).unwrap_or_else(|| place.clone());
+        Found::Nothing(self.table.lock().surveys.begin(root, place))
     }
 
     /// Asks for a page in the background.

@@ -83,10 +83,6 @@ impl std::fmt::Debug for Fake {
     }
 }
 
-fn hex_md5(bytes: &[u8]) -> String {
-    Md5::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
 impl Fake {
     pub fn fail(&self, fault: impl FnMut(&str, &str) -> Option<ErrorKind> + Send + 'static) {
         self.inner.lock().fault = Some(Box::new(fault));
@@ -112,11 +108,11 @@ impl Fake {
 
     fn etag(&self, bytes: &[u8]) -> ETag {
         if !self.opaque.load(Relaxed) {
-            return ETag::new(hex_md5(bytes));
+            return ETag::new(hex::encode(Md5::digest(bytes)));
         }
         let mut inner = self.inner.lock();
         inner.next += 1;
-        ETag::new(hex_md5(&inner.next.to_be_bytes()))
+        ETag::new(hex::encode(Md5::digest(inner.next.to_be_bytes())))
     }
 
     /// The checksum that is told of these bytes.

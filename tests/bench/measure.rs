@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::support::mount::peak_memory;
+
 /// One line of the table.
 #[derive(Debug, Default, Serialize)]
 pub struct Row {
@@ -150,9 +152,7 @@ impl Report {
 
 /// VmHWM of a process, MiB.
 pub fn peak_rss(pid: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+    peak_memory(pid).map(|bytes| bytes as f64 / f64::from(1 << 20))
 }
 
 /// What a process has used of the processors.

@@ -156,26 +156,19 @@ fn a_directory_is_removed_while_it_is_read() {
     assert_eq!(files::names(&stage.path("d")), Vec::<String>::new());
 }
 
-/// Most memory that a process had, in bytes (proc(5)).
-fn peak_memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// What is read of a tree is not kept: `find` of any number of names.
 #[test]
 fn a_tree_of_many_names_is_walked_in_bounded_memory() {
     let (dirs, each) = if torture() { (10_000, 100) } else { (2000, 100) };
     let names = (0..dirs).flat_map(|dir| (0..each).map(move |n| format!("t/a{:03}/b{dir}/f{n}", dir % 100)));
     let Some(stage) = stage(&["memory_limit=64M"], names) else { return };
-    let before = peak_memory(stage.mount.pid());
+    let before = stage.mount.peak_memory();
     // All of it at 1.5 KiB a name would be 300 MiB; what a walk leaves is a part of memory_limit.
     let most = 96 << 20;
     for walk in ["find t -type f | wc -l", "find t -type f -size -9 | wc -l"] {
         let found = sh(stage.dir(), walk);
         assert_eq!(found.trim(), (dirs * each).to_string());
-        let peak = peak_memory(stage.mount.pid());
+        let peak = stage.mount.peak_memory();
         assert!(peak < most, "{walk}: {} MiB, {} before", peak >> 20, before >> 20);
     }
 }

@@ -137,15 +137,8 @@ fn memory_stays_bounded() {
     let copied = std::io::copy(&mut read, &mut std::io::sink()).unwrap();
     assert_eq!(copied, 256 << 20);
     for mount in [&stage.mount, &other] {
-        assert!(peak_kib(mount) < 64 << 10, "{} KiB", peak_kib(mount));
+        assert!(mount.peak_memory() < 64 << 20, "{} KiB", mount.peak_memory() >> 10);
     }
-}
-
-/// The most memory that a mount had.
-fn peak_kib(mount: &Mount) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// The same of readers of what was never read here: what a mount holds is less than `memory_limit`, itself included.
@@ -158,7 +151,7 @@ fn cold_readers_stay_within_memory_limit() {
     (0..64).for_each(|n| store.put(&format!("f{n}"), noise(n, 12 << 20)));
     for (limit, readers) in [(64, 4), (64, 16), (256, 4), (256, 64)] {
         let mount = Mount::start(crate::support::mount::Setup::of(&store).option(&format!("memory_limit={limit}M")));
-        let idle = peak_kib(&mount);
+        let idle = mount.peak_memory() >> 10;
         std::thread::scope(|scope| {
             for n in 0..readers {
                 let mount = &mount;
@@ -168,7 +161,7 @@ fn cold_readers_stay_within_memory_limit() {
                 });
             }
         });
-        let peak = peak_kib(&mount);
+        let peak = mount.peak_memory() >> 10;
         eprintln!("memory_limit={limit}M: {readers} readers: {} MiB, idle {}", peak >> 10, idle >> 10);
         assert!(peak < limit << 10, "memory_limit={limit}M, {readers} readers: {peak} KiB, idle {idle} KiB");
     }
@@ -207,7 +200,7 @@ fn memory_stays_bounded_whatever_is_copied_at_once() {
             }
         });
         for (mount, does) in [(&stage.mount, "writes"), (&other, "reads")] {
-            let peak = peak_kib(mount);
+            let peak = mount.peak_memory() >> 10;
             eprintln!("{options:?} {does}: {} MiB", peak >> 10);
             assert!(peak < 64 << 10, "{options:?} {does}: {peak} KiB");
         }

@@ -98,7 +98,13 @@ impl Entries {
         self.rows.iter().map(|row| self.unpacked(row))
     }
 
-    /// Objects, without their names.
+    /// Bytes of an object that is shown under its own name and can be read as it is; `None` of one that is archived, or a link perhaps.
+    pub fn file_size(&self, at: usize) -> Option<u64> {
+        let row = self.rows.get(at)?;
+        (row.is(OBJECT) && !row.is(HIDDEN) && !row.is(ARCHIVED) && !row.is(SHA1)).then_some(row.size)
+    }
+
+    /// Some are objects.
     pub fn has_objects(&self) -> bool {
         self.rows.iter().any(|row| row.is(OBJECT))
     }

@@ -253,6 +253,11 @@ impl Mount {
         self.running.as_ref().map(|(child, _)| child.id()).unwrap()
     }
 
+    /// The most memory that it had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        peak_memory(self.pid()).unwrap()
+    }
+
     /// Everything that it said.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.log_path()).unwrap_or_default();
@@ -396,4 +401,11 @@ pub fn is_mounted(dir: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let dir = dir.to_str().unwrap();
     table.lines().any(|line| line.split(' ').nth(4) == Some(dir))
+}
+
+/// The most memory that a process had, in bytes (VmHWM of proc_pid_status(5)).
+pub fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
 }

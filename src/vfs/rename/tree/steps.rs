@@ -14,12 +14,9 @@ use super::super::super::{Vfs, attr};
 use super::super::copied_object;
 use super::super::progress::{Failed, Progress};
 use crate::failpoint;
-use crate::s3::sweep::{Lister, Sweep};
+use crate::s3::sweep::Lister;
 use crate::s3::{self, DELETE_MOST, ETag, ErrorKind, ListEntry, ListPage, ListRequest, PutOutcome, Store};
 use crate::writeback::{Attributes, CopyMade, RenameRecord};
-
-/// The part of `memory_limit` that names of one directory may take which wait to be read.
-const LISTED_PART: u64 = 10;
 
 /// A directory whose key changes.
 pub(super) struct Tree {
@@ -99,8 +96,7 @@ impl Vfs {
     pub(super) async fn list_below(&self, place: &Place, mut take: impl FnMut(Vec<ListEntry>) + Send) -> Result<(), Failed> {
         let request = ListRequest { prefix: place.key.clone(), ..ListRequest::default() };
         let first = self.within_told(place.store.list(request.clone())).await?;
-        let (lanes, memory) = (self.config.max_connections, self.config.memory_limit / LISTED_PART);
-        let mut sweep = Sweep::after(&request, &first, lanes, memory, lister(place.store.clone()));
+        let mut sweep = self.sweep(&request, &first, lister(place.store.clone()));
         take(first.entries);
         while let Some(pages) = &mut sweep {
             match self.within_told(pages.next()).await? {
@@ -267,8 +263,7 @@ impl Vfs {
         tree.progress.deletes();
         // What is copied from them, and not published yet, is copied from where they are now.
         for (copy, (etag, object)) in copied.iter().filter_map(|copy| Some((copy, copy.objects.as_ref()?))) {
-            let below = copy.source.get(tree.from.key.len()..).unwrap_or_default();
-            let place = Place { store: tree.to.store.clone(), key: format!("{}{below}", tree.to.key) };
+            let place = tree.target_of(tree.below(&copy.source));
             self.writeback.move_copies(store.bucket(), &copy.source, etag, &self.base_of(&place, object));
         }
         let (mut keys, mut markers): (Vec<_>, Vec<_>) = copied
