@@ -241,7 +241,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(G::Reading, "read_ahead", &[], SizeOr("auto", |t, v| t.read_ahead = Some(v)), "auto", "Largest read-ahead of one reader"),
     opt(G::Reading, "memory_limit", &[unit("memory_target", MIB)], Size(|t, v| t.memory_limit = Some(v)), "256M", "Memory of a mount, at least 64M"),
 
-    opt(G::Writing, "write_back", &[same("vfs_write_back")], Time(|t, v| t.write_back = Some(v)), "0", "0: close() and unlink() wait for S3; else the delay of uploads and deletes"),
+    opt(G::Writing, "write_back", &[same("vfs_write_back")], Time(|t, v| t.write_back = Some(v)), "0", "0: close(), unlink() and mkdir() wait for S3; else the delay of what they send"),
     opt(G::Writing, "spool_dir", &[], Path(|t, v| t.spool_dir = Some(v)), "the state directory", "Parent of the spool of unpublished bytes"),
     opt(G::Writing, "spool_size", &[], Share(|t, v| t.spool_size = Some(v)), "50% of the free disk", "Bytes of the disk that the spool may take"),
     opt(G::Writing, "part_size", &[unit("multipart_size", MIB), same("write_part_size")], SizeOr("auto", |t, v| t.part_size = Some(v)), "auto", "Part size of uploads; auto: 8M, growing"),

@@ -136,7 +136,7 @@ impl Vfs {
         self.require_free(parent, name).await?;
         let now = SystemTime::now();
         let (stored, _) = self.fresh_attributes(Kind::Directory, owner_of(caller, mode), now);
-        let mut dir = DirState::made();
+        let (mut dir, mut queued) = (DirState::made(), None);
         let segment = if let (true, Root::Account(account)) = (self.is_account(parent), &self.root) {
             let name = name.to_str().ok_or(Error::Invalid)?;
             if !self.config.allow_bucket_changes {
@@ -151,8 +151,13 @@ impl Vfs {
             let _guard = self.guards.key(place.store.bucket(), &place.key).await;
             self.settle_other_kind(&place).await?;
             let unlinked = self.take_delete(&place).await?;
-            let put = self.put_marker(&place, stored, now).await.map_err(Error::from);
-            self.replaced(unlinked, put).await?;
+            let there = unlinked.is_some();
+            let made = self.make_marker(&place, stored, now).await;
+            queued = self.replaced(unlinked, made).await?;
+            if queued.is_some() {
+                // A marker that was removed is in S3 still.
+                (dir.marker, dir.bare) = (Some(there), !there);
+            }
             segment
         };
         let mut node = Node::new(parent, name.to_owned(), segment, Kind::Directory, now);
@@ -160,12 +165,19 @@ impl Vfs {
         node.since = Some(Instant::now());
         node.checked = Some(Instant::now());
         node.dir = Some(Box::new(dir));
+        node.file.staged = queued.clone();
         let ino = {
             let mut table = self.table.lock();
             let ino = table.insert(node);
-            table.confirm_above(ino);
+            if queued.is_none() {
+                table.confirm_above(ino);
+            }
             ino
         };
+        if let Some(staged) = queued {
+            self.catch_up(ino);
+            self.follow_up(ino, &staged);
+        }
         self.touch_parent(parent);
         self.grant(ino)
     }

@@ -40,6 +40,10 @@ pub struct DirState {
     pub listing_order: Arc<ListingOrder>,
     /// A marker object exists; `None`: not known.
     pub marker: Option<bool>,
+    /// Made here, and neither its marker nor a name in it has ever been anywhere but here.
+    pub bare: bool,
+    /// The store refused its marker: it is there as long as something below it is.
+    pub refused: bool,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
     pub keeping: bool,
     /// The time that utimens(2) set last: what names that come and go make of it since is never worth a request.
@@ -69,6 +73,8 @@ impl DirState {
             absent: HashMap::new(),
             listing_order: Arc::default(),
             marker: None,
+            bare: false,
+            refused: false,
             set_mtime: None,
             written: None,
             keeping: false,
@@ -116,6 +122,7 @@ impl DirState {
         self.newest = Some(listing.started);
         self.removed.retain(|_, at| *at >= listing.started);
         self.absent.clear();
+        self.refused &= listing.entries.len() == 0;
         if listing.complete {
             (self.size, self.asked) = (listing.entries.len(), 0);
             self.marker = Some(listing.marker);

@@ -1,22 +1,15 @@
-//! What a directory is known to hold: listings, their age, and the marker that keeps an empty one.
+//! What a directory is known to hold: listings and their age.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use super::dir_state::ListingOrder;
 use super::error::{Error, Result};
 use super::inode::Place;
 use super::listing::{Entries, KEEP_MOST, Listed, Listing, Merger};
-use super::remember::Row;
-use super::{Ino, Root, Vfs, attr};
-use crate::s3::{self, ETag, ErrorKind, LIST_MOST, ListPage, ListRequest, ObjectHeaders, PutOptions, Store};
-
-/// How long an implied directory that lost its last name may stay without a marker (promise 20), and how long
-/// changes of a marker's attributes are gathered.
-const MARKER_DELAY: Duration = Duration::from_secs(2);
-/// What every S3 browser knows a directory by.
-const MARKER_TYPE: &str = "application/x-directory";
+use super::{Ino, Root, Vfs};
+use crate::s3::{LIST_MOST, ListPage, ListRequest, Store};
 
 impl Vfs {
     /// Bucket and prefix of the mount itself; none when every bucket is mounted.
@@ -173,126 +166,4 @@ impl Vfs {
             Root::Bucket { .. } => Err(Error::NoEntry),
         }
     }
-
-    /// After a name left `dir`: a directory that nothing else holds gets its marker a moment later, unless it went too.
-    pub(super) fn keep_directory(&self, dir: Ino) {
-        {
-            let mut table = self.table.lock();
-            if dir == super::ROOT || table.get(dir).is_none_or(|node| !node.linked) {
-                return;
-            }
-            let Some(state) = table.dir_mut(dir) else { return };
-            if state.marker == Some(true) || state.keeping || state.store.is_some() {
-                return;
-            }
-            let (children, removed) = (&state.children, &state.removed);
-            let others =
-                state.listing.as_ref().is_some_and(|listing| listing.entries.iter().any(|entry| !removed.contains_key(&entry.name())));
-            if !children.is_empty() || others {
-                return;
-            }
-            state.keeping = true;
-        }
-        self.marker_later(dir);
-    }
-
-    /// Writes the marker's attributes a moment later, together with what changes until then.
-    pub(super) fn touch_marker(&self, dir: Ino) {
-        {
-            let mut table = self.table.lock();
-            let Some(state) = table.dir_mut(dir) else { return };
-            if std::mem::replace(&mut state.marker_dirty, true) || state.keeping {
-                return;
-            }
-        }
-        self.marker_later(dir);
-    }
-
-    fn marker_later(&self, dir: Ino) {
-        let Some(this) = self.shared() else { return };
-        self.spawn(async move {
-            this.pause(MARKER_DELAY).await;
-            let wanted = {
-                let mut table = this.table.lock();
-                let linked = table.get(dir).is_some_and(|node| node.linked);
-                let Some(state) = table.dir_mut(dir) else { return };
-                let wanted = linked && (std::mem::take(&mut state.keeping) || state.marker_dirty);
-                state.keeping = false;
-                state.marker_dirty = false;
-                wanted
-            };
-            if wanted && let Err(error) = this.within(this.write_marker(dir)).await {
-                tracing::warn!("directory marker: {error:?}");
-            }
-            this.table.lock().release(dir);
-        });
-    }
-
-    /// PUTs the marker of a directory with the attributes that it has now, unless it was written with those: rsync sets a directory's
-    /// times before its files and again after them.
-    pub(super) async fn write_marker(&self, dir: Ino) -> Result<()> {
-        let place = self.place(dir)?;
-        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
-        let (stored, mtime) = {
-            let table = self.table.lock();
-            let node = table.get(dir).filter(|node| node.linked).ok_or(Error::NoEntry)?;
-            let state = node.dir.as_deref().ok_or(Error::NotDirectory)?;
-            let mtime = state.set_mtime.unwrap_or(node.mtime);
-            let written = state.written.as_ref().filter(|_| state.marker == Some(true));
-            if written.is_some_and(|(key, stored, time)| (key, stored, time) == (&place.key, &node.stored, &mtime)) {
-                return Ok(());
-            }
-            (node.stored, mtime)
-        };
-        self.put_marker(&place, stored, mtime).await?;
-        if let Some(state) = self.table.lock().dir_mut(dir) {
-            state.marker = Some(true);
-            state.written = Some((place.key, stored, mtime));
-        }
-        Ok(())
-    }
-
-    /// PUTs a marker object and remembers what a store that drops a marker's metadata (SeaweedFS) would forget.
-    pub(super) async fn put_marker(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) -> s3::Result<()> {
-        let mut options = PutOptions {
-            headers: ObjectHeaders { content_type: Some(MARKER_TYPE.to_owned()), ..ObjectHeaders::default() },
-            ..PutOptions::default()
-        };
-        attr::encode_stored(&mut options.metadata, attr::Kind::Directory, stored);
-        if self.config.mtime == super::MtimeSource::Store {
-            attr::encode_mtime(&mut options.metadata, mtime);
-        }
-        place.store.put(&place.key, Arc::new(bytes::Bytes::new()), options).await?;
-        self.remember_directory(place, stored, mtime);
-        Ok(())
-    }
-
-    /// Directories are remembered by key alone: a listing never shows the ETag of a marker.
-    pub(super) fn remember_directory(&self, place: &Place, stored: attr::Stored, mtime: SystemTime) {
-        let row =
-            Row { etag: directory_tag(), stored, mtime: Some(mtime), atime: None, ctime: None, target: None, written: SystemTime::now() };
-        self.memory.put(place.store.bucket(), &place.key, row);
-    }
-
-    /// What is remembered of a directory.
-    pub(super) async fn recall_directory(&self, place: &Place) -> Option<Row> {
-        self.memory.get(place.store.bucket(), &place.key, &directory_tag(), SystemTime::UNIX_EPOCH).await
-    }
-
-    /// DELETEs a marker. A store that shows directories of its own may answer that it is not empty: then it has names.
-    pub(super) async fn delete_marker(&self, place: &Place) -> Result<()> {
-        match place.store.delete(&place.key, None).await {
-            Err(error) if error.kind == ErrorKind::NotEmpty => {
-                // Of names that it holds, some are directories without a key.
-                self.table.lock().surveys.found_unfit(place);
-                Err(Error::NotEmpty)
-            }
-            other => Ok(other?),
-        }
-    }
-}
-
-/// Stands for the ETag that a listing never shows of a directory.
-pub(super) fn directory_tag() -> ETag {
-    ETag::new("directory")
 }

@@ -215,7 +215,12 @@ impl Vfs {
             node.since = None;
             node.file.kernel_pages = None;
             let (parent, name) = (node.parent, node.name.clone());
-            if node.linked {
+            // What is in a directory, and may be here alone, is not lost with its marker.
+            let stays = node.dir.as_deref_mut().is_some_and(|dir| {
+                (dir.marker, dir.refused) = (None, true);
+                !dir.children.is_empty()
+            });
+            if node.linked && !stays {
                 table.unlink(parent, &name);
             }
             if let Some(dir) = table.dir_mut(parent) {
@@ -244,6 +249,9 @@ impl Vfs {
             // A conflict copy, or the file was renamed meanwhile: listings tell what its name means now.
             _ => return self.published_elsewhere(ino),
         };
+        if place.key.ends_with('/') && self.table.lock().dir(ino).is_some() {
+            return self.marker_published(ino, &place, &published);
+        }
         let (row, reclaimed) = {
             let mut table = self.table.lock();
             let reclaimed = table.reclaim(ino);

@@ -62,7 +62,7 @@ pub struct Node {
     pub ctime: SystemTime,
     /// The object's version, once one exists.
     pub object: Option<Object>,
-    /// What a file has beside.
+    /// What a file has beside, and a directory whose marker is queued.
     pub file: FileState,
     /// What a directory has beside.
     pub dir: Option<Box<DirState>>,
@@ -225,6 +225,7 @@ impl Table {
         if let Some(dir) = self.dir_mut(node.parent) {
             dir.removed.remove(&node.name);
             dir.absent.remove(&node.name);
+            dir.bare = false;
             dir.children.insert(node.name.clone(), ino);
         }
         self.nodes.insert(ino, Box::new(node));
@@ -292,6 +293,7 @@ impl Table {
         let Some(dir) = self.dir_mut(parent) else { return false };
         dir.removed.remove(name);
         dir.absent.remove(name);
+        dir.bare = false;
         dir.children.insert(name.to_owned(), ino);
         true
     }
@@ -564,7 +566,8 @@ impl Node {
 
     /// It holds content or attributes that no listing can know better.
     pub fn is_local(&self) -> bool {
-        self.file.is_ahead() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
+        let is_kept = |dir: &DirState| dir.keeping || dir.marker_dirty || dir.refused && !dir.children.is_empty();
+        self.file.is_ahead() || self.dir.as_deref().is_some_and(is_kept)
     }
 
     /// Takes over what an answer of the store or our memory says of owner, mode and times.

@@ -24,10 +24,7 @@ impl Vfs {
         };
         if kind == Kind::Directory {
             if ino != super::ROOT && !self.is_account(self.parent_of(ino)) {
-                self.remember_directory(&place, stored, mtime);
-                self.touch_marker(ino);
-                // The marker follows later; until then only this knows.
-                self.memory.written().await;
+                self.keep_directory_attributes(ino, &place).await;
             }
             return;
         }

@@ -30,6 +30,7 @@ mod handle;
 mod inode;
 mod listing;
 mod lookup;
+mod marker;
 mod metadata;
 mod neighbours;
 mod passed;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::attr::{self, Kind};
 use super::error::{Error, Result};
 use super::inode::Node;
+use super::marker::is_marker;
 use super::path::name_of;
 use super::temporary::is_junk;
 use super::{Ino, Vfs};
@@ -17,7 +18,9 @@ use crate::writeback::Staged;
 /// How long the end of the mount waits to hear of the last publications.
 const LAST_NEWS: Duration = Duration::from_secs(1);
 
-type ByDirectory = HashMap<(String, String), Vec<Arc<Staged>>>;
+/// Bucket and prefix of a directory.
+type Directory = (String, String);
+type ByDirectory = HashMap<Directory, Vec<Arc<Staged>>>;
 
 /// What an earlier run left, by bucket and directory prefix, until somebody looks into that directory.
 #[derive(Default)]
@@ -30,13 +33,12 @@ impl Recovered {
     pub async fn new(found: Vec<Arc<Staged>>) -> Self {
         let mut waiting = ByDirectory::new();
         for staged in found {
-            let target = staged.target();
-            let (prefix, segment) = split(&target.key);
-            if staged.is_held() && is_junk(segment) {
+            let (directory, segment) = home(&staged);
+            if staged.is_held() && is_junk(&segment) {
                 staged.discard().await;
                 continue;
             }
-            waiting.entry((target.store.bucket().to_owned(), prefix.to_owned())).or_default().push(staged);
+            waiting.entry(directory).or_default().push(staged);
         }
         Self { waiting: Mutex::new(waiting) }
     }
@@ -50,8 +52,7 @@ impl Recovered {
 
     /// Gives back what [`Recovered::take_below`] took, for the directory that it belongs into by now.
     pub(super) fn put_back(&self, staged: Arc<Staged>) {
-        let target = staged.target();
-        let directory = (target.store.bucket().to_owned(), split(&target.key).0.to_owned());
+        let (directory, _) = home(&staged);
         self.waiting.lock().entry(directory).or_default().push(staged);
     }
 
@@ -62,6 +63,14 @@ impl Recovered {
     fn is_empty(&self) -> bool {
         self.waiting.lock().is_empty()
     }
+}
+
+/// The directory that a file or a directory is in, and its segment there.
+fn home(staged: &Staged) -> (Directory, String) {
+    let target = staged.target();
+    let key = target.key.strip_suffix('/').filter(|_| is_marker(staged)).unwrap_or(&target.key);
+    let (prefix, segment) = split(key);
+    ((target.store.bucket().to_owned(), prefix.to_owned()), segment.to_owned())
 }
 
 /// A key's directory prefix and last segment.
@@ -84,16 +93,30 @@ impl Vfs {
     }
 
     fn attach(&self, dir: Ino, staged: Arc<Staged>) {
-        let key = staged.target().key;
-        let (_, segment) = split(&key);
-        let mut node = Node::new(dir, name_of(segment), segment.to_owned(), Kind::File, SystemTime::now());
+        let (_, segment) = home(&staged);
+        let name = name_of(&segment);
+        let kind = if is_marker(&staged) { Kind::Directory } else { Kind::File };
+        let mut node = Node::new(dir, name, segment, kind, SystemTime::now());
         node.apply(&attr::decode(&staged.attributes().metadata));
         node.size = staged.size();
         node.since = Some(Instant::now());
         node.file.staged = Some(staged.clone());
         node.file.temporary = staged.is_held();
         node.file.recovered = true;
-        let ino = self.table.lock().insert(node);
+        let ino = {
+            let mut table = self.table.lock();
+            // A directory that is known already keeps what is known of it.
+            let known = table.child(dir, &node.name).filter(|child| kind == Kind::Directory && table.dir(*child).is_some());
+            match known {
+                Some(child) => {
+                    if let Some(there) = table.get_mut(child) {
+                        there.file = node.file;
+                    }
+                    child
+                }
+                None => table.insert(node),
+            }
+        };
         if !staged.is_held() {
             self.follow_up(ino, &staged);
         }

@@ -472,7 +472,7 @@ impl Vfs {
     /// What is remembered of each listed name, in one look.
     async fn recall(&self, stream: &Stream, batch: &[(u64, Offered)]) -> Vec<Option<Row>> {
         let Some(place) = &stream.place else { return vec![None; batch.len()] };
-        let directory = super::directory::directory_tag();
+        let directory = super::marker::directory_tag();
         let wanted = batch.iter().map(|(_, offered)| match offered {
             Offered::Listed(Listed { segment, object: Some(object), .. }) => {
                 (format!("{}{segment}", place.key), object.etag.clone(), object.modified)

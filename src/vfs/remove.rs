@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::time::{Instant, SystemTime};
 
 use super::attr::Kind;
+use super::dir_state::DirState;
 use super::error::{Error, Result};
 use super::inode::{Object, Place};
 use super::{Caller, Ino, Root, Vfs};
@@ -154,7 +155,7 @@ impl Vfs {
     /// rmdir(2): judged by a listing at most `metadata_ttl` old; only the marker goes.
     pub async fn rmdir(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<()> {
         self.check_removable()?;
-        self.within(async {
+        let rmdir = async {
             let ino = self.resolve(parent, name).await?;
             if self.kind(ino)? != Kind::Directory {
                 return Err(Error::NotDirectory);
@@ -175,15 +176,18 @@ impl Vfs {
                 }
                 account.delete_bucket(name).await?;
                 self.table.lock().surveys.forget(&place);
-                return Ok(());
+                return Ok(Vec::new());
             }
             self.require_empty(ino).await?;
             let place = self.place(ino)?;
             let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
-            let marked = self.table.lock().dir(ino).is_none_or(|dir| dir.marker != Some(false));
+            // A marker that is queued is not to come after this, and one that is on its way arrives first.
+            let paused = self.pause_queued(std::iter::once(ino)).await?;
+            let known = |dir: &DirState| (dir.marker != Some(false), dir.bare);
+            let (marked, bare) = self.table.lock().dir(ino).map_or((true, false), known);
             // Its name is gone, though what was below it is in S3 still: the marker's delete hides it until that has gone too.
             let below = self.writeback.deletes_below(place.store.bucket(), &place.key);
-            let marked = marked || place.store.capabilities().real_directories;
+            let marked = marked || !bare && place.store.capabilities().real_directories;
             if (marked || below) && self.writeback.queues(place.store.as_ref(), &place.key).await {
                 self.delete(&place, None, false).await?;
             } else {
@@ -196,11 +200,12 @@ impl Vfs {
             }
             self.forget_object(&place);
             self.table.lock().surveys.forget(&place);
-            Ok(())
-        })
-        .await?;
+            Ok(paused)
+        };
+        let paused = self.within(rmdir).await?;
         let removed = self.gone(parent, name);
         self.let_go(removed).await;
+        drop(paused);
         self.keep_directory(parent);
         Ok(())
     }

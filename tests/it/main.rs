@@ -26,6 +26,7 @@ mod fstab;
 mod handles;
 mod huge;
 mod links;
+mod markers;
 mod model;
 mod names;
 mod namespace;
@@ -66,6 +67,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("freshness", freshness::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),
+    ("markers", markers::COMMON),
     ("namespace", namespace::COMMON),
     ("trees", trees::COMMON),
     ("options", options::COMMON),
