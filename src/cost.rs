@@ -52,8 +52,8 @@ enum Class {
 fn class(operation: Operation) -> Class {
     use Operation::{
         AbortMultipartUpload, CompleteMultipartUpload, CopyObject, CreateBucket, CreateMultipartUpload, DeleteBucket, DeleteObject,
-        DeleteObjects, GetObject, GetObjectTagging, HeadBucket, HeadObject, ListBuckets, ListMultipartUploads, ListObjects, ListObjectsV2,
-        ListParts, PutObject, PutObjectTagging, UploadPart, UploadPartCopy,
+        DeleteObjects, GetBucketOwnershipControls, GetObject, GetObjectAcl, GetObjectTagging, HeadBucket, HeadObject, ListBuckets,
+        ListMultipartUploads, ListObjects, ListObjectsV2, ListParts, PutObject, PutObjectTagging, UploadPart, UploadPartCopy,
     };
     match operation {
         PutObject
@@ -69,7 +69,7 @@ fn class(operation: Operation) -> Class {
         | ListParts
         | ListMultipartUploads
         | ListBuckets => Class::Put,
-        GetObject | HeadObject | GetObjectTagging | HeadBucket => Class::Get,
+        GetObject | HeadObject | GetObjectTagging | GetObjectAcl | GetBucketOwnershipControls | HeadBucket => Class::Get,
         DeleteObject | DeleteObjects | DeleteBucket | AbortMultipartUpload => Class::Free,
     }
 }

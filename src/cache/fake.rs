@@ -219,6 +219,10 @@ impl Store for Fake {
         absent("put_tags")
     }
 
+    async fn get_acl(&self, _: &str) -> Result<Option<Acl>> {
+        absent("get_acl")
+    }
+
     async fn presign_get(&self, _: &str, _: u64, _: &[(String, String)]) -> Result<String> {
         absent("presign_get")
     }

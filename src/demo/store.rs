@@ -442,7 +442,7 @@ mod tests {
 
         for key in ["d/", "d/f"] {
             let source = CopySource { bucket: "releases".into(), key: key.into(), if_match: None, version_id: None, checksum: None };
-            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
             store.copy(&key.replace('d', "moved"), source, keep, None).await.unwrap();
         }
         assert!(store.delete_many(&[("d/".into(), None), ("d/f".into(), None)]).await.unwrap().is_empty());

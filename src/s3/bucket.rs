@@ -16,7 +16,7 @@ use super::operation::Operation;
 use super::request::{Call, Place};
 use super::upload::Marker;
 use super::{
-    Capabilities, Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ListPage,
+    Acl, Capabilities, Checksum, ChecksumKind, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ListPage,
     ListRequest, ObjectHead, Part, PendingUpload, PutOptions, PutOutcome, Result, S3Error, Source, Store,
 };
 use crate::aws::{encode, sigv2, sigv4};
@@ -33,6 +33,10 @@ pub struct Bucket {
     located: AtomicBool,
     /// The bucket has ACLs off (or blocks public ones): said once, none sent again.
     pub(super) acl_off: AtomicBool,
+    /// The bucket has ACLs on, once that was answered.
+    pub(super) acls: tokio::sync::OnceCell<bool>,
+    /// It was said that copies may lose their ACL.
+    pub(super) acl_lost: AtomicBool,
     /// A directory marker that exists, for the probe of conditional writes.
     pub(super) marker: parking_lot::Mutex<Option<Marker>>,
     pub(super) probe: tokio::sync::Mutex<()>,
@@ -71,6 +75,8 @@ impl Bucket {
             capabilities: parking_lot::Mutex::new(capabilities),
             located: AtomicBool::new(false),
             acl_off: AtomicBool::new(false),
+            acls: tokio::sync::OnceCell::new(),
+            acl_lost: AtomicBool::new(false),
             marker: parking_lot::Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),
             looked: AtomicBool::new(false),
@@ -245,6 +251,10 @@ impl Store for Bucket {
 
     async fn put_tags(&self, key: &str, tags: &[(String, String)]) -> Result<()> {
         self.replace_tags(key, tags).await
+    }
+
+    async fn get_acl(&self, key: &str) -> Result<Option<Acl>> {
+        self.object_acl(key).await
     }
 
     async fn presign_get(&self, key: &str, expires_seconds: u64, query: &[(String, String)]) -> Result<String> {

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+mod acl;
 pub mod bucket;
 pub mod client;
 pub(crate) mod delete;
@@ -33,6 +34,7 @@ pub mod sweep;
 mod upload;
 pub mod xml;
 
+pub use acl::Acl;
 pub use error::{ErrorKind, S3Error};
 
 /// Result of a store operation.
@@ -303,6 +305,8 @@ pub struct PutOptions {
     pub storage_class: Option<String>,
     /// Object tags to set.
     pub tags: Vec<(String, String)>,
+    /// Instead of the mount's own ACL (a copy keeps its source's).
+    pub acl: Option<Acl>,
 }
 
 /// What a write answered.
@@ -334,12 +338,14 @@ pub struct CopySource {
 /// What happens to headers and metadata in a CopyObject.
 #[derive(Clone, Debug)]
 pub enum CopyMetadata {
-    /// Taken from the source (tags too). The website redirect is not part of it and is given here.
+    /// Taken from the source (tags too). What is no part of it is given here.
     Keep {
         /// `x-amz-website-redirect-location` of the copy.
         website_redirect: Option<String>,
         /// Storage class of the copy; without it S3 makes it STANDARD.
         storage_class: Option<String>,
+        /// As [`PutOptions::acl`].
+        acl: Option<Acl>,
     },
     /// Replaced by these (tags are kept from the source).
     Replace(Box<PutOptions>),
@@ -465,6 +471,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// PutObjectTagging: replaces all tags.
     async fn put_tags(&self, key: &str, tags: &[(String, String)]) -> Result<()>;
+
+    /// GetObjectAcl; `None` where the bucket has ACLs off (which is asked once), or who asks may not read it.
+    async fn get_acl(&self, key: &str) -> Result<Option<Acl>>;
 
     /// A GET link for the key, valid for `expires` seconds, signed with the mount's signature version.
     async fn presign_get(&self, key: &str, expires_seconds: u64, query: &[(String, String)]) -> Result<String>;

@@ -145,13 +145,14 @@ pub async fn copy_object(
 /// What a copy in parts is made of: the source, of one version, and all that is stored with the object.
 fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], metadata: CopyMetadata) -> (CopySource, PutOptions) {
     let mut options = match metadata {
-        CopyMetadata::Keep { website_redirect, storage_class } => {
+        CopyMetadata::Keep { website_redirect, storage_class, acl } => {
             let mut headers = head.headers.clone();
             headers.website_redirect = website_redirect;
             PutOptions {
                 headers,
                 metadata: head.metadata.clone(),
                 storage_class: storage_class.or_else(|| head.storage_class.clone()),
+                acl,
                 ..PutOptions::default()
             }
         }

@@ -148,12 +148,16 @@ impl Bucket {
             CopyMetadata::Replace(options) => options.checksum.filter(|sum| matches!(sum, super::Checksum::Sha1(_))),
             CopyMetadata::Keep { .. } => None,
         };
-        let mut with = self.extras(condition.as_ref(), sum.as_ref()).await;
+        let acl = match &metadata {
+            CopyMetadata::Replace(options) => options.acl.as_ref(),
+            CopyMetadata::Keep { acl, .. } => acl.as_ref(),
+        };
+        let mut with = self.extras(condition.as_ref(), sum.as_ref()).await.with_acl(acl);
         loop {
             let mut call = Call::new(&self.core, Operation::CopyObject, Method::PUT).key(key).class(Class::Upload).slow(&self.core);
             self.copy_source(&mut call, &source)?;
             match &metadata {
-                CopyMetadata::Keep { website_redirect, storage_class } => {
+                CopyMetadata::Keep { website_redirect, storage_class, .. } => {
                     call.header("x-amz-metadata-directive", "COPY")?;
                     call.header("x-amz-website-redirect-location", &redirect(website_redirect.as_deref()))?;
                     call.header("x-amz-storage-class", storage_class.as_deref().unwrap_or(""))?;
@@ -168,7 +172,7 @@ impl Bucket {
                 }
             }
             self.encryption(&mut call)?;
-            self.add_extras(&mut call, &with, condition.as_ref())?;
+            self.add_extras(&mut call, &with, condition.as_ref(), acl)?;
             match self.core.xml(&self.place, &call, "CopyObjectResult").await {
                 Ok(answer) => {
                     self.settled(&with);

@@ -23,7 +23,7 @@ macro_rules! operations {
 operations! {
     HeadObject, GetObject, PutObject, DeleteObject, DeleteObjects, CopyObject, ListObjectsV2, ListObjects,
     CreateMultipartUpload, UploadPart, UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload, ListParts, ListMultipartUploads,
-    GetObjectTagging, PutObjectTagging, HeadBucket, ListBuckets, CreateBucket, DeleteBucket,
+    GetObjectTagging, PutObjectTagging, GetObjectAcl, GetBucketOwnershipControls, HeadBucket, ListBuckets, CreateBucket, DeleteBucket,
 }
 
 /// Requests sent, by operation; retries count.

@@ -15,7 +15,7 @@ use super::bucket::Bucket;
 use super::operation::Operation;
 use super::request::{Call, Payload};
 use super::{
-    Checksum, ChecksumKind, Condition, CopySource, ETag, ErrorKind, ListPage, Part, PutOptions, PutOutcome, Result, S3Error, Source,
+    Acl, Checksum, ChecksumKind, Condition, CopySource, ETag, ErrorKind, ListPage, Part, PutOptions, PutOutcome, Result, S3Error, Source,
     response, rfc2047,
 };
 use crate::aws::encode;
@@ -36,10 +36,19 @@ pub(super) struct Marker {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Extras {
     acl: bool,
+    /// The object's own ACL instead.
+    grants: bool,
     /// The ACL was left out because of a 403, whose reason is not sure yet.
     acl_suspect: bool,
     pub checksum: bool,
     condition: bool,
+}
+
+impl Extras {
+    /// An object's own ACL, private ones included, takes the place of the mount's.
+    pub(super) fn with_acl(self, acl: Option<&Acl>) -> Self {
+        acl.map_or(self, |acl| Self { acl: false, grants: !acl.is_private(), ..self })
+    }
 }
 
 impl Bucket {
@@ -51,13 +60,17 @@ impl Bucket {
         let known = self.capabilities.lock().clone();
         Extras {
             acl: self.core.config.acl.is_some() && !self.acl_off.load(Ordering::Relaxed),
+            grants: false,
             acl_suspect: false,
             checksum: checksum.is_some() && known.upload_checksum != ChecksumKind::Off,
             condition: condition.is_some() && known.conditional_writes != Some(false),
         }
     }
 
-    pub(super) fn add_extras(&self, call: &mut Call, with: &Extras, condition: Option<&Condition>) -> Result<()> {
+    pub(super) fn add_extras(&self, call: &mut Call, with: &Extras, condition: Option<&Condition>, acl: Option<&Acl>) -> Result<()> {
+        if let Some(acl) = acl.filter(|_| with.grants) {
+            acl.add_to(call)?;
+        }
         if with.acl {
             call.header("x-amz-acl", self.core.config.acl.as_deref().unwrap_or(""))?;
         }
@@ -75,7 +88,11 @@ impl Bucket {
             words.iter().any(|word| text.contains(word))
         };
         let refused = matches!(error.kind, ErrorKind::NotImplemented | ErrorKind::InvalidRequest);
-        if with.acl && error.kind == ErrorKind::AclNotSupported {
+        if with.grants && matches!(error.kind, ErrorKind::AclNotSupported | ErrorKind::AccessDenied) {
+            // An object that everybody may read in a bucket that blocks public access, or a missing right: it goes without.
+            with.grants = false;
+            self.acl_is_lost(error);
+        } else if with.acl && error.kind == ErrorKind::AclNotSupported {
             with.acl = false;
             self.acl_is_off();
         } else if with.acl && error.kind == ErrorKind::AccessDenied {
@@ -250,13 +267,13 @@ impl Bucket {
         if let Some(checksum) = options.checksum.as_ref().filter(|_| with.checksum) {
             Self::checksum_header(&mut call, checksum)?;
         }
-        self.add_extras(&mut call, with, condition)?;
+        self.add_extras(&mut call, with, condition, options.acl.as_ref())?;
         Ok(call)
     }
 
     pub(super) async fn put_object(&self, key: &str, body: Arc<dyn Source>, options: PutOptions) -> Result<PutOutcome> {
         let mut condition = options.condition.clone();
-        let mut with = self.extras(condition.as_ref(), options.checksum.as_ref()).await;
+        let mut with = self.extras(condition.as_ref(), options.checksum.as_ref()).await.with_acl(options.acl.as_ref());
         let mut damaged = 0;
         loop {
             let call = self.put_call(key, &body, &options, &with, condition.as_ref())?;
@@ -318,7 +335,7 @@ impl Bucket {
             ChecksumKind::Crc32c => Some("CRC32C"),
             ChecksumKind::Off | ChecksumKind::Md5 => None,
         };
-        let mut with = self.extras(None, None).await;
+        let mut with = self.extras(None, None).await.with_acl(options.acl.as_ref());
         with.checksum = algorithm.is_some();
         // Whoever drops this future, or meets an answer that is none, leaves the note behind.
         let before = self.unknown_uploads.lock().get(key).copied();
@@ -332,7 +349,7 @@ impl Bucket {
                 call.header("x-amz-checksum-algorithm", algorithm)?;
                 call.header("x-amz-checksum-type", "FULL_OBJECT")?;
             }
-            self.add_extras(&mut call, &with, None)?;
+            self.add_extras(&mut call, &with, None, options.acl.as_ref())?;
             match self.core.xml(&self.place, &call, "InitiateMultipartUploadResult").await {
                 Ok(answer) => {
                     self.settled(&with);
@@ -455,7 +472,7 @@ impl Bucket {
                 Self::checksum_header(&mut call, checksum)?;
                 call.header("x-amz-checksum-type", "FULL_OBJECT")?;
             }
-            self.add_extras(&mut call, &with, condition)?;
+            self.add_extras(&mut call, &with, condition, None)?;
             match self.core.xml(&self.place, &call, "CompleteMultipartUploadResult").await {
                 Ok(answer) => {
                     let etag = answer

@@ -400,16 +400,22 @@ impl Vfs {
                 asked => asked.unwrap_or_default(),
             };
         }
+        let acl = from.store.get_acl(&from.key).await?;
         let changed = wanted.metadata != current.metadata || wanted.headers != current.headers;
         let metadata = if changed {
             CopyMetadata::Replace(Box::new(PutOptions {
                 headers: wanted.headers.clone(),
                 metadata: wanted.metadata.clone(),
                 storage_class: wanted.storage_class.clone(),
+                acl,
                 ..PutOptions::default()
             }))
         } else {
-            CopyMetadata::Keep { website_redirect: wanted.headers.website_redirect.clone(), storage_class: wanted.storage_class.clone() }
+            CopyMetadata::Keep {
+                website_redirect: wanted.headers.website_redirect.clone(),
+                storage_class: wanted.storage_class.clone(),
+                acl,
+            }
         };
         let head = ObjectHead {
             size: object.size,

@@ -382,6 +382,10 @@ impl Store for Fake {
         self.call("PutTags", key).await
     }
 
+    async fn get_acl(&self, _: &str) -> Result<Option<Acl>> {
+        Ok(None)
+    }
+
     async fn presign_get(&self, _: &str, _: u64, _: &[(String, String)]) -> Result<String> {
         Ok(String::new())
     }

@@ -304,6 +304,7 @@ async fn copy(shared: &Arc<Shared>, job: &Request) -> Result<PutOutcome, S3Error
         headers: publish::headers(shared, bucket, key, attributes),
         metadata: attributes.metadata.clone(),
         storage_class: attributes.storage_class.clone(),
+        acl: job.store.get_acl(key).await?,
         ..PutOptions::default()
     };
     job.store.copy(key, source, CopyMetadata::Replace(Box::new(options)), None).await

@@ -155,7 +155,7 @@ on_every_store! {
             assert_eq!(store.keys(), expected);
             for key in keys {
                 let copy = format!("copy of {key}");
-                let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+                let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
                 s3.copy(&copy, from(&store, key), keep, None).await.unwrap_or_else(|error| panic!("{key:?}: {error}"));
                 assert_eq!(get(&s3, &copy).await.unwrap(), key);
             }
@@ -170,7 +170,7 @@ on_every_store! {
         block_on(async {
             let s3 = connect(&store).bucket;
             let etag = s3.put("a", source("content"), with_metadata()).await.unwrap().etag;
-            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
             let copied = s3.copy("b", CopySource { if_match: Some(etag.clone()), ..from(&store, "a") }, keep.clone(), None).await.unwrap();
             assert_eq!(copied.etag, etag);
             let head = s3.head("b").await.unwrap();

@@ -97,7 +97,7 @@ fn an_error_in_a_200_is_an_error() {
     block_on(async {
         let s3 = connect(&store).bucket;
         let from = || CopySource { bucket: BUCKET.to_owned(), key: "f".to_owned(), if_match: None, version_id: None, checksum: None };
-        let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+        let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
         assert_eq!(s3.copy("g", from(), keep, None).await.unwrap_err().kind, ErrorKind::AccessDenied);
         let id = s3.create_multipart("m", PutOptions::default()).await.unwrap();
         assert_eq!(s3.upload_part_copy("m", &id, 1, from(), 0..100).await.unwrap_err().kind, ErrorKind::AccessDenied);
@@ -249,7 +249,7 @@ fn keys_that_are_no_paths() {
             assert_eq!(store.bytes(key), key.as_bytes());
             assert_eq!(get(&s3, key).await.unwrap_or_else(|error| panic!("GET {key:?}: {error}")), key);
             assert_eq!(s3.head(key).await.unwrap_or_else(|error| panic!("HEAD {key:?}: {error}")).size, key.len() as u64);
-            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+            let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
             let from = CopySource { bucket: BUCKET.to_owned(), key: key.to_owned(), if_match: None, version_id: None, checksum: None };
             s3.copy("copy", from, keep, None).await.unwrap_or_else(|error| panic!("copy of {key:?}: {error}"));
             assert_eq!(store.bytes("copy"), key.as_bytes());

@@ -329,7 +329,9 @@ fn renaming_two_hundred_files_in_sixty_directories() {
     let requests = stage.double().requests();
     let (copies, markers, deletes) = (requests.of("CopyObject"), requests.of("PutObject"), requests.of("DeleteObjects"));
     assert_eq!((copies, markers), (200, 60), "{:?}", requests.summary());
-    assert!(deletes == 1 && requests.total() <= copies + markers + 1 + 5, "{:?}", requests.summary());
+    // Whether the bucket has ACLs is outside the counts.
+    let acls = requests.of("GetBucketOwnershipControls");
+    assert!(deletes == 1 && acls <= 1 && requests.total() - acls <= copies + markers + 1 + 5, "{:?}", requests.summary());
     assert!(requests.peak >= 8, "{} at once", requests.peak);
     assert_eq!(stage.store.keys().iter().filter(|key| key.starts_with("u/d")).count(), 260);
     assert!(!stage.store.keys().iter().any(|key| key.starts_with("t/")));

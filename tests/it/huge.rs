@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use crate::support::double::{Double, Fault, Object, When};
+use crate::support::double::{ALL_USERS, Double, Fault, Object, Options, When};
 use crate::support::files;
 use crate::support::mount::can_mount;
 use crate::support::stage::Stage;
@@ -21,6 +21,7 @@ fn with_everything(size: usize) -> Object {
     object.headers.content_disposition = Some("attachment".to_owned());
     object.headers.content_language = Some("de".to_owned());
     object.tags = vec![("project".to_owned(), "x & y".to_owned()), ("cost".to_owned(), "1".to_owned())];
+    object.grants = vec![("READ".to_owned(), ALL_USERS.to_owned())];
     object
 }
 
@@ -28,7 +29,7 @@ fn stage(options: &[&str], size: usize) -> Option<Stage> {
     if !can_mount() {
         return None;
     }
-    let store = Store::double();
+    let store = Store::double_with(Options { acls: true, ..Options::default() });
     store.as_double().unwrap().put_object(BUCKET, "old", with_everything(size));
     let stage = Stage::with(store, options);
     assert_eq!(files::names(stage.dir()), ["old"]);
@@ -53,12 +54,12 @@ fn twelve_gibibytes_are_renamed() {
     let (before, after) = (with_everything(size), double.object(BUCKET, "new.mkv").unwrap());
     assert_eq!(after.bytes.len(), size);
     assert_eq!((after.metadata, after.headers), (before.metadata, before.headers));
-    assert_eq!((after.tags, after.storage_class), (before.tags, before.storage_class));
+    assert_eq!((after.tags, after.storage_class, after.grants), (before.tags, before.storage_class, before.grants));
     let requests = double.requests();
     assert_eq!(requests.of("UploadPartCopy"), size.div_ceil(256 << 20), "{:?}", requests.summary());
     assert!(requests.peak >= 16, "{} at once", requests.peak);
-    // HEAD and tags of the source, Create, Complete, HEAD of the copy, and the DELETE.
-    assert!(requests.total() <= 48 + 6, "{:?}", requests.summary());
+    // HEAD and tags of the source, Create, Complete, HEAD of the copy, and the DELETE; that there are ACLs, and the source's.
+    assert!(requests.total() <= 48 + 6 + 2, "{:?}", requests.summary());
     assert!(requests.bytes_up < 64 << 10 && requests.bytes_down < 64 << 10, "{} up, {} down", requests.bytes_up, requests.bytes_down);
     assert_eq!(double.unfinished_uploads(BUCKET), []);
 }

@@ -77,7 +77,7 @@ async fn a_captive_portal_is_never_s3() {
     let server = Server::start(|_, _| reply("200 OK", &[("content-type", "text/html")], "<html><body>Log in<br></body></html>")).await;
     let store = server.bucket(|_| {});
     let source = CopySource { bucket: "b".into(), key: "k".into(), if_match: None, version_id: None, checksum: None };
-    let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+    let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
     let body = Bytes::from_static(b"x");
     let kinds = [
         store.list(ListRequest::default()).await.map(drop).unwrap_err().kind,

@@ -273,7 +273,7 @@ async fn a_large_copy_sends_everything_again_or_leaves_nothing() {
         .await;
         let store = server.bucket(|_| {});
         let source = CopySource { bucket: "b".into(), key: "a ä".into(), if_match: None, version_id: None, checksum: None };
-        let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None };
+        let keep = CopyMetadata::Keep { website_redirect: None, storage_class: None, acl: None };
         let limit = Duration::from_secs(if fails == never { 2 } else { 300 });
         let copied = copy_object(&*store, "to", source, &large(6 << 30), &[("t".into(), "v".into())], keep, limit).await;
         assert_eq!(copied.as_ref().err().map(|error| error.kind), fails);

@@ -16,6 +16,7 @@ use s3s::service::S3ServiceBuilder;
 use s3s::{S3ErrorCode, S3Result};
 use tokio::sync::watch;
 
+mod acl;
 mod checksum;
 mod fault;
 mod listing;
@@ -27,6 +28,7 @@ mod request;
 mod s3;
 mod server;
 
+pub use acl::{ALL_USERS, OWNER};
 pub use checksum::hex_md5 as md5;
 pub use fault::{Fault, Turns, When};
 pub use model::Object;

@@ -23,6 +23,8 @@ pub struct Object {
     /// `x-amz-restore`.
     pub restore: Option<String>,
     pub tags: Vec<(String, String)>,
+    /// Grants by permission and grantee (a URI or an id), beside the owner's own; none when private.
+    pub grants: Vec<(String, String)>,
     pub checksum: Checksum,
 }
 
@@ -50,6 +52,7 @@ impl Object {
             storage_class: None,
             restore: None,
             tags: Vec::new(),
+            grants: Vec::new(),
         }
     }
 

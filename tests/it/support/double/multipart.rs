@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use s3s::dto::*;
 use s3s::{S3Request, S3Result, s3_error};
 
+use super::acl::{self, asked_grants};
 use super::checksum::{self, Algorithm, zeros};
 use super::model::{self, Bucket, Object, PartData, Upload};
 use super::objects::{self, checksums, claimed, stored_headers};
@@ -27,6 +28,7 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
     template.metadata = input.metadata.take().unwrap_or_default().into_iter().collect();
     template.storage_class = objects::class(input.storage_class.take());
     template.tags = objects::tags(input.tagging.take());
+    template.grants = acl::grants(memory, input.acl.as_ref(), asked_grants!(input))?;
     let algorithm = input.checksum_algorithm.as_ref().and_then(|a| Algorithm::parse(a.as_str())).unwrap_or(Algorithm::Crc64Nvme);
     let full = match &input.checksum_type {
         Some(kind) => kind.as_str() == ChecksumType::FULL_OBJECT,

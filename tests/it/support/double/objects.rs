@@ -7,6 +7,7 @@ use packmule::s3::ObjectHeaders;
 use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, TrailingHeaders, s3_error};
 
+use super::acl::{self, asked_grants};
 use super::checksum::{self, Algorithm};
 use super::model::{self, Bucket, Object};
 use super::s3::{Memory, bucket, now};
@@ -174,16 +175,6 @@ pub fn tags(header: Option<String>) -> Vec<(String, String)> {
     url::form_urlencoded::parse(header.as_bytes()).map(|(k, v)| (k.into_owned(), v.into_owned())).collect()
 }
 
-/// ACLs are off, as in every bucket made since April 2023: only the owner's own is taken.
-fn refuse_acl(memory: &Memory, acl: Option<&ObjectCannedACL>) -> S3Result<()> {
-    match acl {
-        Some(acl) if !memory.options.acls && acl.as_str() != "bucket-owner-full-control" => {
-            Err(s3_error!(AccessControlListNotSupported, "The bucket does not allow ACLs"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// STANDARD is not said.
 pub fn class(class: Option<StorageClass>) -> Option<String> {
     class.map(|c| c.as_str().to_owned()).filter(|c| c != "STANDARD")
@@ -191,7 +182,7 @@ pub fn class(class: Option<StorageClass>) -> Option<String> {
 
 pub async fn put(memory: &Memory, req: S3Request<PutObjectInput>) -> S3Result<PutObjectOutput> {
     let mut input = req.input;
-    refuse_acl(memory, input.acl.as_ref())?;
+    let grants = acl::grants(memory, input.acl.as_ref(), asked_grants!(input))?;
     let bytes = collect(input.body.take()).await?;
     let claimed = claimed!(input);
     let checksum = verify(&bytes, input.content_md5.as_deref(), claimed, req.trailing_headers.as_ref(), input.checksum_algorithm.as_ref())?;
@@ -201,6 +192,7 @@ pub async fn put(memory: &Memory, req: S3Request<PutObjectInput>) -> S3Result<Pu
     object.metadata = input.metadata.take().unwrap_or_default().into_iter().collect();
     object.storage_class = class(input.storage_class.take());
     object.tags = tags(input.tagging.take());
+    object.grants = grants;
 
     let mut output = PutObjectOutput { e_tag: Some(ETag::Strong(object.etag.clone())), ..PutObjectOutput::default() };
     checksums!(output, &object.checksum);
@@ -287,7 +279,7 @@ fn target_condition(headers: &HeaderMap, name: &str) -> Option<ETagCondition> {
 
 pub fn copy(memory: &Memory, req: S3Request<CopyObjectInput>) -> S3Result<CopyObjectOutput> {
     let mut input = req.input;
-    refuse_acl(memory, input.acl.as_ref())?;
+    let grants = acl::grants(memory, input.acl.as_ref(), asked_grants!(input))?;
     let source = copy_source(memory, &input.copy_source, input.copy_source_if_match.as_ref(), input.copy_source_if_none_match.as_ref())?;
     if source.bytes.len() as u64 > memory.options.max_single_copy {
         return Err(s3_error!(InvalidRequest, "The specified copy source is larger than the maximum allowable size"));
@@ -314,6 +306,7 @@ pub fn copy(memory: &Memory, req: S3Request<CopyObjectInput>) -> S3Result<CopyOb
     let retag = input.tagging_directive.as_ref().is_some_and(|d| d.as_str() == TaggingDirective::REPLACE);
     object.tags = if retag { tags(input.tagging.take()) } else { source.tags.clone() };
     object.storage_class = class(input.storage_class.take());
+    object.grants = grants;
     let asked = input.checksum_algorithm.as_ref().and_then(|a| Algorithm::parse(a.as_str()));
     let algorithm = asked.unwrap_or(source.checksum.algorithm);
     object.checksum = model::Checksum { algorithm, value: algorithm.of(&object.bytes), full: true };

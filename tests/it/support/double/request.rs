@@ -47,6 +47,7 @@ pub fn classify(parts: &Parts, domain: Option<&str>) -> Asked {
         (&Method::DELETE, _, true) => "DeleteBucket",
         (&Method::POST, _, true) if has("delete") => "DeleteObjects",
         (&Method::GET, _, _) if has("tagging") => "GetObjectTagging",
+        (&Method::GET, _, _) if has("acl") => "GetObjectAcl",
         (&Method::GET, _, _) if has("uploadId") => "ListParts",
         (&Method::GET, _, _) => "GetObject",
         (&Method::HEAD, _, _) => "HeadObject",

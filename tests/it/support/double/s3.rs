@@ -9,7 +9,7 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::listing::{self, Query};
 use super::model::{Bucket, State};
-use super::{Options, multipart, objects};
+use super::{Options, acl, multipart, objects};
 
 /// The store behind the double.
 #[derive(Clone)]
@@ -121,8 +121,8 @@ impl S3 for Memory {
         req: S3Request<GetBucketOwnershipControlsInput>,
     ) -> S3Result<S3Response<GetBucketOwnershipControlsOutput>> {
         bucket(&mut self.state.lock(), &req.input.bucket)?;
-        let enforced = ObjectOwnership::from_static(ObjectOwnership::BUCKET_OWNER_ENFORCED);
-        let rules = vec![OwnershipControlsRule { object_ownership: enforced }];
+        let ownership = if self.options.acls { ObjectOwnership::OBJECT_WRITER } else { ObjectOwnership::BUCKET_OWNER_ENFORCED };
+        let rules = vec![OwnershipControlsRule { object_ownership: ObjectOwnership::from_static(ownership) }];
         done(GetBucketOwnershipControlsOutput { ownership_controls: Some(OwnershipControls { rules }) })
     }
 
@@ -246,6 +246,12 @@ impl S3 for Memory {
         let object = objects::existing(bucket(&mut state, &req.input.bucket)?, &req.input.key)?;
         let tag = |(key, value): &(String, String)| Tag { key: Some(key.clone()), value: Some(value.clone()) };
         done(GetObjectTaggingOutput { tag_set: object.tags.iter().map(tag).collect(), version_id: None })
+    }
+
+    async fn get_object_acl(&self, req: S3Request<GetObjectAclInput>) -> S3Result<S3Response<GetObjectAclOutput>> {
+        let mut state = self.state.lock();
+        let object = objects::existing(bucket(&mut state, &req.input.bucket)?, &req.input.key)?;
+        done(acl::policy(&object.grants))
     }
 
     async fn put_object_tagging(&self, req: S3Request<PutObjectTaggingInput>) -> S3Result<S3Response<PutObjectTaggingOutput>> {
