@@ -48,6 +48,11 @@ impl KeyGuards {
         self.enter(Held { bucket: bucket.to_owned(), key: key.to_owned(), tree: false }).await
     }
 
+    /// As [`KeyGuards::key`]; `None` instead of a wait.
+    pub fn try_key(&self, bucket: &str, key: &str) -> Option<KeyGuard> {
+        self.try_enter(&Held { bucket: bucket.to_owned(), key: key.to_owned(), tree: false })
+    }
+
     /// Waits until nothing below `prefix` is being changed, and keeps all else out.
     pub async fn tree(&self, bucket: &str, prefix: &str) -> KeyGuard {
         self.enter(Held { bucket: bucket.to_owned(), key: prefix.to_owned(), tree: true }).await

@@ -285,15 +285,23 @@ impl Vfs {
 
     /// A file that is wholly in the store is copied there, when the copy is published. False where its bytes have to come by here.
     async fn copy_in_store(&self, caller: Caller, source: &FileHandle, target: &FileHandle, range: Range<u64>) -> Result<bool> {
+        if range.is_empty() || target.append || source.ino == target.ino {
+            return Ok(false);
+        }
+        let staged = self.staged(target).await?;
+        target.writes();
+        // From the look at the source until it is known who takes its bytes, nothing that takes them away may come in between.
+        let (Ok(order), Ok(place)) = (self.order(source.ino), self.place(source.ino)) else { return Ok(false) };
+        let Ok(_turn) = order.try_lock() else { return Ok(false) };
+        let Some(_guard) = self.guards.try_key(place.store.bucket(), &place.key) else { return Ok(false) };
         let object = {
             let table = self.table.lock();
             let node = table.get(source.ino).ok_or(Error::Stale)?;
             node.object.clone().filter(|object| node.linked && !node.is_local() && !object.archived)
         };
-        let (Some(object), false) = (object, range.is_empty() || target.append) else { return Ok(false) };
-        let base = self.base_of(&self.place(source.ino)?, &object);
-        let staged = self.staged(target).await?;
-        target.writes();
+        let Some(object) = object else { return Ok(false) };
+        let base = self.base_of(&place, &object);
+        failpoint::pass("copy-looked");
         let copied = staged.copy(&base, range).await?;
         if copied {
             self.changed(target.ino, &staged, kills_privileges(caller));

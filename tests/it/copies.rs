@@ -117,6 +117,28 @@ fn a_source_that_others_replace() {
     stage.mount.umount_leaving("b");
 }
 
+/// A source that goes between the look at it and the note of who takes its bytes.
+#[test]
+fn a_source_that_is_removed_while_it_is_looked_at() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let bytes = noise(1, SIZE);
+    store.put("a", bytes.clone());
+    store.put("d/a", bytes.clone());
+    let stage = Stage { mount: Mount::start(Setup::of(&store).env(packmule::failpoint::VARIABLE, "copy-looked=600")), store };
+    for (from, to, gone) in [("a", "b", "rm a"), ("d/a", "c", "mv d e; rm -r e")] {
+        let (source, copy) = (stage.path(from), stage.path(to));
+        let begins = std::thread::spawn(move || begun(&source, &copy));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        sh(stage.dir(), gone);
+        let (_source, copy) = begins.join().unwrap();
+        close(copy).unwrap();
+        assert!(stage.store.bytes(to) == bytes, "{gone}");
+    }
+}
+
 /// From bucket to bucket, in the account's mount.
 #[test]
 fn copies_from_bucket_to_bucket() {

@@ -207,6 +207,19 @@ impl Life {
         Ok(())
     }
 
+    /// By copy_file_range(2): the store copies.
+    fn copy(&mut self, from: &'static str, to: &'static str) -> io::Result<()> {
+        let [Some(content)] = self.known[from].may[..] else { return Ok(()) };
+        self.tell(format!("copy {from} {to}"));
+        self.overwrites_a_queued(to);
+        let (mut source, mut copy) = (File::open(self.dir.join(from))?, File::create(self.dir.join(to))?);
+        io::copy(&mut source, &mut copy)?;
+        self.perhaps(to, Some(content));
+        files::close(copy)?;
+        self.now(to, Some(content));
+        Ok(())
+    }
+
     /// A directory gets another name.
     fn rename_tree(&mut self) -> io::Result<()> {
         self.tell("rename a directory".to_owned());
@@ -226,6 +239,7 @@ impl Life {
         self.write("a", false, true)?;
         self.write("b", true, false)?;
         self.touch("a")?;
+        self.copy("b", "sub/d")?;
         self.write("sub/c", false, false)?;
         self.replace("a")?;
         self.rename("sub/c", "sub/d")?;
@@ -251,7 +265,7 @@ impl Life {
         }
         while !self.over.load(Relaxed) {
             let name = NAMES[self.rng.random_range(0..NAMES.len())];
-            match self.rng.random_range(0..12) {
+            match self.rng.random_range(0..13) {
                 0..=3 => self.write(name, false, false)?,
                 4 => self.write(name, false, true)?,
                 5 => self.write(name, true, false)?,
@@ -260,6 +274,7 @@ impl Life {
                 8 => self.rename(name, if name == "a" { "sub/d" } else { "a" })?,
                 9 => self.remove(name)?,
                 10 => self.touch(name)?,
+                11 if name != "a" => self.copy(name, "a")?,
                 _ => std::thread::sleep(Duration::from_millis(self.rng.random_range(0..150))),
             }
         }
