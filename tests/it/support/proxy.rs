@@ -1,9 +1,11 @@
 //! Distance: a TCP proxy that adds a round trip and caps what one connection carries. The benchmark uses it too.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::wiretap::Wiretap;
@@ -58,10 +60,11 @@ impl Proxy {
         let (stop, mut stopped) = watch::channel(false);
         let theirs = Arc::clone(&meter);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let clock = Clock::start()?;
         let thread = std::thread::Builder::new().name("proxy".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {
-                    _ = accept(listener, target, distance, &theirs) => {}
+                    _ = accept(listener, target, distance, &clock, &theirs) => {}
                     () = watch_busy(&theirs) => {}
                     _ = stopped.changed() => {}
                 }
@@ -119,22 +122,28 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: std::net::TcpListener, target: SocketAddr, distance: Distance, meter: &Arc<Meter>) -> io::Result<()> {
+async fn accept(
+    listener: std::net::TcpListener,
+    target: SocketAddr,
+    distance: Distance,
+    clock: &Clock,
+    meter: &Arc<Meter>,
+) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
         let (client, _) = listener.accept().await?;
-        let meter = Arc::clone(meter);
+        let (clock, meter) = (clock.clone(), Arc::clone(meter));
         tokio::spawn(async move {
             let open = meter.open.fetch_add(1, Ordering::Relaxed) + 1;
             meter.open_peak.fetch_max(open, Ordering::Relaxed);
             // The peers see the connection's end; there is nobody else to tell.
-            let _ = carry(client, target, distance, &meter).await;
+            let _ = carry(client, target, distance, &clock, &meter).await;
             meter.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
-async fn carry(client: TcpStream, target: SocketAddr, distance: Distance, meter: &Arc<Meter>) -> io::Result<()> {
+async fn carry(client: TcpStream, target: SocketAddr, distance: Distance, clock: &Clock, meter: &Arc<Meter>) -> io::Result<()> {
     let store = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     store.set_nodelay(true)?;
@@ -143,23 +152,29 @@ async fn carry(client: TcpStream, target: SocketAddr, distance: Distance, meter:
     let handshake_ends = Instant::now() + distance.round_trip;
     let (client_in, client_out) = client.into_split();
     let (store_in, store_out) = store.into_split();
-    let lane = |from, to, asks| one_way(from, to, asks, distance, handshake_ends, Arc::clone(&moved), Arc::clone(meter));
+    let line = Line { distance, not_before: handshake_ends, clock: clock.clone(), moved, meter: Arc::clone(meter) };
+    let lane = |from, to, asks| one_way(from, to, asks, line.clone());
     let up = tokio::spawn(lane(client_in, store_out, true));
     let down = tokio::spawn(lane(store_in, client_out, false));
     let _ = tokio::join!(up, down);
     Ok(())
 }
 
-/// One direction (`asks`: the one that requests take): read at the connection's rate, deliver half a round trip later.
-async fn one_way(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    asks: bool,
+/// What both directions of a connection share.
+#[derive(Clone)]
+struct Line {
     distance: Distance,
+    /// The end of its handshake.
     not_before: Instant,
+    clock: Clock,
+    /// Bytes that it has carried.
     moved: Arc<AtomicU64>,
     meter: Arc<Meter>,
-) -> io::Result<()> {
+}
+
+/// One direction (`asks`: the one that requests take): read at the connection's rate, deliver half a round trip later.
+async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, asks: bool, line: Line) -> io::Result<()> {
+    let Line { distance, not_before, clock, moved, meter } = line;
     // What is under way is bounded by the line: bandwidth times half a round trip, in chunks, and some to spare.
     let (sender, mut receiver) = mpsc::channel::<(Instant, BytesMut)>(64);
     let reader = async move {
@@ -187,7 +202,7 @@ async fn one_way(
     };
     let writer = async move {
         while let Some((when, chunk)) = receiver.recv().await {
-            sleep_until(when).await;
+            clock.until(when).await;
             to.write_all(&chunk).await?;
             // Counted where it arrives: a store slower than the line keeps a connection busy for as long as it takes.
             moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -195,6 +210,46 @@ async fn one_way(
         to.shutdown().await
     };
     tokio::try_join!(reader, writer).map(|_| ())
+}
+
+/// Waits as precisely as the kernel can. tokio's timers tick in milliseconds and end later than asked: on a way of 10 ms that is a tenth.
+#[derive(Clone)]
+struct Clock(std::sync::mpsc::Sender<(Instant, oneshot::Sender<()>)>);
+
+impl Clock {
+    /// Its thread ends with the last of its clones.
+    fn start() -> io::Result<Self> {
+        let (sender, wishes) = std::sync::mpsc::channel::<(Instant, oneshot::Sender<()>)>();
+        let mut waiting: BTreeMap<(Instant, u64), oneshot::Sender<()>> = BTreeMap::new();
+        std::thread::Builder::new().name("proxy-clock".to_owned()).spawn(move || {
+            for number in 0.. {
+                let now = Instant::now();
+                let later = waiting.split_off(&(now, u64::MAX));
+                // Who does not wait any more is not told.
+                for due in std::mem::replace(&mut waiting, later).into_values() {
+                    let _ = due.send(());
+                }
+                let next = waiting.first_key_value().map(|((when, _), _)| when.saturating_duration_since(now));
+                let wish = match next {
+                    Some(left) => wishes.recv_timeout(left),
+                    None => wishes.recv().map_err(RecvTimeoutError::from),
+                };
+                match wish {
+                    Ok((when, told)) => drop(waiting.insert((when, number), told)),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        })?;
+        Ok(Self(sender))
+    }
+
+    async fn until(&self, when: Instant) {
+        let (told, due) = oneshot::channel();
+        if when > Instant::now() && self.0.send((when, told)).is_ok() {
+            let _ = due.await;
+        }
+    }
 }
 
 async fn watch_busy(meter: &Arc<Meter>) {
