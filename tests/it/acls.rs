@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::support::double::{ALL_USERS, Fault, OWNER, Object, Options, When};
-use crate::support::mount::can_mount;
+use crate::support::mount::{AWS, Mount, Setup, can_mount};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
@@ -88,6 +88,24 @@ fn without_acls_none_is_asked_for() {
         }
         let requests = stage.double().requests();
         assert_eq!((requests.of("GetBucketOwnershipControls"), requests.of("GetObjectAcl")), (1, 0), "{:?}", requests.summary());
+    }
+}
+
+/// An AWS bucket of before April 2023, whose ownership nobody has set, has ACLs on; elsewhere that answer says nothing.
+#[test]
+fn an_old_bucket_has_acls() {
+    for aws in [true, false] {
+        if !can_mount() {
+            return;
+        }
+        let store = Store::double_with(Options { acls: true, domain: Some(AWS.to_owned()), ..Options::default() });
+        let double = store.as_double().unwrap();
+        double.fault(When::operation("GetBucketOwnershipControls"), Fault::Error(404, "OwnershipControlsNotFoundError"));
+        double.put_object(BUCKET, "shared", Object { grants: shared(), ..Object::new("content") });
+        let setup = if aws { Setup::of(&store).taken_for_aws(&store) } else { Setup::of(&store) };
+        let mount = Mount::start(setup);
+        fs::rename(mount.path("shared"), mount.path("to")).unwrap();
+        assert_eq!(double.object(BUCKET, "to").unwrap().grants, if aws { shared() } else { Vec::new() });
     }
 }
 

@@ -6,10 +6,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::double::{Fault, Object, When};
+use crate::support::double::{Fault, Object, Options, When};
 use crate::support::files::{self, close, noise, sh};
-use crate::support::mount::can_mount;
-use crate::support::mount::{Mount, Setup};
+use crate::support::mount::{AWS, Mount, Setup, can_mount};
 use crate::support::proxy::{Distance, Proxy};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
@@ -286,6 +285,26 @@ fn removing_a_tree() {
     let requests = stage.double().requests();
     assert_eq!(requests.of("DeleteObject"), 267, "{:?}", requests.summary());
     assert!(requests.total() <= 267 + 8, "{:?}", requests.summary());
+}
+
+/// On AWS, where a directory is nothing but keys, one without a marker costs nothing: what is asked of AWS comes to the double.
+#[test]
+fn removing_a_tree_without_markers_on_aws() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double_with(Options { domain: Some(AWS.to_owned()), ..Options::default() });
+    for n in 0..200 {
+        store.put(&format!("t/a{}/b{}/f{n}", n % 60 / 10, n % 10), "content");
+    }
+    let mount = Mount::start(Setup::of(&store).taken_for_aws(&store).option("metadata_ttl=1m"));
+    let double = store.as_double().unwrap();
+    double.reset_requests();
+    sh(mount.dir(), "rm -r t");
+    assert_eq!(store.keys(), Vec::<String>::new());
+    let requests = double.requests();
+    assert_eq!(requests.of("DeleteObject"), 200, "{:?}", requests.summary());
+    assert!(requests.total() <= 200 + 8, "{:?}", requests.summary());
 }
 
 /// With `write_back`, right after the tree was copied.

@@ -37,6 +37,9 @@ pub fn can_mount() -> bool {
     false
 }
 
+/// A host of AWS.
+pub const AWS: &str = "s3.us-east-1.amazonaws.com";
+
 /// What `packmule mount` is given.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -66,6 +69,11 @@ impl Setup {
     pub fn through(mut self, endpoint: &str) -> Self {
         self.options.retain(|word| !word.starts_with("endpoint_url="));
         self.option(&format!("endpoint_url={endpoint}"))
+    }
+
+    /// As if the store were AWS: what is asked of [`AWS`] comes to it. It is a double of that domain.
+    pub fn taken_for_aws(self, store: &Store) -> Self {
+        self.option(&format!("proxy={}", store.endpoint())).through(&format!("http://{AWS}"))
     }
 
     /// With one more `-o` word.
