@@ -40,6 +40,8 @@ pub struct DirState {
     pub listing_order: Arc<ListingOrder>,
     /// A marker object exists; `None`: not known.
     pub marker: Option<bool>,
+    /// When this mount heard that its marker is stored: a listing begun before may lack it.
+    marked: Option<Instant>,
     /// Made here, and neither its marker nor a name in it has ever been anywhere but here.
     pub bare: bool,
     /// The store refused its marker: it is there as long as something below it is.
@@ -73,6 +75,7 @@ impl DirState {
             absent: HashMap::new(),
             listing_order: Arc::default(),
             marker: None,
+            marked: None,
             bare: false,
             refused: false,
             set_mtime: None,
@@ -88,6 +91,12 @@ impl DirState {
     pub fn made() -> Self {
         let now = Instant::now();
         Self { listing: Some(Arc::new(Listing::empty(now))), newest: Some(now), marker: Some(true), ..Self::unknown() }
+    }
+
+    /// Its marker is stored.
+    pub(super) fn mark(&mut self) {
+        (self.marker, self.marked) = (Some(true), Some(Instant::now()));
+        (self.bare, self.refused) = (false, false);
     }
 
     /// When the listing that is in use was begun.
@@ -125,7 +134,9 @@ impl DirState {
         self.refused &= listing.entries.len() == 0;
         if listing.complete {
             (self.size, self.asked) = (listing.entries.len(), 0);
-            self.marker = Some(listing.marker);
+            if listing.marker || self.marked.is_none_or(|at| at < listing.started) {
+                self.marker = Some(listing.marker);
+            }
         }
         self.listing = Some(listing);
     }

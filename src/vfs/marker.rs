@@ -92,7 +92,7 @@ impl Vfs {
         };
         self.put_marker(&place, stored, mtime).await?;
         if let Some(state) = self.table.lock().dir_mut(dir) {
-            (state.marker, state.bare, state.refused) = (Some(true), false, false);
+            state.mark();
             state.written = Some((place.key, stored, mtime));
         }
         Ok(())
@@ -124,7 +124,7 @@ impl Vfs {
             (node.checked, node.since) = (Some(Instant::now()), Some(Instant::now()));
             let stored = node.stored;
             let Some(state) = node.dir.as_deref_mut() else { return };
-            (state.marker, state.bare, state.refused) = (Some(true), false, false);
+            state.mark();
             let changed = sent.stored != stored || state.set_mtime.is_some_and(|mtime| sent.mtime != Some(mtime));
             state.written = sent.mtime.map(|mtime| (place.key.clone(), sent.stored, mtime));
             table.confirm_above(dir);

@@ -102,7 +102,7 @@ fn an_old_bucket_has_acls() {
         let double = store.as_double().unwrap();
         double.fault(When::operation("GetBucketOwnershipControls"), Fault::Error(404, "OwnershipControlsNotFoundError"));
         double.put_object(BUCKET, "shared", Object { grants: shared(), ..Object::new("content") });
-        let setup = if aws { Setup::of(&store).taken_for_aws(&store) } else { Setup::of(&store) };
+        let setup = if aws { Setup::of(&store).taken_for_aws(&store.endpoint()) } else { Setup::of(&store) };
         let mount = Mount::start(setup);
         fs::rename(mount.path("shared"), mount.path("to")).unwrap();
         assert_eq!(double.object(BUCKET, "to").unwrap().grants, if aws { shared() } else { Vec::new() });

@@ -297,7 +297,7 @@ fn removing_a_tree_without_markers_on_aws() {
     for n in 0..200 {
         store.put(&format!("t/a{}/b{}/f{n}", n % 60 / 10, n % 10), "content");
     }
-    let mount = Mount::start(Setup::of(&store).taken_for_aws(&store).option("metadata_ttl=1m"));
+    let mount = Mount::start(Setup::of(&store).taken_for_aws(&store.endpoint()).option("metadata_ttl=1m"));
     let double = store.as_double().unwrap();
     double.reset_requests();
     sh(mount.dir(), "rm -r t");

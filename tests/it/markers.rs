@@ -5,9 +5,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
-use crate::support::double::{Fault, When};
+use crate::support::double::{Fault, Options, When};
+use crate::support::faulty::{Fault as Wire, Faulty, When as OnWire};
 use crate::support::files::{self, sh};
-use crate::support::mount::can_mount;
+use crate::support::mount::{AWS, Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 use crate::write_back::{CHANGES, LATER, changes, counted, flush, spooled};
@@ -144,6 +145,27 @@ fn a_directory_removed_during_its_upload_is_gone() {
     assert!(files::names(stage.dir()).is_empty());
     flush(&stage);
     assert_eq!(stage.store.keys(), Vec::<String>::new());
+}
+
+/// A listing that left the store before the marker came, and arrived after it, does not tell that there is none.
+#[test]
+fn a_marker_outlives_an_older_listing() {
+    if !can_mount() {
+        return;
+    }
+    // Elsewhere a directory is deleted whatever is known of its marker.
+    let store = Store::double_with(Options { domain: Some(AWS.to_owned()), ..Options::default() });
+    let faulty = Faulty::before(&store.endpoint());
+    let setup = Setup::of(&store).taken_for_aws(&faulty.endpoint());
+    let mount = Mount::start(setup.option("write_back=3s").option("metadata_ttl=2s"));
+    fs::create_dir(mount.path("d")).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    faulty.fault(OnWire::any_of(&[]).containing("prefix=d"), Wire::Latency(Duration::from_millis(1400)));
+    assert!(files::names(&mount.path("d")).is_empty());
+    store.eventually("the marker is stored", |store| store.keys() == ["d/"]);
+    fs::remove_dir(mount.path("d")).unwrap();
+    mount.ask(&["flush"], mount.dir());
+    assert_eq!(store.keys(), Vec::<String>::new());
 }
 
 /// Promise 24: "What cannot be stored stays in the spool, named with the reason by `packmule status`", a folder's marker too; what is

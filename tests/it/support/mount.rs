@@ -71,9 +71,9 @@ impl Setup {
         self.option(&format!("endpoint_url={endpoint}"))
     }
 
-    /// As if the store were AWS: what is asked of [`AWS`] comes to it. It is a double of that domain.
-    pub fn taken_for_aws(self, store: &Store) -> Self {
-        self.option(&format!("proxy={}", store.endpoint())).through(&format!("http://{AWS}"))
+    /// As if the store were AWS: what is asked of [`AWS`] comes to this endpoint, a double of that domain.
+    pub fn taken_for_aws(self, endpoint: &str) -> Self {
+        self.option(&format!("proxy={endpoint}")).through(&format!("http://{AWS}"))
     }
 
     /// With one more `-o` word.
