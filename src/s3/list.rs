@@ -71,6 +71,25 @@ pub(crate) fn read_uploads(root: &Element) -> Vec<PendingUpload> {
     root.all("Upload").filter_map(read).collect()
 }
 
+impl ETag {
+    /// An MD5 and a number of parts (0: not uploaded in parts), where [`ETag::of_binary`] spells it just as this one is.
+    pub fn binary(&self) -> Option<([u8; 16], u16)> {
+        let (md5, parts) = match self.as_str().split_once('-') {
+            Some((md5, parts)) => (md5, parts.parse().ok().filter(|number: &u16| *number > 0 && number.to_string() == parts)?),
+            None => (self.as_str(), 0),
+        };
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(md5, &mut bytes).ok()?;
+        (!md5.bytes().any(|byte| byte.is_ascii_uppercase())).then_some((bytes, parts))
+    }
+
+    /// Of an MD5 and a number of parts.
+    pub fn of_binary(md5: [u8; 16], parts: u16) -> Self {
+        let md5 = hex::encode(md5);
+        Self::new(if parts == 0 { md5 } else { format!("{md5}-{parts}") })
+    }
+}
+
 impl Bucket {
     pub(super) async fn list_page(&self, request: ListRequest) -> Result<ListPage> {
         let v1 = self.core.config.list_objects_v1;

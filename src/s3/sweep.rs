@@ -5,6 +5,7 @@
 //! wrong: a range ends where the next one begins.
 
 mod names;
+mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
 use self::names::{Names, Span, first_of};
+use self::packed::Packed;
 use super::{ErrorKind, ListPage, ListRequest, Result, S3Error};
 
 /// Pages of a listing that come one after the other. Most listings are no longer, and a guess would be of too little.
@@ -22,7 +24,7 @@ const IN_ORDER: usize = 5;
 /// Pages that wait to be read, at most.
 const AHEAD: usize = 96;
 /// What the 1,000 names of a page take of memory, about.
-const PAGE_BYTES: u64 = 200_000;
+const PAGE_BYTES: u64 = 100_000;
 /// Requests under way, at most, whatever the connections allow.
 const LANES: usize = 32;
 /// Guesses at once where nothing is known to follow: those that are in vain are the price of a listing that is hardly longer.
@@ -74,7 +76,7 @@ struct Range {
     ask: Ask,
     /// Its last page.
     span: Span,
-    pages: VecDeque<Swept>,
+    pages: VecDeque<(Ask, Packed)>,
     asked: bool,
     /// Its first page has not come: those before it do not end where it begins yet.
     guessed: bool,
@@ -91,7 +93,7 @@ pub struct Sweep {
     /// Pages that may wait.
     ahead: usize,
     ranges: VecDeque<Range>,
-    under_way: JoinSet<(u64, Ask, Result<ListPage>)>,
+    under_way: JoinSet<(u64, Ask, Result<Packed>)>,
     names: Names,
     pages: usize,
     fruitless: i32,
@@ -146,13 +148,13 @@ impl Sweep {
         loop {
             self.ask();
             let Some(front) = self.ranges.front_mut() else { return Ok(None) };
-            if let Some(mut swept) = front.pages.pop_front() {
+            if let Some((ask, packed)) = front.pages.pop_front() {
                 if front.done && front.pages.is_empty() {
                     self.ranges.pop_front();
                 }
-                swept.page.next = (!self.ranges.is_empty()).then(String::new);
+                let next = (!self.ranges.is_empty()).then(String::new);
                 self.ask();
-                return Ok(Some(swept));
+                return Ok(Some(Swept { ask, page: ListPage { next, ..packed.unpacked() } }));
             }
             if front.done {
                 self.ranges.pop_front();
@@ -175,17 +177,18 @@ impl Sweep {
         }
     }
 
-    fn arrived(&mut self, id: u64, ask: Ask, result: Result<ListPage>) {
+    fn arrived(&mut self, id: u64, ask: Ask, result: Result<Packed>) {
         let Some(at) = self.ranges.iter().position(|range| range.id == id) else { return };
         self.ranges[at].asked = false;
-        let mut page = match result {
-            Ok(page) => page,
+        let mut packed = match result {
+            Ok(packed) => packed,
             Err(error) => {
                 self.ranges[at].failed = Some(error);
                 return;
             }
         };
         self.pages += 1;
+        let mut page = packed.unpacked();
         let in_order = self.names.take(&page);
         let begin = ask.request.start_after.clone();
         if let Some(begin) = &begin
@@ -201,18 +204,23 @@ impl Sweep {
         range.guessed = false;
         // It ends sooner than when it was asked for where another range was found since.
         let ask = Ask { until: range.ask.until.clone(), ..ask };
-        let ended = ask.cut(&mut page) || page.next.is_none();
+        let next = page.next.take();
+        let cut = ask.cut(&mut page);
+        if cut {
+            packed = Packed::of(&page);
+        }
+        let ended = cut || next.is_none();
         (range.done, range.goes_on) = (ended, !ended);
         if let Some(span) = Span::of(&page) {
             range.span = span;
         }
-        range.ask.request = ListRequest { continuation: page.next.take(), start_after: None, ..ask.request.clone() };
+        range.ask.request = ListRequest { continuation: next, start_after: None, ..ask.request.clone() };
         let empty = page.entries.is_empty() && page.prefixes.is_empty();
         if begin.is_some() {
             self.fruitless = (self.fruitless + if empty { 1 } else { -1 }).max(-FRUITLESS);
         }
         if !(empty && ended) {
-            range.pages.push_back(Swept { ask, page });
+            range.pages.push_back((ask, packed));
         }
         // What was guessed within it is here.
         while ended && self.ranges.get(at + 1).is_some_and(|next| next.guessed) {
@@ -266,7 +274,8 @@ impl Sweep {
         let (id, ask, lister) = (range.id, range.ask.clone(), Arc::clone(&self.lister));
         self.under_way.spawn(async move {
             let result = lister(ask.request.clone()).await;
-            (id, ask, result)
+            // Here and not where it is read: what has come waits for that.
+            (id, ask, result.map(|page| Packed::of(&page)))
         });
     }
 

@@ -58,7 +58,7 @@ impl Entries {
             row.size = object.size;
             let modified = object.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             row.modified = u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX);
-            if let Some((md5, parts)) = packed(object.etag.as_str()) {
+            if let Some((md5, parts)) = object.etag.binary() {
                 (row.md5, row.etag) = (md5, parts);
             } else {
                 spelled = object.etag.as_str();
@@ -136,8 +136,7 @@ impl Entries {
             let from = row.at + usize::from(row.name);
             return ETag::new(self.text.get(from..from + usize::from(row.etag)).unwrap_or_default());
         }
-        let md5 = hex::encode(row.md5);
-        if row.etag == 0 { ETag::new(md5) } else { ETag::new(format!("{md5}-{}", row.etag)) }
+        ETag::of_binary(row.md5, row.etag)
     }
 }
 
@@ -151,17 +150,6 @@ impl FromIterator<Listed> for Entries {
 
 fn segment_of<'a>(text: &'a str, row: &Row) -> &'a str {
     text.get(row.at..row.at + usize::from(row.name)).unwrap_or_default()
-}
-
-/// An MD5, and a number of parts, of an ETag that is spelled just as these would be.
-fn packed(etag: &str) -> Option<([u8; 16], u16)> {
-    let (md5, parts) = match etag.split_once('-') {
-        Some((md5, parts)) => (md5, parts.parse().ok().filter(|number: &u16| *number > 0 && number.to_string() == parts)?),
-        None => (etag, 0),
-    };
-    let mut bytes = [0; 16];
-    hex::decode_to_slice(md5, &mut bytes).ok()?;
-    (!md5.bytes().any(|byte| byte.is_ascii_uppercase())).then_some((bytes, parts))
 }
 
 #[cfg(test)]
