@@ -25,10 +25,12 @@ pub mod log;
 /// Set for the process that the background start makes: its standard output is the readiness pipe.
 const READY_PIPE: &str = "PACKMULE_READY_PIPE";
 
-/// glibc's malloc(3) gives memory back from a size on that it raises as buffers are freed, up to 32 MiB, and then keeps what threads free:
-/// some 30 MiB with 16 readers. Named, the size stays what it begins with (mallopt(3), M_MMAP_THRESHOLD), which keeps a mount
-/// within `memory_limit`. It is read when a program starts.
-const KEPT_BELOW: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
+/// What glibc's malloc(3) is told (mallopt(3)), which keeps a mount within `memory_limit`. It is read when a program starts.
+///
+/// It gives memory back from a size on that it raises as buffers are freed, up to 32 MiB, and then keeps what threads free: some 30 MiB
+/// with 16 readers. Named, the size stays what it begins with. And each thread has an arena of its own, where what another one frees in
+/// its own is of no use to it: the names of a large directory come in one thread, and are looked up in others.
+const MALLOC: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_ARENA_MAX", "4")];
 
 /// mount(8): the mount failed.
 const MOUNT_FAILED: u8 = 32;
@@ -44,7 +46,7 @@ pub fn run(config: &Config) -> ExitCode {
         (true, ..) => mount::remount(config).map(|()| ExitCode::SUCCESS),
         (_, true, _) => return run_child(config),
         (_, _, true) => {
-            if std::env::var_os(KEPT_BELOW.0).is_none()
+            if unset().next().is_some()
                 && let Ok(mut again) = myself()
             {
                 // Where it fails the mount needs more memory, and that is all.
@@ -75,10 +77,13 @@ fn myself() -> anyhow::Result<Command> {
         command.arg0(name);
     }
     command.args(arguments);
-    if std::env::var_os(KEPT_BELOW.0).is_none() {
-        command.env(KEPT_BELOW.0, KEPT_BELOW.1);
-    }
+    command.envs(unset());
     Ok(command)
+}
+
+/// Of [`MALLOC`], what this process was not started with.
+fn unset() -> impl Iterator<Item = (&'static str, &'static str)> {
+    MALLOC.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
 }
 
 /// Starts this program again and waits for its one line.

@@ -17,6 +17,8 @@ const NODES: usize = 4096;
 const NAME_BYTES: u64 = 65;
 /// The part of `memory_limit` that the names of listings may take, besides those of the newest.
 const NAMES_PART: u64 = 10;
+/// Names of a listing that is not kept while it is listed anew.
+const LARGE: usize = 10_000;
 /// So many names the kernel is asked to let go of at once, and then has a moment to do so.
 const BATCH: usize = 1024;
 const MOMENT: Duration = Duration::from_millis(10);
@@ -83,6 +85,13 @@ impl Table {
     /// The kernel was told of more names than there is room for, and was not asked to let go of them.
     pub(super) fn is_crowded(&self) -> bool {
         self.crowd.granted.len() > NODES
+    }
+
+    /// A directory is listed anew: the listing before, too old to be used, would take as much memory again as what comes.
+    pub(super) fn make_way(&mut self, dir: Ino) {
+        if self.dir(dir).and_then(|state| state.listing.as_ref()).is_some_and(|listing| listing.entries.len() > LARGE) {
+            self.drop_listing(dir);
+        }
     }
 
     /// The names, each with its directory, that the kernel is to let go of.

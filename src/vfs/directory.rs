@@ -105,6 +105,9 @@ impl Vfs {
     /// None where it has become too large to be kept.
     async fn list_whole(&self, dir: Ino, started: Instant) -> Result<Option<Listing>> {
         let place = self.place(dir)?;
+        if !self.is_pinned(place.store.bucket(), &place.key) {
+            self.table.lock().make_way(dir);
+        }
         let mut merger = Merger::new(&place.key);
         let request = ListRequest { prefix: place.key.clone(), delimited: true, ..ListRequest::default() };
         let first = self.list(place.store.as_ref(), request.clone()).await?;

@@ -27,8 +27,6 @@ use crate::s3::{ListPage, ListRequest, Store};
 const DOTS: u64 = 2;
 /// The part of `memory_limit` that names of one directory may take which wait to be read.
 const LISTED_PART: u64 = 10;
-/// Names of a listing that is not kept while it is listed anew.
-const LARGE: usize = 10_000;
 /// HEADs of possible links that go out together.
 const LINKS_AT_ONCE: usize = 32;
 /// How often a listed name gets an inode that is let go of before it could be offered.
@@ -213,9 +211,8 @@ impl Vfs {
         let whole = state.listing.as_ref().filter(|listing| listing.complete && listing.started.elapsed() < self.shown_ttl()).cloned();
         let started = whole.as_ref().map_or_else(Instant::now, |listing| listing.started);
         let guard = state.begin_listing(started);
-        // What is too old to be used would take as much memory again as what comes.
-        if whole.is_none() && state.listing.as_ref().is_some_and(|listing| listing.entries.len() > LARGE) && !is_pinned {
-            table.drop_listing(dir);
+        if whole.is_none() && !is_pinned {
+            table.make_way(dir);
         }
         let merger = place.as_ref().map_or_else(Merger::default, |place| Merger::new(&place.key));
         let prefix = place.as_ref().map(|place| place.key.clone()).unwrap_or_default();
