@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use http::Method;
 
 use super::bucket::Bucket;
 use super::operation::Operation;
-use super::request::Call;
+use super::request::{Call, Refusal};
 use super::xml::Element;
 use super::{ErrorKind, Result, S3Error};
 
@@ -51,6 +52,9 @@ impl Acl {
     }
 }
 
+/// For so long a bucket that did not answer whether it has ACLs is taken for one without.
+const UNANSWERED: Duration = Duration::from_secs(30);
+
 const FULL_CONTROL: &str = "x-amz-grant-full-control";
 
 /// The header of a grant, and its grantee there. WRITE means nothing for an object.
@@ -88,30 +92,40 @@ impl Bucket {
 
     /// GetBucketOwnershipControls, asked once: ACLs are off where the bucket's owner owns all objects, and where there is no answer.
     async fn has_acls(&self) -> bool {
-        let asks = async {
-            let call = Call::new(&self.core, Operation::GetBucketOwnershipControls, Method::GET).query("ownershipControls", "");
-            match self.core.xml(&self.place, &call, "OwnershipControls").await {
-                Ok(answer) => {
-                    let ownership = answer.body.child("Rule").and_then(|rule| rule.text_of("ObjectOwnership"));
-                    Ok(ownership.is_some_and(|ownership| ownership != "BucketOwnerEnforced"))
+        // Who comes meanwhile waits for the answer.
+        let mut known = self.acls.lock().await;
+        if let Some((has, _)) = known.filter(|(_, until)| until.is_none_or(|until| Instant::now() < until)) {
+            return has;
+        }
+        let call = Call::new(&self.core, Operation::GetBucketOwnershipControls, Method::GET).query("ownershipControls", "");
+        let (has, until) = match self.core.xml(&self.place, &call, "OwnershipControls").await {
+            Ok(answer) => {
+                let ownership = answer.body.child("Rule").and_then(|rule| rule.text_of("ObjectOwnership"));
+                (ownership.is_some_and(|ownership| ownership != "BucketOwnerEnforced"), None)
+            }
+            // It said nothing of the bucket.
+            Err(Refusal { error, .. }) if error.kind.passes() || error.kind == ErrorKind::Protocol => {
+                self.acl_is_lost(&error);
+                (false, Some(Instant::now() + UNANSWERED))
+            }
+            // AWS, "Controlling ownership of objects": a bucket of before April 2023 without the setting has ACLs on.
+            Err(Refusal { error, .. }) => {
+                let unset = error.code.as_deref() == Some("OwnershipControlsNotFoundError");
+                if error.kind == ErrorKind::AccessDenied && self.core.config.acl.is_some() {
+                    self.acl_is_lost(&error);
                 }
-                Err(refusal) if refusal.error.kind.passes() => Err(refusal.error),
-                // AWS, "Controlling ownership of objects": a bucket of before April 2023 without the setting has ACLs on.
-                Err(refusal) => {
-                    let unset = refusal.error.code.as_deref() == Some("OwnershipControlsNotFoundError");
-                    Ok(unset && self.core.endpoint.is_aws())
-                }
+                (unset && self.core.endpoint.is_aws(), None)
             }
         };
-        let has = self.acls.get_or_try_init(|| asks).await;
-        has.inspect_err(|error| tracing::warn!("taken for a bucket without ACLs: {error}")).is_ok_and(|has| *has)
+        *known = Some((has, until));
+        has
     }
 
     /// Said once: rights to one object may be others than to the next.
     pub(super) fn acl_is_lost(&self, error: &S3Error) {
         if !self.acl_lost.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "what is renamed here may lose its ACL, which could not be read or set (s3:GetObjectAcl, s3:PutObjectAcl): {error}"
+                "what is renamed here may lose its ACL, which could not be read or set (s3:GetBucketOwnershipControls, s3:GetObjectAcl, s3:PutObjectAcl): {error}"
             );
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::Method;
@@ -33,8 +33,8 @@ pub struct Bucket {
     located: AtomicBool,
     /// The bucket has ACLs off (or blocks public ones): said once, none sent again.
     pub(super) acl_off: AtomicBool,
-    /// The bucket has ACLs on, once that was answered.
-    pub(super) acls: tokio::sync::OnceCell<bool>,
+    /// The bucket has ACLs on, and until when that is believed (`None`: for good), once it was asked.
+    pub(super) acls: tokio::sync::Mutex<Option<(bool, Option<Instant>)>>,
     /// It was said that copies may lose their ACL.
     pub(super) acl_lost: AtomicBool,
     /// A directory marker that exists, for the probe of conditional writes.
@@ -75,7 +75,7 @@ impl Bucket {
             capabilities: parking_lot::Mutex::new(capabilities),
             located: AtomicBool::new(false),
             acl_off: AtomicBool::new(false),
-            acls: tokio::sync::OnceCell::new(),
+            acls: tokio::sync::Mutex::default(),
             acl_lost: AtomicBool::new(false),
             marker: parking_lot::Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),

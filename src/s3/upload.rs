@@ -88,8 +88,9 @@ impl Bucket {
             words.iter().any(|word| text.contains(word))
         };
         let refused = matches!(error.kind, ErrorKind::NotImplemented | ErrorKind::InvalidRequest);
-        if with.grants && matches!(error.kind, ErrorKind::AclNotSupported | ErrorKind::AccessDenied) {
-            // An object that everybody may read in a bucket that blocks public access, or a missing right: it goes without.
+        if with.grants && matches!(error.kind, ErrorKind::AclNotSupported | ErrorKind::AccessDenied | ErrorKind::InvalidRequest) {
+            // An object that everybody may read in a bucket that blocks public access, a missing right, a grantee that is no more: it goes
+            // without, if that was it.
             with.grants = false;
             self.acl_is_lost(error);
         } else if with.acl && error.kind == ErrorKind::AclNotSupported {

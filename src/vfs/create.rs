@@ -116,6 +116,13 @@ impl Vfs {
         node.file.staged = Some(staged);
         node.file.temporary = temporary.is_some();
         let ino = self.table.lock().insert(node);
+        let now = self.place(ino)?;
+        if !now.is(&place)
+            && let Some(staged) = self.staged_now(ino)?
+        {
+            // A directory above got another name meanwhile.
+            staged.retarget(target(&now), staged.expect()).await?;
+        }
         self.touch_parent(parent);
         Ok(ino)
     }
@@ -147,8 +154,8 @@ impl Vfs {
             dir.store = Some(self.bucket(name).await?);
             name.to_owned()
         } else {
-            let (segment, place) = self.place_for_new(parent, name, true)?;
-            let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+            let (segment, _) = self.place_for_new(parent, name, true)?;
+            let (place, _guard) = self.hold(|| Ok(self.place_for_new(parent, name, true)?.1)).await?;
             self.settle_other_kind(&place).await?;
             let unlinked = self.take_delete(&place).await?;
             let there = unlinked.is_some();

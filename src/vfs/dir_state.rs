@@ -44,8 +44,6 @@ pub struct DirState {
     marked: Option<Instant>,
     /// Made here, and neither its marker nor a name in it has ever been anywhere but here.
     pub bare: bool,
-    /// The store refused its marker: it is there as long as something below it is.
-    pub refused: bool,
     /// A marker is to be written once nothing else holds the directory ([`super::Vfs::keep_directory`]).
     pub keeping: bool,
     /// The time that utimens(2) set last: what names that come and go make of it since is never worth a request.
@@ -77,7 +75,6 @@ impl DirState {
             marker: None,
             marked: None,
             bare: false,
-            refused: false,
             set_mtime: None,
             written: None,
             keeping: false,
@@ -95,8 +92,7 @@ impl DirState {
 
     /// Its marker is stored.
     pub(super) fn mark(&mut self) {
-        (self.marker, self.marked) = (Some(true), Some(Instant::now()));
-        (self.bare, self.refused) = (false, false);
+        (self.marker, self.marked, self.bare) = (Some(true), Some(Instant::now()), false);
     }
 
     /// When the listing that is in use was begun.
@@ -131,7 +127,6 @@ impl DirState {
         self.newest = Some(listing.started);
         self.removed.retain(|_, at| *at >= listing.started);
         self.absent.clear();
-        self.refused &= listing.entries.len() == 0;
         if listing.complete {
             (self.size, self.asked) = (listing.entries.len(), 0);
             if listing.marker || self.marked.is_none_or(|at| at < listing.started) {

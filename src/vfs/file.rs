@@ -214,13 +214,12 @@ impl Vfs {
             node.checked = None;
             node.since = None;
             node.file.kernel_pages = None;
-            let (parent, name) = (node.parent, node.name.clone());
-            // What is in a directory, and may be here alone, is not lost with its marker.
-            let stays = node.dir.as_deref_mut().is_some_and(|dir| {
-                (dir.marker, dir.refused) = (None, true);
-                !dir.children.is_empty()
-            });
-            if node.linked && !stays {
+            if let Some(dir) = node.dir.as_deref_mut() {
+                dir.marker = None;
+            }
+            let (parent, name, linked) = (node.parent, node.name.clone(), node.linked);
+            // What is in a directory, and is here alone, is not lost with its marker.
+            if linked && !table.get(ino).is_some_and(|node| table.holds_local(node)) {
                 table.unlink(parent, &name);
             }
             if let Some(dir) = table.dir_mut(parent) {

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::error::Result;
+use super::inode::Place;
+
 /// Keys that are being written. Fair enough: whoever waits looks again whenever anything ends.
 #[derive(Default)]
 pub struct KeyGuards {
@@ -33,6 +36,37 @@ impl Held {
     fn excludes(&self, other: &Self) -> bool {
         let inside = |tree: &Self, item: &Self| tree.tree && item.key.starts_with(&tree.key);
         self.bucket == other.bucket && (inside(self, other) || inside(other, self))
+    }
+}
+
+impl Place {
+    /// True of the same key in the same bucket.
+    pub fn is(&self, other: &Place) -> bool {
+        self.key == other.key && self.store.bucket() == other.store.bucket()
+    }
+}
+
+impl super::Vfs {
+    /// Where something lies, and keeps to lie until the guard is dropped: a rename of a directory above it comes first or after.
+    pub(super) async fn hold(&self, place: impl Fn() -> Result<Place> + Send) -> Result<(Place, KeyGuard)> {
+        self.hold_as(place, false).await
+    }
+
+    /// As [`super::Vfs::hold`], with all that is below it.
+    pub(super) async fn hold_tree(&self, place: impl Fn() -> Result<Place> + Send) -> Result<(Place, KeyGuard)> {
+        self.hold_as(place, true).await
+    }
+
+    async fn hold_as(&self, place: impl Fn() -> Result<Place> + Send, tree: bool) -> Result<(Place, KeyGuard)> {
+        loop {
+            let before = place()?;
+            let wanted = Held { bucket: before.store.bucket().to_owned(), key: before.key.clone(), tree };
+            let guard = self.guards.enter(wanted).await;
+            let now = place()?;
+            if now.is(&before) {
+                return Ok((now, guard));
+            }
+        }
     }
 }
 

@@ -483,6 +483,18 @@ impl Table {
         }
     }
 
+    /// No listing begun at `started` knows it better: it is newer, or it or something below it is here alone.
+    pub fn is_here(&self, ino: Ino, started: Instant) -> bool {
+        let newer = |node: &Node| node.since.is_some_and(|since| since >= started);
+        self.get(ino).is_some_and(|node| newer(node) || self.holds_local(node))
+    }
+
+    /// It is here alone, or something below it.
+    pub fn holds_local(&self, node: &Node) -> bool {
+        let below = |dir: &DirState| dir.children.values().any(|child| self.get(*child).is_some_and(|child| self.holds_local(child)));
+        node.is_local() || node.dir.as_deref().is_some_and(below)
+    }
+
     /// True when `ino` is `ancestor` or lies below it.
     pub fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
         let mut at = ino;
@@ -559,6 +571,11 @@ impl Node {
         self.is_local() || self.checked.is_some_and(|at| at.elapsed() < ttl)
     }
 
+    /// An object that a directory of the same segment hides, under the name that tells it from that.
+    pub fn is_hidden(&self) -> bool {
+        self.name != super::path::name_of(&self.segment)
+    }
+
     /// Somebody has it open, or it has content of its own.
     pub fn is_in_use(&self) -> bool {
         self.pins > 0 || self.file.staged.is_some()
@@ -566,8 +583,7 @@ impl Node {
 
     /// It holds content or attributes that no listing can know better.
     pub fn is_local(&self) -> bool {
-        let is_kept = |dir: &DirState| dir.keeping || dir.marker_dirty || dir.refused && !dir.children.is_empty();
-        self.file.is_ahead() || self.dir.as_deref().is_some_and(is_kept)
+        self.file.is_ahead() || self.dir.as_deref().is_some_and(|dir| dir.keeping || dir.marker_dirty)
     }
 
     /// Takes over what an answer of the store or our memory says of owner, mode and times.

@@ -189,7 +189,7 @@ impl Vfs {
     pub(super) fn now_absent(&self, parent: Ino, name: &OsStr, started: Instant) -> Result<Ino> {
         let mut table = self.table.lock();
         if let Some(child) = table.child(parent, name) {
-            if table.get(child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started)) {
+            if table.is_here(child, started) {
                 return Ok(child);
             }
             table.unlink(parent, name);

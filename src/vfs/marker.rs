@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::attr::{self, Kind, Stored};
 use super::error::{Error, Result};
 use super::file::target;
-use super::inode::Place;
+use super::inode::{Node, Place};
 use super::remember::Row;
 use super::{Ino, Vfs};
 use crate::s3::{self, ETag, ErrorKind, PutOptions};
@@ -31,13 +31,18 @@ impl Vfs {
             if state.marker == Some(true) || queued || state.keeping || state.store.is_some() {
                 return;
             }
-            let (children, removed) = (&state.children, &state.removed);
+            let removed = &state.removed;
             let others =
                 state.listing.as_ref().is_some_and(|listing| listing.entries.iter().any(|entry| !removed.contains_key(&entry.name())));
-            if !children.is_empty() || others {
+            let children: Vec<Ino> = state.children.values().copied().collect();
+            // What is here alone holds nothing there.
+            let holds = |node: &Node| node.object.is_some() || node.kind == Kind::Directory;
+            if others || children.into_iter().any(|child| table.get(child).is_some_and(holds)) {
                 return;
             }
-            state.keeping = true;
+            if let Some(state) = table.dir_mut(dir) {
+                state.keeping = true;
+            }
         }
         self.marker_later(dir);
     }
@@ -77,8 +82,7 @@ impl Vfs {
     /// PUTs the marker of a directory with the attributes that it has now, unless it was written with those: rsync sets a directory's
     /// times before its files and again after them.
     pub(super) async fn write_marker(&self, dir: Ino) -> Result<()> {
-        let place = self.place(dir)?;
-        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+        let (place, _guard) = self.hold(|| self.place(dir)).await?;
         let (stored, mtime) = {
             let table = self.table.lock();
             let node = table.get(dir).filter(|node| node.linked).ok_or(Error::NoEntry)?;
@@ -168,6 +172,12 @@ impl Vfs {
         attributes.headers.content_type = Some(MARKER_TYPE.to_owned());
         self.encode(&mut attributes, Kind::Directory, stored, mtime);
         attributes
+    }
+
+    /// As [`Vfs::remember_directory`], of a marker that is queued, or was.
+    pub(super) fn remember_marker(&self, place: &Place, attributes: &Attributes) {
+        let decoded = attr::decode(&attributes.metadata);
+        self.remember_directory(place, decoded.stored, decoded.mtime.unwrap_or_else(SystemTime::now));
     }
 
     /// Directories are remembered by key alone: a listing never shows the ETag of a marker.

@@ -41,12 +41,18 @@ impl Vfs {
                 self.memory.put(place.store.bucket(), &place.key, row);
             }
         }
-        if let Some(attributes) = object.attributes {
+        // Not into a tree that is being renamed: what is queued there after the copy would be of the old name.
+        let guard = self.guards.try_key(place.store.bucket(), &place.key).filter(|_| self.place(ino).is_ok_and(|now| now.is(&place)));
+        if let (Some(attributes), Some(_)) = (object.attributes, &guard) {
             self.send_attributes(ino, &place, &attributes);
+            drop(guard);
             return self.writeback.metadata_recorded(place.store.bucket(), &place.key).await;
         }
+        drop(guard);
         let Some(this) = self.shared() else { return };
         self.spawn(async move {
+            // A rename takes as long as it takes; whoever wants the file meanwhile does not wait for this.
+            let Ok((place, _guard)) = this.hold(|| this.place(ino)).await else { return };
             let sent = this.within(async {
                 let order = this.order(ino)?;
                 let _turn = order.lock().await;

@@ -333,6 +333,7 @@ impl Vfs {
             writeback,
         });
         vfs.watch_deletes();
+        vfs.watch_recovered();
         vfs.keep_pins();
         if !vfs.config.read_only {
             vfs.send_what_was_put_off().await;

@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 
 use super::attr::{self, Kind};
 use super::error::{Error, Result};
-use super::inode::Node;
+use super::inode::{Node, Place};
 use super::marker::is_marker;
 use super::path::name_of;
+use super::remember::Row;
 use super::temporary::is_junk;
 use super::{Ino, Vfs};
-use crate::writeback::Staged;
+use crate::writeback::{Staged, Target};
 
 /// How long the end of the mount waits to hear of the last publications.
 const LAST_NEWS: Duration = Duration::from_secs(1);
@@ -63,6 +64,15 @@ impl Recovered {
     fn is_empty(&self) -> bool {
         self.waiting.lock().is_empty()
     }
+
+    fn all(&self) -> Vec<Arc<Staged>> {
+        self.waiting.lock().values().flatten().cloned().collect()
+    }
+
+    /// Nobody has looked into its directory yet.
+    fn holds(&self, staged: &Arc<Staged>) -> bool {
+        self.waiting.lock().get(&home(staged).0).is_some_and(|files| files.iter().any(|file| Arc::ptr_eq(file, staged)))
+    }
 }
 
 /// The directory that a file or a directory is in, and its segment there.
@@ -89,6 +99,24 @@ impl Vfs {
             if staged.take_over() {
                 self.attach(dir, staged);
             }
+        }
+    }
+
+    /// What an earlier run left and is published before anybody looks at it: its times and mode, which no listing tells, are remembered.
+    pub(super) fn watch_recovered(self: &Arc<Self>) {
+        for staged in self.recovered.all() {
+            let this = Arc::downgrade(self);
+            self.followers.spawn(async move {
+                let Ok(Some(published)) = staged.settled().await else { return };
+                let Some(this) = this.upgrade().filter(|this| this.recovered.holds(&staged)) else { return };
+                let Target { store, .. } = staged.target();
+                let place = Place { store, key: published.key.clone() };
+                if is_marker(&staged) {
+                    return this.remember_marker(&place, &published.attributes);
+                }
+                let row = Row::of(published.etag, &attr::decode(&published.attributes.metadata), published.last_modified);
+                this.memory.put(place.store.bucket(), &place.key, row);
+            });
         }
     }
 

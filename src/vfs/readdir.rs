@@ -165,7 +165,7 @@ impl Vfs {
         let mut granted = None;
         for _ in 0..OFFERS_MOST {
             let (ino, kind) = match &found {
-                Found::Elsewhere => return Ok(true),
+                Found::Gone => return Ok(true),
                 Found::Node(ino, kind) => (*ino, *kind),
                 // Its node would say that the name is there.
                 Found::Listed(..) if self.is_removed_since(dir, name, stream.started) => return Ok(true),
@@ -303,7 +303,7 @@ impl Vfs {
         let next = page.next.clone();
         let entries = merger.push(page);
         if newest {
-            stream.anchors[at].told = Some(entries.iter().map(mark).collect());
+            stream.anchors[at].told = Some(entries.iter().map(|entry| mark(&entry.segment, entry.hidden)).collect());
             let gathered = stream.gathered.take().map(|mut all| {
                 entries.iter().for_each(|entry| all.push(entry));
                 all
@@ -409,9 +409,20 @@ impl Vfs {
         let extra = stream.extra.get_or_insert_with(|| {
             let table = self.table.lock();
             let Some(state) = table.dir(dir) else { return Vec::new() };
-            let ours =
-                |ino: &Ino| table.get(*ino).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= stream.started));
-            let mut names: Vec<OsString> = state.children.iter().filter(|(_, ino)| ours(ino)).map(|(name, _)| name.clone()).collect();
+            let ours = state.children.values().filter(|ino| table.is_here(**ino, stream.started)).filter_map(|ino| table.get(*ino));
+            let mut ours: HashMap<u64, OsString> = ours.map(|node| (mark(&node.segment, node.is_hidden()), node.name.clone())).collect();
+            // What was shown in its place, with what it has become since.
+            match &stream.whole {
+                Some(whole) => {
+                    whole.entries.iter().map(|entry| mark(&entry.segment, entry.hidden)).for_each(|shown| drop(ours.remove(&shown)))
+                }
+                None => stream
+                    .anchors
+                    .iter()
+                    .flat_map(|anchor| anchor.told.iter().flat_map(|told| told.iter()))
+                    .for_each(|shown| drop(ours.remove(shown))),
+            }
+            let mut names: Vec<OsString> = ours.into_values().collect();
             names.sort_unstable();
             names
         });
@@ -428,15 +439,19 @@ impl Vfs {
         for (at, ((index, offered), row)) in batch.into_iter().zip(rows).enumerate() {
             let listed = match offered {
                 Offered::Here(name) => {
-                    let found = self.child_here(dir, &name).map_or(Found::Elsewhere, |(ino, kind)| Found::Node(ino, kind));
+                    let found = self.child_here(dir, &name).map_or(Found::Gone, |(ino, kind)| Found::Node(ino, kind));
                     prepared.push(Prepared { name, index, found });
                     continue;
                 }
                 Offered::Listed(listed) => listed,
             };
             let name = listed.name();
-            if self.is_removed_since(dir, &name, stream.started) || self.is_ours(dir, &name, stream.started) {
-                prepared.push(Prepared { name, index, found: Found::Elsewhere });
+            if self.is_removed_since(dir, &name, stream.started) {
+                prepared.push(Prepared { name, index, found: Found::Gone });
+                continue;
+            }
+            if let Some((ino, kind)) = self.child_here(dir, &name).filter(|(ino, _)| self.table.lock().is_here(*ino, stream.started)) {
+                prepared.push(Prepared { name, index, found: Found::Node(ino, kind) });
                 continue;
             }
             let found = match (&listed.object, &stream.place) {
@@ -487,15 +502,6 @@ impl Vfs {
         let ino = table.child(dir, name)?;
         table.get(ino).map(|node| (ino, node.kind))
     }
-
-    /// The name is one of those shown behind the listing.
-    fn is_ours(&self, dir: Ino, name: &OsStr, started: Instant) -> bool {
-        let table = self.table.lock();
-        table
-            .child(dir, name)
-            .and_then(|ino| table.get(ino))
-            .is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= started))
-    }
 }
 
 /// The beginning of a directory.
@@ -516,9 +522,9 @@ struct Prepared {
 
 /// What it stands for.
 enum Found {
-    /// Shown at another place of the directory, or gone.
-    Elsewhere,
-    /// A name that is here alone, or a bucket.
+    /// Removed here since.
+    Gone,
+    /// A name that this mount knows better than the listing, or a bucket.
     Node(Ino, Kind),
     /// A name that the store listed, and what is remembered of it.
     Listed(Box<Listed>, Option<Box<Row>>),
@@ -561,7 +567,8 @@ impl Page {
 
     fn as_told(first: u64, told: &[u64], entries: Vec<Listed>) -> Self {
         let places: HashMap<u64, u64> = told.iter().copied().zip(first..).collect();
-        let mut entries: Vec<_> = entries.into_iter().filter_map(|entry| Some((*places.get(&mark(&entry))?, entry))).collect();
+        let mut entries: Vec<_> =
+            entries.into_iter().filter_map(|entry| Some((*places.get(&mark(&entry.segment, entry.hidden))?, entry))).collect();
         entries.sort_unstable_by_key(|(index, _)| *index);
         Self { end: first + told.len() as u64, entries: Arc::new(entries) }
     }
@@ -573,8 +580,8 @@ impl Page {
 }
 
 /// Tells an entry from the others of its page.
-fn mark(entry: &Listed) -> u64 {
+fn mark(segment: &str, hidden: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&entry.segment, entry.hidden).hash(&mut hasher);
+    (segment, hidden).hash(&mut hasher);
     hasher.finish()
 }

@@ -52,8 +52,7 @@ impl Vfs {
     async fn unlink_in_turn(&self, parent: Ino, ino: Ino) -> Result<()> {
         // A publication that was begun would take the DELETE for one that it replaces, and with it into its grave.
         let _paused = self.pause_queued(std::iter::once(ino)).await?;
-        let place = self.place(ino)?;
-        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
+        let (place, _guard) = self.hold(|| self.place(ino)).await?;
         self.writeback.cancel_metadata(place.store.bucket(), &place.key).await;
         // After that: a copy that was still running has given the object another ETag.
         let (object, recovered) = {
@@ -179,8 +178,7 @@ impl Vfs {
                 return Ok(Vec::new());
             }
             self.require_empty(ino).await?;
-            let place = self.place(ino)?;
-            let _guard = self.guards.tree(place.store.bucket(), &place.key).await;
+            let (place, _guard) = self.hold_tree(|| self.place(ino)).await?;
             // A marker that is queued is not to come after this, and one that is on its way arrives first.
             let paused = self.pause_queued(std::iter::once(ino)).await?;
             let known = |dir: &DirState| (dir.marker != Some(false), dir.bare);
@@ -216,10 +214,7 @@ impl Vfs {
         let listing = self.known(dir).await?;
         let table = self.table.lock();
         let state = table.dir(dir).ok_or(Error::NotDirectory)?;
-        let here = state
-            .children
-            .values()
-            .any(|child| table.get(*child).is_some_and(|node| node.is_local() || node.since.is_some_and(|since| since >= listing.started)));
+        let here = state.children.values().any(|child| table.is_here(*child, listing.started));
         let removed = |name: &OsStr| state.removed.get(name).is_some_and(|at| *at >= listing.started);
         let there = !listing.complete || listing.entries.iter().any(|entry| !removed(&entry.name()));
         if here || there { Err(Error::NotEmpty) } else { Ok(()) }

@@ -241,6 +241,7 @@ impl Vfs {
             Ok((source, self.guards.key(theirs.store.bucket(), &theirs.key).await))
         };
         let _guards = self.within(guards).await?;
+        self.still_there(ino, step)?;
         let known = async {
             let pending = self.writeback.cancel_metadata(source.store.bucket(), &source.key).await;
             self.writeback.cancel_metadata(theirs.store.bucket(), &theirs.key).await;
@@ -291,6 +292,12 @@ impl Vfs {
             self.writeback.kept_beside(theirs.store.bucket(), &theirs.key, &destination.key);
         }
         Ok(())
+    }
+
+    /// ESTALE where a directory above one of the names got another one meanwhile: both are looked up again.
+    fn still_there(&self, ino: Ino, step: &Move) -> Result<()> {
+        let (_, target) = self.place_for_new(step.to.0, &step.to.1, step.source.key.ends_with('/'))?;
+        if self.place(ino)?.is(&step.source) && target.is(&step.target) { Ok(()) } else { Err(Error::Stale) }
     }
 
     /// What somebody else has made of the name that a published object gets, since it was seen here, is not replaced silently

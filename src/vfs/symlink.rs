@@ -40,12 +40,12 @@ impl Vfs {
             Err(Error::NoEntry) => {}
             Err(error) => return Err(error),
         }
-        let (segment, place) = self.place_for_new(parent, name, false)?;
+        let (segment, _) = self.place_for_new(parent, name, false)?;
+        let (place, _guard) = self.hold(|| Ok(self.place_for_new(parent, name, false)?.1)).await?;
         let now = SystemTime::now();
         let (stored, mut attributes) = self.fresh_attributes(Kind::Symlink, owner_of(caller, 0o777), now);
         attributes.headers.content_type = Some("text/plain; charset=utf-8".to_owned());
         attributes.headers.website_redirect = self.redirect_of(&place.key, link);
-        let _guard = self.guards.key(place.store.bucket(), &place.key).await;
         let unlinked = self.take_delete(&place).await?;
         let put = put_link(&place, link, &attributes).await;
         let outcome = self.replaced(unlinked, put).await?;

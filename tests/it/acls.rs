@@ -136,3 +136,37 @@ fn an_acl_is_not_lost_to_an_outage() {
     }
     assert_eq!(grants(&stage, "to"), shared());
 }
+
+/// A page of a captive portal says nothing of the bucket: it is asked again, and until then the log says what that costs.
+#[test]
+fn a_portal_s_page_is_no_answer() {
+    let Some(stage) = stage(&[], &["shared"]) else { return };
+    stage.double().fault(When::operation("GetBucketOwnershipControls").times(1), Fault::Html);
+    fs::rename(stage.path("shared"), stage.path("to")).unwrap();
+    assert!(stage.mount.log().contains("may lose its ACL"), "{}", stage.mount.log());
+}
+
+/// A store that fails when it is asked whether it has ACLs is not asked for each object.
+#[test]
+fn a_store_that_fails_is_not_asked_for_each_object() {
+    let keys: Vec<String> = (0..12).map(|n| format!("t/{n}")).collect();
+    let Some(stage) = stage(&["retries=1"], &keys.iter().map(String::as_str).collect::<Vec<_>>()) else { return };
+    stage.double().fault(When::operation("GetBucketOwnershipControls"), Fault::Error(500, "InternalError"));
+    fs::rename(stage.path("t"), stage.path("u")).unwrap();
+    let asked = stage.double().requests().of("GetBucketOwnershipControls");
+    assert!(asked <= 2, "{asked}");
+}
+
+/// What new objects get is nothing for a copy: where an ACL cannot be read, its object is not shown to everybody by a rename or a chmod.
+#[test]
+fn what_is_private_stays_so() {
+    for refused in ["GetObjectAcl", "GetBucketOwnershipControls"] {
+        let Some(stage) = stage(&["default_acl=public-read"], &["private", "private-too"]) else { return };
+        stage.double().fault(When::operation(refused), Fault::Error(403, "AccessDenied"));
+        fs::rename(stage.path("private"), stage.path("to")).unwrap();
+        fs::set_permissions(stage.path("private-too"), Permissions::from_mode(0o600)).unwrap();
+        stage.store.eventually("the mode is in S3", |store| store.get("private-too").unwrap().metadata.contains_key("mode"));
+        assert_eq!((grants(&stage, "to"), grants(&stage, "private-too")), (Vec::new(), Vec::new()), "{refused}");
+        assert!(stage.mount.log().contains("may lose its ACL"), "{}", stage.mount.log());
+    }
+}

@@ -52,6 +52,7 @@ fn calls_end_while_the_store_throttles_or_is_silent() {
     // Another mount, that queues: the delete of a folder waits.
     let queues = Mount::start(Setup::of(&store).through(&faulty.endpoint()).option("write_back=1h").option("metadata_ttl=1h"));
     fs::create_dir(queues.path("gone")).unwrap();
+    queues.ask(&["flush"], queues.dir());
     fs::remove_dir(queues.path("gone")).unwrap();
     assert!(store.keys().contains(&"gone/".to_owned()));
     let changed = File::options().write(true).open(writes.path("changed")).unwrap();

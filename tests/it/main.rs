@@ -28,6 +28,7 @@ mod handles;
 mod huge;
 mod links;
 mod markers;
+mod meanwhile;
 mod model;
 mod names;
 mod namespace;

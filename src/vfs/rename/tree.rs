@@ -10,6 +10,7 @@ use super::super::file::target;
 use super::super::guard::KeyGuard;
 use super::super::inode::{Object, Place};
 use super::super::listing::Listing;
+use super::super::marker::is_marker;
 use super::super::path::KEY_MAX;
 use super::super::{Ino, Vfs};
 use super::Move;
@@ -48,6 +49,7 @@ impl Vfs {
     async fn move_tree(&self, dir: Ino, step: &Move, unseen: &Unseen<'_>) -> Result<()> {
         let (source, destination) = (&step.source, &step.target);
         let _guards = self.guard_both((source.store.bucket(), &source.key), (destination.store.bucket(), &destination.key)).await;
+        self.still_there(dir, step)?;
         self.settle_deletes_below(source).await?;
         self.settle_deletes_below(destination).await?;
         self.require_room(step).await?;
@@ -193,6 +195,9 @@ impl Vfs {
             let now = staged.target();
             let Some(rest) = now.key.strip_prefix(&tree.from.key) else { continue };
             let place = tree.target_of(rest);
+            if is_marker(&staged) {
+                self.remember_marker(&place, &staged.attributes());
+            }
             match copies.get(now.key.as_str()) {
                 Some((source, copy)) => {
                     if let Some(ino) = ino {

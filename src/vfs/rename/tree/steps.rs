@@ -174,9 +174,15 @@ impl Vfs {
         // A marker is made anew: some stores keep none that could be copied (SeaweedFS), and only ours carry anything.
         if is_marker(&entry) {
             let row = self.recall_directory(&source).await;
-            let (stored, mtime) =
-                row.map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
-            self.within_told(self.put_marker(&target, stored, mtime)).await?;
+            if row.is_none() && !source.store.capabilities().real_directories {
+                // What it carries is not known here, and a listing does not tell.
+                let kept = Attributes { storage_class: entry.storage_class.clone(), ..Attributes::default() };
+                self.copy(&source, &target, &listed_object(&entry), &kept, &kept).await?;
+            } else {
+                let (stored, mtime) = row
+                    .map_or((attr::Stored::default(), entry.last_modified), |row| (row.stored, row.mtime.unwrap_or(entry.last_modified)));
+                self.within_told(self.put_marker(&target, stored, mtime)).await?;
+            }
             return Ok(Some(Copied { source: entry.key, size: 0, objects: None }));
         }
         if tree.looks && self.within_told(async { found(target.store.head(&target.key).await) }).await?.is_some() {
