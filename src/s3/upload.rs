@@ -88,9 +88,8 @@ impl Bucket {
             words.iter().any(|word| text.contains(word))
         };
         let refused = matches!(error.kind, ErrorKind::NotImplemented | ErrorKind::InvalidRequest);
-        if with.grants && matches!(error.kind, ErrorKind::AclNotSupported | ErrorKind::AccessDenied | ErrorKind::InvalidRequest) {
-            // An object that everybody may read in a bucket that blocks public access, a missing right, a grantee that is no more: it goes
-            // without, if that was it.
+        if with.grants && matches!(error.kind, ErrorKind::AclNotSupported | ErrorKind::AccessDenied) {
+            // An object that everybody may read in a bucket that blocks public access, or a missing right: it goes without.
             with.grants = false;
             self.acl_is_lost(error);
         } else if with.acl && error.kind == ErrorKind::AclNotSupported {
@@ -112,6 +111,10 @@ impl Bucket {
             if std::mem::replace(&mut self.capabilities.lock().upload_checksum, ChecksumKind::Off) != ChecksumKind::Off {
                 tracing::warn!(bucket = self.name(), reason = %error, "the store refuses upload checksums: sent without from now on (upload_checksums=off says so beforehand)");
             }
+        } else if with.grants && error.kind == ErrorKind::InvalidRequest {
+            // A grantee that is no more.
+            with.grants = false;
+            self.acl_is_lost(error);
         } else {
             return false;
         }

@@ -296,7 +296,7 @@ impl Vfs {
 
     /// ESTALE where a directory above one of the names got another one meanwhile: both are looked up again.
     fn still_there(&self, ino: Ino, step: &Move) -> Result<()> {
-        let (_, target) = self.place_for_new(step.to.0, &step.to.1, step.source.key.ends_with('/'))?;
+        let (_, target) = self.place_for_new(step.to.0, &step.to.1, self.kind(ino)? == Kind::Directory)?;
         if self.place(ino)?.is(&step.source) && target.is(&step.target) { Ok(()) } else { Err(Error::Stale) }
     }
 

@@ -114,7 +114,8 @@ fn an_old_bucket_has_acls() {
 fn acls_that_cannot_be_kept_are_said() {
     let read: fn(&Stage) = |stage| stage.double().fault(When::operation("GetObjectAcl"), Fault::Error(403, "AccessDenied"));
     let set: fn(&Stage) = |stage| stage.double().fault(When::operation("CopyObject").times(1), Fault::Error(403, "AccessDenied"));
-    for refuses in [read, set] {
+    let grantee: fn(&Stage) = |stage| stage.double().fault(When::operation("CopyObject").times(1), Fault::Error(400, "InvalidArgument"));
+    for refuses in [read, set, grantee] {
         let Some(stage) = stage(&[], &["shared", "shared-too"]) else { return };
         refuses(&stage);
         fs::rename(stage.path("shared"), stage.path("to")).unwrap();
