@@ -69,7 +69,7 @@ fn twelve_gibibytes_are_renamed() {
 fn a_source_that_is_replaced_while_it_is_copied() {
     let Some(stage) = stage(&[], 6 * GIB) else { return };
     let double = stage.double();
-    double.fault(When::operation("UploadPartCopy").after(4), Fault::Delay(Duration::from_millis(500)));
+    double.fault(When::operation("UploadPartCopy").after(4), Fault::Delay(Duration::from_secs(3)));
     std::thread::scope(|scope| {
         let renamed = scope.spawn(|| fs::rename(stage.path("old"), stage.path("new")));
         stage.store.eventually("parts are copied", |_| double.requests().of("UploadPartCopy") >= 4);
