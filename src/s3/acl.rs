@@ -52,7 +52,7 @@ impl Acl {
     }
 }
 
-/// For so long a bucket that did not answer whether it has ACLs is taken for one without.
+/// For so long a bucket that did not answer whether it has ACLs is not asked again.
 const UNANSWERED: Duration = Duration::from_secs(30);
 
 const FULL_CONTROL: &str = "x-amz-grant-full-control";
@@ -74,24 +74,28 @@ fn grant(grant: &Element) -> Option<(&'static str, String)> {
 }
 
 impl Bucket {
-    /// GetObjectAcl, where the bucket has ACLs on. Who may not read an ACL cannot keep it, and hears of that once.
+    /// GetObjectAcl, where the bucket has ACLs on. Who may not read an ACL cannot keep it, and hears of that once: the copy is private then,
+    /// whatever new objects get, because its source may be.
     pub(super) async fn object_acl(&self, key: &str) -> Result<Option<Acl>> {
-        if !self.has_acls().await {
-            return Ok(None);
+        match self.has_acls().await {
+            Some(true) => {}
+            Some(false) => return Ok(None),
+            None => return Ok(Some(Acl::default())),
         }
         let call = Call::new(&self.core, Operation::GetObjectAcl, Method::GET).key(key).query("acl", "");
         match self.core.xml(&self.place, &call, "AccessControlPolicy").await {
             Ok(answer) => Ok(Some(Acl::of(&answer.body))),
             Err(refusal) if matches!(refusal.error.kind, ErrorKind::AccessDenied | ErrorKind::NotImplemented) => {
                 self.acl_is_lost(&refusal.error);
-                Ok(None)
+                Ok(Some(Acl::default()))
             }
             Err(refusal) => Err(refusal.error),
         }
     }
 
-    /// GetBucketOwnershipControls, asked once: ACLs are off where the bucket's owner owns all objects, and where there is no answer.
-    async fn has_acls(&self) -> bool {
+    /// GetBucketOwnershipControls, asked once: ACLs are off where the bucket's owner owns all objects, and where the store does not know the
+    /// question. `None` where it did not answer, or who asks may not know.
+    async fn has_acls(&self) -> Option<bool> {
         // Who comes meanwhile waits for the answer.
         let mut known = self.acls.lock().await;
         if let Some((has, _)) = known.filter(|(_, until)| until.is_none_or(|until| Instant::now() < until)) {
@@ -101,20 +105,23 @@ impl Bucket {
         let (has, until) = match self.core.xml(&self.place, &call, "OwnershipControls").await {
             Ok(answer) => {
                 let ownership = answer.body.child("Rule").and_then(|rule| rule.text_of("ObjectOwnership"));
-                (ownership.is_some_and(|ownership| ownership != "BucketOwnerEnforced"), None)
+                (Some(ownership.is_some_and(|ownership| ownership != "BucketOwnerEnforced")), None)
             }
             // It said nothing of the bucket.
             Err(Refusal { error, .. }) if error.kind.passes() || error.kind == ErrorKind::Protocol => {
                 self.acl_is_lost(&error);
-                (false, Some(Instant::now() + UNANSWERED))
+                (None, Some(Instant::now() + UNANSWERED))
+            }
+            Err(Refusal { error, .. }) if error.kind == ErrorKind::AccessDenied => {
+                if self.core.config.acl.is_some() {
+                    self.acl_is_lost(&error);
+                }
+                (None, None)
             }
             // AWS, "Controlling ownership of objects": a bucket of before April 2023 without the setting has ACLs on.
             Err(Refusal { error, .. }) => {
                 let unset = error.code.as_deref() == Some("OwnershipControlsNotFoundError");
-                if error.kind == ErrorKind::AccessDenied && self.core.config.acl.is_some() {
-                    self.acl_is_lost(&error);
-                }
-                (unset && self.core.endpoint.is_aws(), None)
+                (Some(unset && self.core.endpoint.is_aws()), None)
             }
         };
         *known = Some((has, until));

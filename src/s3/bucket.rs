@@ -33,8 +33,8 @@ pub struct Bucket {
     located: AtomicBool,
     /// The bucket has ACLs off (or blocks public ones): said once, none sent again.
     pub(super) acl_off: AtomicBool,
-    /// The bucket has ACLs on, and until when that is believed (`None`: for good), once it was asked.
-    pub(super) acls: tokio::sync::Mutex<Option<(bool, Option<Instant>)>>,
+    /// Whether the bucket has ACLs on, where that is known, and until when it is believed (`None`: for good), once it was asked.
+    pub(super) acls: tokio::sync::Mutex<Option<(Option<bool>, Option<Instant>)>>,
     /// It was said that copies may lose their ACL.
     pub(super) acl_lost: AtomicBool,
     /// A directory marker that exists, for the probe of conditional writes.

@@ -472,7 +472,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// PutObjectTagging: replaces all tags.
     async fn put_tags(&self, key: &str, tags: &[(String, String)]) -> Result<()>;
 
-    /// GetObjectAcl; `None` where the bucket has ACLs off (which is asked once), or who asks may not read it.
+    /// GetObjectAcl; `None` where the bucket has ACLs off (which is asked once), a private one where it cannot be read.
     async fn get_acl(&self, key: &str) -> Result<Option<Acl>>;
 
     /// A GET link for the key, valid for `expires` seconds, signed with the mount's signature version.

@@ -161,8 +161,6 @@ fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], me
     // Stated even where it is the default: the mount's own storage class is for new objects.
     options.storage_class.get_or_insert_with(|| head.storage_class.clone().unwrap_or_else(|| "STANDARD".to_owned()));
     tags.clone_into(&mut options.tags);
-    // As a single copy: never the mount's own.
-    options.acl.get_or_insert_default();
     (options.checksum, options.condition) = (None, None);
     // Parts read at different times must be of one version.
     let source =

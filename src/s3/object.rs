@@ -14,8 +14,7 @@ use super::operation::Operation;
 use super::request::{Call, Payload, exactly};
 use super::xml::Element;
 use super::{
-    Acl, Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, PutOutcome, Result, S3Error, response,
-    xml,
+    Condition, CopyMetadata, CopySource, ETag, ErrorKind, GetObject, GetRequest, ObjectHead, PutOutcome, Result, S3Error, response, xml,
 };
 use crate::aws::encode;
 use crate::aws::http::Incoming;
@@ -153,9 +152,6 @@ impl Bucket {
             CopyMetadata::Replace(options) => options.acl.as_ref(),
             CopyMetadata::Keep { acl, .. } => acl.as_ref(),
         };
-        // Never the mount's own: what is private must not be shown to all by a copy whose source's ACL is not known.
-        let private = Acl::default();
-        let acl = Some(acl.unwrap_or(&private));
         let mut with = self.extras(condition.as_ref(), sum.as_ref()).await.with_acl(acl);
         loop {
             let mut call = Call::new(&self.core, Operation::CopyObject, Method::PUT).key(key).class(Class::Upload).slow(&self.core);
