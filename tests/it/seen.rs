@@ -413,10 +413,10 @@ fn a_killed_mount_that_cannot_end_is_taken_away() {
         for operation in ["DeleteObject", "DeleteObjects"] {
             stage.double().fault(When::operation(operation), Fault::Error(403, "AccessDenied"));
         }
-        stage.double().fault(When::operation("PutObject").key("sub/"), Fault::Stall(Duration::from_secs(120)));
+        stage.double().fault(When::operation("PutObject").key("link"), Fault::Stall(Duration::from_secs(120)));
         fs::remove_file(stage.path("f")).unwrap();
-        let sub = stage.path("sub");
-        let waiting = std::thread::spawn(move || fs::create_dir(sub));
+        let link = stage.path("link");
+        let waiting = std::thread::spawn(move || std::os::unix::fs::symlink("f", link));
         let pid = stage.mount.pid();
         stage.store.eventually("the kernel keeps the notice waiting", |_| thread_state(pid, "notifier") == Some('D'));
         let mut killed = stage.mount.kill_unwatched();
