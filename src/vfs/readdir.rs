@@ -439,7 +439,7 @@ impl Vfs {
         for (at, ((index, offered), row)) in batch.into_iter().zip(rows).enumerate() {
             let listed = match offered {
                 Offered::Here(name) => {
-                    let found = self.child_here(dir, &name).map_or(Found::Gone, |(ino, kind)| Found::Node(ino, kind));
+                    let found = self.child_here(dir, &name, None).map_or(Found::Gone, |(ino, kind)| Found::Node(ino, kind));
                     prepared.push(Prepared { name, index, found });
                     continue;
                 }
@@ -450,7 +450,7 @@ impl Vfs {
                 prepared.push(Prepared { name, index, found: Found::Gone });
                 continue;
             }
-            if let Some((ino, kind)) = self.child_here(dir, &name).filter(|(ino, _)| self.table.lock().is_here(*ino, stream.started)) {
+            if let Some((ino, kind)) = self.child_here(dir, &name, Some(stream.started)) {
                 prepared.push(Prepared { name, index, found: Found::Node(ino, kind) });
                 continue;
             }
@@ -497,9 +497,10 @@ impl Vfs {
         self.memory.get_many(place.store.bucket(), wanted.collect()).await
     }
 
-    fn child_here(&self, dir: Ino, name: &OsStr) -> Option<(Ino, Kind)> {
+    /// The node of a name; of a listed one where it knows better than a listing begun at `listed`.
+    fn child_here(&self, dir: Ino, name: &OsStr, listed: Option<Instant>) -> Option<(Ino, Kind)> {
         let table = self.table.lock();
-        let ino = table.child(dir, name)?;
+        let ino = table.child(dir, name).filter(|ino| listed.is_none_or(|listed| table.is_here(*ino, listed)))?;
         table.get(ino).map(|node| (ino, node.kind))
     }
 }

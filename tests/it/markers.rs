@@ -109,18 +109,23 @@ fn a_directory_costs_one_request() {
     assert_eq!(changes(&stage).of_any(CHANGES), 2);
 }
 
+/// Makes `d` and runs `meanwhile` while its marker is on its way.
+fn during_its_upload(stage: &Stage, meanwhile: impl FnOnce()) {
+    stage.double().fault(When::operation("PutObject").key("d/").times(1), Fault::Delay(Duration::from_secs(2)));
+    fs::create_dir(stage.path("d")).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| flush(stage));
+        stage.store.eventually("the marker is on its way", |_| stage.double().open() > 0);
+        std::thread::sleep(Duration::from_millis(300));
+        meanwhile();
+    });
+}
+
 /// What is set while the marker is on its way follows it.
 #[test]
 fn attributes_set_during_the_upload_follow() {
     let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], []) else { return };
-    stage.double().fault(When::operation("PutObject").key("d/").times(1), Fault::Delay(Duration::from_secs(2)));
-    fs::create_dir(stage.path("d")).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| flush(&stage));
-        stage.store.eventually("the marker is on its way", |_| stage.double().open() > 0);
-        std::thread::sleep(Duration::from_millis(300));
-        sh(stage.dir(), "chmod 750 d");
-    });
+    during_its_upload(&stage, || drop(sh(stage.dir(), "chmod 750 d")));
     let kept = |mode: u32| fs::metadata(stage.path("d")).unwrap().permissions().mode() & 0o777 == mode;
     assert!(kept(0o750));
     stage.store.eventually("the mode is in S3", |store| {
@@ -134,14 +139,7 @@ fn attributes_set_during_the_upload_follow() {
 #[test]
 fn a_directory_removed_during_its_upload_is_gone() {
     let Some(stage) = counted(&[LATER, "metadata_ttl=1h"], []) else { return };
-    stage.double().fault(When::operation("PutObject").key("d/").times(1), Fault::Delay(Duration::from_secs(2)));
-    fs::create_dir(stage.path("d")).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| flush(&stage));
-        stage.store.eventually("the marker is on its way", |_| stage.double().open() > 0);
-        std::thread::sleep(Duration::from_millis(300));
-        fs::remove_dir(stage.path("d")).unwrap();
-    });
+    during_its_upload(&stage, || fs::remove_dir(stage.path("d")).unwrap());
     assert!(files::names(stage.dir()).is_empty());
     flush(&stage);
     assert_eq!(stage.store.keys(), Vec::<String>::new());
