@@ -1,7 +1,8 @@
 //! Failpoints: named moments at which the crash tests end the program as `kill -9` does, or that last longer than they do. In builds
 //! without debug assertions passing one is nothing.
 
-/// Names the failpoint: `NAME` or `NAME:N` (the N-th time that it is passed, from 1), or `NAME=MS` (it takes so many milliseconds).
+/// Names the failpoints, with commas between them: `NAME` or `NAME:N` (the N-th time that it is passed, from 1), or `NAME=MS` (it takes
+/// so many milliseconds).
 pub const VARIABLE: &str = "PACKMULE_FAILPOINT";
 
 /// Passes a failpoint. `tests/it/crash.rs` reads every name from the sources, and kills the program at each.
@@ -24,22 +25,26 @@ mod armed {
         Lasts(Duration),
     }
 
-    static CHOSEN: LazyLock<Option<(String, Chosen)>> = LazyLock::new(|| {
-        let chosen = std::env::var(super::VARIABLE).ok()?;
+    static CHOSEN: LazyLock<Vec<(String, Chosen)>> = LazyLock::new(|| {
+        let variable = std::env::var(super::VARIABLE).unwrap_or_default();
+        variable.split(',').filter(|chosen| !chosen.is_empty()).filter_map(read).collect()
+    });
+
+    fn read(chosen: &str) -> Option<(String, Chosen)> {
         if let Some((name, milliseconds)) = chosen.split_once('=') {
             return Some((name.to_owned(), Chosen::Lasts(Duration::from_millis(milliseconds.parse().ok()?))));
         }
-        let (name, times) = chosen.split_once(':').unwrap_or((&chosen, "1"));
+        let (name, times) = chosen.split_once(':').unwrap_or((chosen, "1"));
         Some((name.to_owned(), Chosen::Ends(AtomicU32::new(times.parse().unwrap_or(1)))))
-    });
+    }
 
     pub(super) fn pass(name: &str) {
-        match &*CHOSEN {
-            Some((chosen, Chosen::Ends(left))) if chosen == name && left.fetch_sub(1, Relaxed) == 1 => {
+        match CHOSEN.iter().find(|(chosen, _)| chosen == name).map(|(_, chosen)| chosen) {
+            Some(Chosen::Ends(left)) if left.fetch_sub(1, Relaxed) == 1 => {
                 // Nothing runs after it, no Drop and no other thread.
                 let _ = raise(Signal::SIGKILL);
             }
-            Some((chosen, Chosen::Lasts(time))) if chosen == name => std::thread::sleep(*time),
+            Some(Chosen::Lasts(time)) => std::thread::sleep(*time),
             _ => {}
         }
     }

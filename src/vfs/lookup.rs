@@ -11,21 +11,35 @@ use super::listing::{Answer, Listed, ListedObject, Merger};
 use super::path::{Meaning, meaning_of};
 use super::remember::Row;
 use super::{Caller, Entry, Fh, Ino, KERNEL_TTL, MtimeSource, ROOT, Vfs};
+use crate::failpoint;
 use crate::s3::{ETag, ListRequest, ObjectHead, Store};
 use crate::writeback::Attributes;
 
 /// A symbolic link's target is at most PATH_MAX - 1 bytes.
 pub(super) const LINK_MAX: u64 = 4095;
 
+/// How often a name is looked up again whose inode was forgotten before the answer.
+const LOOKUPS_MOST: u32 = 8;
+
 impl Vfs {
     /// lookup(2)'s step: one name in one directory.
     pub async fn lookup(&self, _caller: Caller, parent: Ino, name: &OsStr) -> Result<Entry> {
-        let ino = self.within(self.resolve(parent, name)).await?;
-        self.grant(ino)
+        let mut tries = 0;
+        loop {
+            let ino = self.within(self.resolve(parent, name)).await?;
+            failpoint::pass("lookup-resolved");
+            match self.grant(ino) {
+                // A FORGET of an earlier answer overtook this one, as it does where the kernel finds that the name has another inode
+                // now: it lets that one go and asks again. ESTALE would be open(2)'s, which has looked twice by then.
+                Err(Error::Stale) if tries < LOOKUPS_MOST => tries += 1,
+                granted => return granted,
+            }
+        }
     }
 
     /// The kernel dropped `nlookup` lookups of the inode.
     pub fn forget(&self, ino: Ino, nlookup: u64) {
+        failpoint::pass("forgetting");
         self.table.lock().forget(ino, nlookup);
     }
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, close, errno};
-use crate::support::mount::can_mount;
+use crate::support::mount::{Mount, Setup, can_mount};
 use crate::support::stage::{Stage, on_every_store};
 use crate::support::store::Store;
 
@@ -187,6 +187,24 @@ on_every_store! {
         close(deleted).unwrap();
         assert_eq!(stage.store.bytes("deleted"), "MORE base base");
         assert_eq!(fs::read_to_string(stage.path("deleted")).unwrap(), "MORE base base");
+    }
+}
+
+/// Promise 14: "at once by open()": the kernel finds the inode of the new version, forgets it, and asks once more. The FORGET often
+/// comes while that question is being answered.
+#[test]
+fn a_version_that_is_forgotten_while_it_is_looked_up_is_opened() {
+    if !can_mount() {
+        return;
+    }
+    let (store, names) = (Store::double(), ["a", "b", "c"]);
+    names.iter().for_each(|name| store.put(name, BASE));
+    let stage =
+        Stage { mount: Mount::start(Setup::of(&store).env(packmule::failpoint::VARIABLE, "forgetting=20,lookup-resolved=40")), store };
+    for name in names {
+        let _old = File::open(stage.path(name)).unwrap();
+        stage.store.put(name, THEIRS);
+        assert_eq!(fs::read_to_string(stage.path(name)).unwrap(), THEIRS);
     }
 }
 
