@@ -1,6 +1,6 @@
 //! One bucket: what is known of it, and the [`Store`] that the rest of the program sees.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,6 +44,8 @@ pub struct Bucket {
     pub(super) looked: AtomicBool,
     /// Keys for which a CreateMultipartUpload was sent and no answer understood, and since when: uploads that nobody knows may be there.
     pub(super) unknown_uploads: parking_lot::Mutex<HashMap<String, SystemTime>>,
+    /// Uploads of this client's that were begun without a checksum of the whole, though the store takes one.
+    pub(super) plain_uploads: parking_lot::Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for Bucket {
@@ -67,6 +69,7 @@ impl Bucket {
             delete_many: true,
             conditional_deletes: aws.then_some(true),
             real_directories: !aws,
+            plain_copies: !aws && core.config.upload_checksum.is_none(),
             upload_checksum: core.config.upload_checksum.unwrap_or(ChecksumKind::Crc64Nvme),
         };
         Self {
@@ -81,6 +84,7 @@ impl Bucket {
             probe: tokio::sync::Mutex::new(()),
             looked: AtomicBool::new(false),
             unknown_uploads: parking_lot::Mutex::default(),
+            plain_uploads: parking_lot::Mutex::default(),
         }
     }
 

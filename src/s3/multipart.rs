@@ -161,7 +161,7 @@ fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], me
     // Stated even where it is the default: the mount's own storage class is for new objects.
     options.storage_class.get_or_insert_with(|| head.storage_class.clone().unwrap_or_else(|| "STANDARD".to_owned()));
     tags.clone_into(&mut options.tags);
-    (options.checksum, options.condition) = (None, None);
+    (options.checksum, options.condition, options.copies) = (None, None, true);
     // Parts read at different times must be of one version.
     let source =
         CopySource { if_match: source.if_match.or_else(|| Some(head.etag.clone())), checksum: source.checksum.or(head.checksum), ..source };

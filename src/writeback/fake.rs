@@ -218,6 +218,7 @@ impl Store for Fake {
             delete_many: true,
             conditional_deletes: Some(true),
             real_directories: false,
+            plain_copies: false,
             upload_checksum: *self.kind.lock(),
         }
     }

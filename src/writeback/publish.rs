@@ -215,19 +215,23 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
 
 /// CreateMultipartUpload, between the record of the intent and that of the id (promise 26).
 async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
-    let (target, attributes, creation) = {
+    let (target, attributes, creation, copies) = {
         let mut intent = entry.intent.lock();
+        let content = entry.content.lock();
+        let copies = intent.base.is_some() && (!content.is_whole() || content.borrows());
+        drop(content);
         let target = intent.parts_target();
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun });
         intent.creations += 1;
         entry.handed.lock().clear();
         intent.travelled = Some(intent.attributes.clone());
-        (target, intent.attributes.clone(), intent.creations)
+        (target, intent.attributes.clone(), intent.creations, copies)
     };
     entry.persist(true).await?;
     failpoint::pass("upload-intended");
-    let id = target.store.create_multipart(&target.key, options(&entry.shared, &target, &attributes)).await.map_err(Trouble::S3)?;
+    let options = PutOptions { copies, ..options(&entry.shared, &target, &attributes) };
+    let id = target.store.create_multipart(&target.key, options).await.map_err(Trouble::S3)?;
     failpoint::pass("upload-created");
     {
         let mut intent = entry.intent.lock();

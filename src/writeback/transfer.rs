@@ -374,13 +374,18 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
     };
     let source = SpoolSource::new(entry, body.clone(), piece.range.clone());
     let counts = source.counts.clone();
-    let checksum = written(entry, &body, piece.range.clone(), store.capabilities().upload_checksum, None).await?;
+    let known = store.capabilities();
+    let checksum = written(entry, &body, piece.range.clone(), known.upload_checksum, None).await?;
     let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
         Ok(part) => part,
         Err(error) => {
             counts.restart();
             if error.kind == ErrorKind::BadDigest {
                 undamaged(entry, piece.range.clone(), None).await?;
+                if known.plain_copies && !store.capabilities().plain_copies {
+                    // It takes an upload with a checksum to know.
+                    return Err(Trouble::Anew);
+                }
             }
             return Err(Trouble::S3(error));
         }

@@ -550,20 +550,27 @@ fn a_rename_of_a_queued_replacement_that_dies_brings_nothing_back() {
     }
 }
 
-/// A new file of 5 parts, killed when 3 of them were answered; an object that is changed in two places, when both were. What the
+/// A new file of 5 parts, killed when 3 of them were answered; an object that is changed in two places, when both were, or one. What the
 /// store has is found over several pages, by its MD5 or, where ETags are none, by its checksum (promise 26).
 #[test]
 fn parts_that_arrived_before_a_kill_are_not_sent_again() {
     if !can_mount() {
         return;
     }
-    for (opaque_parts, changes) in [(false, false), (true, false), (true, true)] {
+    let cases = [
+        (false, false, "part-answered:3", 2),
+        (false, true, "part-answered:2", 0),
+        // The upload is one of copies, which takes no CRC: that is found out by a refusal.
+        (false, true, "part-answered:1", 2),
+        (true, false, "part-answered:3", 2),
+        (true, true, "part-answered:2", 0),
+    ];
+    for (opaque_parts, changes, point, most) in cases {
         let store = Store::double_with(Options { page_size: 2, opaque_parts, ..Options::default() });
         let mut expected = noise(1, 23 * MIB);
         if changes {
             store.put("f", expected.clone());
         }
-        let point = if changes { "part-answered:2" } else { "part-answered:3" };
         let mut mount = Mount::start(setup(&store, true).env(failpoint::VARIABLE, point));
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(mount.path("f")).unwrap();
         let places = if changes { vec![6 * MIB..7 * MIB, 17 * MIB..18 * MIB] } else { (0..23).map(|i| i * MIB..(i + 1) * MIB).collect() };
@@ -583,7 +590,7 @@ fn parts_that_arrived_before_a_kill_are_not_sent_again() {
         // Before it was asked what it has, the store may have come to the end of what was under way at the kill.
         let since = requests.log.iter().skip_while(|entry| entry.operation != "ListParts");
         let sent = since.filter(|entry| entry.operation == "UploadPart" && entry.key == "f").count();
-        assert!(sent <= if changes { 0 } else { 2 }, "opaque {opaque_parts}, changes {changes}: {sent} parts were sent again");
+        assert!(sent <= most, "opaque {opaque_parts}, changes {changes}: {sent} parts were sent again");
         assert_eq!(requests.of("CreateMultipartUpload"), 0);
         assert!(changes || requests.of("ListParts") >= 2, "one page told it all");
         store.eventually("nothing is left of it", |store| store.unfinished_uploads().is_empty());
