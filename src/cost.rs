@@ -52,8 +52,9 @@ enum Class {
 fn class(operation: Operation) -> Class {
     use Operation::{
         AbortMultipartUpload, CompleteMultipartUpload, CopyObject, CreateBucket, CreateMultipartUpload, DeleteBucket, DeleteObject,
-        DeleteObjects, GetBucketOwnershipControls, GetObject, GetObjectAcl, GetObjectTagging, HeadBucket, HeadObject, ListBuckets,
-        ListMultipartUploads, ListObjects, ListObjectsV2, ListParts, PutObject, PutObjectTagging, UploadPart, UploadPartCopy,
+        DeleteObjects, GetBucketLifecycleConfiguration, GetBucketOwnershipControls, GetBucketVersioning, GetObject, GetObjectAcl,
+        GetObjectTagging, GetPublicAccessBlock, HeadBucket, HeadObject, ListBuckets, ListMultipartUploads, ListObjectVersions, ListObjects,
+        ListObjectsV2, ListParts, PutObject, PutObjectTagging, UploadPart, UploadPartCopy,
     };
     match operation {
         PutObject
@@ -68,8 +69,17 @@ fn class(operation: Operation) -> Class {
         | ListObjects
         | ListParts
         | ListMultipartUploads
+        | ListObjectVersions
         | ListBuckets => Class::Put,
-        GetObject | HeadObject | GetObjectTagging | GetObjectAcl | GetBucketOwnershipControls | HeadBucket => Class::Get,
+        GetObject
+        | HeadObject
+        | GetObjectTagging
+        | GetObjectAcl
+        | GetBucketOwnershipControls
+        | GetBucketVersioning
+        | GetBucketLifecycleConfiguration
+        | GetPublicAccessBlock
+        | HeadBucket => Class::Get,
         DeleteObject | DeleteObjects | DeleteBucket | AbortMultipartUpload => Class::Free,
     }
 }

@@ -16,7 +16,7 @@
 //!   credentials, signatures.
 //! * [`publish`] knows what an object should be served with, and reads who fetched it. [`config`] is what was asked for, [`mount`]
 //!   puts all together, [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cost`] knows what its
-//!   requests cost, [`cli`] is the command line.
+//!   requests cost, [`doctor`] tries whether a mount would work, [`cli`] is the command line.
 //!
 //! A lower layer never imports a higher one; what must flow upward is a trait that the lower layer owns
 //! ([`writeback::Hooks`], [`writeback::BaseReader`], [`vfs::Notify`]). `tests/it/architecture.rs` fails when one does.
@@ -63,6 +63,7 @@ pub mod control;
 pub mod cost;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod failpoint;
 pub mod fuse;
 #[cfg(any(test, fuzzing))]

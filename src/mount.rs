@@ -28,7 +28,7 @@ mod hooks;
 mod point;
 
 pub(crate) use dead::clear_dead;
-pub(crate) use point::detach;
+pub(crate) use point::{detach, device, helper, others, user_allow_other};
 pub use point::{remount, unmount};
 
 /// How long a store that refuses, or whose name is unknown, is asked again at start.

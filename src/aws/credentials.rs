@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqsign_aws_v4::{
-    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider,
-    ECSCredentialProvider, EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
+    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, ECSCredentialProvider, EnvCredentialProvider,
+    IMDSv2CredentialProvider, ProcessCredentialProvider, ProfileCredentialProvider, RequestSigner, SSOCredentialProvider,
 };
 use reqsign_core::{
-    CommandExecute, CommandOutput, Context, Env, HttpSend, OsEnv, ProvideCredentialChain, ProvideCredentialDyn, Signer,
+    CommandExecute, CommandOutput, Context, Env, HttpSend, OsEnv, ProvideCredential, ProvideCredentialChain, ProvideCredentialDyn, Signer,
     SigningCredential as _,
 };
 use reqsign_file_read_tokio::TokioFileRead;
@@ -66,6 +66,48 @@ pub struct Credentials {
     /// By bucket for a password file, else under `None`. The lock is held while they are fetched: one fetch for all.
     cached: tokio::sync::Mutex<HashMap<Option<String>, Kept>>,
     missing: String,
+    winner: Winner,
+}
+
+/// Which provider of a chain gave the credentials that are used, in words.
+type Winner = Arc<parking_lot::Mutex<Option<String>>>;
+
+/// A provider that says so when it gave credentials.
+#[derive(Debug)]
+struct Named {
+    provider: Provider,
+    name: String,
+    winner: Winner,
+}
+
+impl ProvideCredential for Named {
+    type Credential = Credential;
+
+    async fn provide_credential(&self, context: &Context) -> reqsign_core::Result<Option<Credential>> {
+        let found = self.provider.provide_credential_dyn(context).await?;
+        if found.is_some() {
+            *self.winner.lock() = Some(self.name.clone());
+        }
+        Ok(found)
+    }
+}
+
+/// Names providers of a chain.
+#[derive(Clone)]
+struct Names {
+    winner: Winner,
+    /// What is done with their credentials.
+    purpose: String,
+}
+
+impl Names {
+    fn of(&self, name: impl Into<String>, provider: impl ProvideCredential<Credential = Credential> + 'static) -> Named {
+        Named { provider: Arc::new(provider), name: name.into() + &self.purpose, winner: self.winner.clone() }
+    }
+
+    fn for_role(&self, role: &str) -> Self {
+        Self { winner: self.winner.clone(), purpose: format!(", which assume {role}{}", self.purpose) }
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -86,14 +128,24 @@ impl Credentials {
     /// One line with the remedy.
     pub fn new(config: &CredentialsConfig, client: reqwest::Client) -> Result<Self, String> {
         let context = context(client)?;
+        let winner = Winner::default();
         let source = if config.no_sign_request {
             Source::Anonymous
         } else if let Some(path) = &config.passwd_file {
             Source::Passwd(path.clone())
         } else {
-            Source::Chain(chain(config, &context)?)
+            Source::Chain(chain(config, &context, &Names { winner: winner.clone(), purpose: String::new() })?)
         };
-        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config) })
+        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config), winner })
+    }
+
+    /// Where the last ones came from, in words.
+    pub fn source(&self) -> String {
+        match &self.source {
+            Source::Anonymous => "none: requests go unsigned (no_sign_request)".to_owned(),
+            Source::Passwd(path) => format!("the keys in {} (passwd_file)", path.display()),
+            Source::Chain(_) => self.winner.lock().clone().unwrap_or_else(|| "nowhere yet".to_owned()),
+        }
     }
 
     /// True when nothing is signed.
@@ -206,13 +258,14 @@ impl Env for Environment {
     }
 }
 
-fn chain(config: &CredentialsConfig, context: &Context) -> Result<Provider, String> {
+fn chain(config: &CredentialsConfig, context: &Context, names: &Names) -> Result<Provider, String> {
     if let Some(path) = &config.credentials_file {
         std::fs::File::open(path).map_err(|error| format!("credentials_file {}: {error}; name a readable file", path.display()))?;
     }
     let profiles = Profiles::load(&profile::paths(config.credentials_file.as_deref()));
+    let above = config.role_arn.as_ref().map_or_else(|| names.clone(), |role| names.for_role(role));
     let base: Provider = if config.iam_role.is_some() {
-        Arc::new(ProvideCredentialChain::new().push(ECSCredentialProvider::new()).push(IMDSv2CredentialProvider::new()))
+        Arc::new(ProvideCredentialChain::new().push(container(&above)).push(instance(&above)))
     } else {
         let environment = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
         if let Some(name) = &config.profile
@@ -221,7 +274,7 @@ fn chain(config: &CredentialsConfig, context: &Context) -> Result<Provider, Stri
             return Err(format!("profile {name} is not in ~/.aws/config or ~/.aws/credentials; run: aws configure --profile {name}"));
         }
         let name = config.profile.clone().or(environment).unwrap_or_else(|| "default".to_owned());
-        from_profile(config, context, &profiles, &name, 0)?
+        from_profile(config, context, &profiles, &name, 0, &above)?
     };
     Ok(match &config.role_arn {
         Some(role) => assume(context, base, role, config.external_id.as_deref(), None, config.region.as_deref()),
@@ -229,16 +282,35 @@ fn chain(config: &CredentialsConfig, context: &Context) -> Result<Provider, Stri
     })
 }
 
-fn file_profile(config: &CredentialsConfig, name: &str) -> ProfileCredentialProvider {
+fn environment(names: &Names) -> Named {
+    names.of("the environment's keys (AWS_ACCESS_KEY_ID)", EnvCredentialProvider::new())
+}
+
+fn container(names: &Names) -> Named {
+    names.of("the container's role", ECSCredentialProvider::new())
+}
+
+fn instance(names: &Names) -> Named {
+    names.of("the machine's role (IMDSv2)", IMDSv2CredentialProvider::new())
+}
+
+fn file_profile(config: &CredentialsConfig, name: &str, names: &Names) -> Named {
     let provider = ProfileCredentialProvider::new().with_profile(name);
     match &config.credentials_file {
-        Some(path) => provider.with_credentials_file(path.to_string_lossy()),
-        None => provider,
+        Some(path) => names.of(format!("profile {name} of {}", path.display()), provider.with_credentials_file(path.to_string_lossy())),
+        None => names.of(format!("profile {name}"), provider),
     }
 }
 
 /// The chain as one profile means it; roles of profiles may build on each other, five deep.
-fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profiles, name: &str, depth: u8) -> Result<Provider, String> {
+fn from_profile(
+    config: &CredentialsConfig,
+    context: &Context,
+    profiles: &Profiles,
+    name: &str,
+    depth: u8,
+    names: &Names,
+) -> Result<Provider, String> {
     if depth > 5 {
         return Err(format!("profile {name}: source_profile goes in a circle"));
     }
@@ -247,24 +319,35 @@ fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profil
     // Keys that were set in the environment go before the profile, unless the profile was asked for by name.
     let explicit = config.profile.is_some() || config.credentials_file.is_some() || depth > 0;
     let Some(role) = &settings.role_arn else {
-        let mut builder = DefaultCredentialProvider::builder().profile(file_profile(config, name)).with_profile(name);
-        if explicit {
-            builder = builder.no_env();
+        // The order of AWS's tools.
+        let mut chain = ProvideCredentialChain::new();
+        if !explicit {
+            chain = chain.push(environment(names));
         }
-        if config.credentials_file.is_some() {
-            builder = builder.no_ecs().no_imds().no_web_identity();
+        chain = chain.push(file_profile(config, name, names));
+        chain = chain.push(names.of(format!("AWS SSO, by profile {name}"), SSOCredentialProvider::default().with_profile(name)));
+        if config.credentials_file.is_none() {
+            let token = AssumeRoleWithWebIdentityCredentialProvider::default();
+            chain = chain.push(names.of("a web identity token (AWS_WEB_IDENTITY_TOKEN_FILE)", token));
         }
-        return Ok(Arc::new(builder.build()));
+        let process = ProcessCredentialProvider::default().with_profile(name);
+        chain = chain.push(names.of(format!("credential_process of profile {name}"), process));
+        if config.credentials_file.is_none() {
+            chain = chain.push(container(names)).push(instance(names));
+        }
+        return Ok(Arc::new(chain));
     };
+    let of_role = names.for_role(role);
     let assumed: Provider = if let Some(token) = &settings.web_identity_token_file {
-        Arc::new(AssumeRoleWithWebIdentityCredentialProvider::with_config(role.clone(), PathBuf::from(token)))
+        let provider = AssumeRoleWithWebIdentityCredentialProvider::with_config(role.clone(), PathBuf::from(token));
+        Arc::new(names.of(format!("role {role}, by the token in {token}"), provider))
     } else {
         let base: Provider = match (settings.source_profile.as_deref(), settings.credential_source.as_deref()) {
-            (Some(source), _) if source == name => Arc::new(file_profile(config, name)),
-            (Some(source), _) => from_profile(config, context, profiles, source, depth + 1)?,
-            (None, Some("Environment")) => Arc::new(EnvCredentialProvider::new()),
-            (None, Some("Ec2InstanceMetadata")) => Arc::new(IMDSv2CredentialProvider::new()),
-            (None, Some("EcsContainer")) => Arc::new(ECSCredentialProvider::new()),
+            (Some(source), _) if source == name => Arc::new(file_profile(config, name, &of_role)),
+            (Some(source), _) => from_profile(config, context, profiles, source, depth + 1, &of_role)?,
+            (None, Some("Environment")) => Arc::new(environment(&of_role)),
+            (None, Some("Ec2InstanceMetadata")) => Arc::new(instance(&of_role)),
+            (None, Some("EcsContainer")) => Arc::new(container(&of_role)),
             (None, _) => return Err(format!("profile {name} has role_arn but neither source_profile nor credential_source")),
         };
         assume(
@@ -279,7 +362,7 @@ fn from_profile(config: &CredentialsConfig, context: &Context, profiles: &Profil
     if explicit {
         return Ok(assumed);
     }
-    Ok(Arc::new(ProvideCredentialChain::new().push(EnvCredentialProvider::new()).push(assumed)))
+    Ok(Arc::new(ProvideCredentialChain::new().push(environment(names)).push(assumed)))
 }
 
 fn assume(

@@ -3,8 +3,8 @@
 use clap::ArgMatches;
 
 use super::pages::say;
-use super::{WRONG_USAGE, commands, mount};
-use crate::config::{Environment, Invocation, Typed};
+use super::{WRONG_USAGE, mount};
+use crate::config::{Environment, Typed};
 
 /// Says which files were read and that they are right; the first thing that is wrong is the error.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -12,14 +12,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let environment = Environment::of_process();
     match matches.get_one::<String>("source") {
         Some(source) => {
-            // A place that nothing can lie under: the mountpoint is the mount command's to judge.
-            let invocation = Invocation {
-                source: source.clone(),
-                mountpoint: "/dev/null/mountpoint".into(),
-                arguments: commands::arguments(matches),
-                sloppy: false,
-            };
-            mount::load(&invocation)?;
+            mount::load(&mount::nowhere(source, matches))?;
         }
         None => {
             Typed::inherited(&environment, None)?;
@@ -36,7 +29,7 @@ mod tests {
 
     #[test]
     fn a_source_is_checked_without_a_mountpoint() {
-        let matches = super::commands::program()
+        let matches = crate::cli::commands::program()
             .try_get_matches_from(["packmule", "config", "check", "s3://bucket", "-o", "ca_bundle=/nope"])
             .unwrap();
         let message = super::run(matches.subcommand().unwrap().1).unwrap_err().to_string();

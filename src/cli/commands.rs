@@ -80,6 +80,14 @@ pub fn program() -> Command {
             ),
         )
         .subcommand(
+            Command::new("doctor")
+                .about("Try everything that a mount needs, and say in plain words what is missing and what helps")
+                .after_help("The exit status is 0 where a mount would work. What is written for the trial is one small object below the prefix, which is deleted again; with -o ro nothing is written.")
+                .arg(Arg::new("source").value_name("SOURCE").help("As for mount; without it, what this machine lacks for any mount"))
+                .arg(switch("json", "As JSON"))
+                .arg(options()),
+        )
+        .subcommand(
             Command::new("demo")
                 .about("Show the whole path on this machine: a server, a mount, an upload, a link")
                 .arg(switch("check", "Do it, unmount, and say by the exit status whether all went well"))

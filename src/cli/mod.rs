@@ -13,6 +13,7 @@ mod cache;
 mod check;
 mod client;
 mod commands;
+mod doctor;
 mod entries;
 mod everything;
 pub mod helper;
@@ -54,6 +55,7 @@ fn dispatch(matches: &ArgMatches) -> ExitCode {
         "link" => link::run(matches),
         "links" => links::run(matches),
         "config" => check::run(matches),
+        "doctor" => return doctor::run(matches),
         "demo" => return mount::demo(matches),
         "completions" => pages::completions(matches),
         "man" => pages::man(matches),

@@ -22,6 +22,16 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
+/// A source with its options, for who judges those and mounts nothing. No directory lies under its mountpoint.
+pub fn nowhere(source: &str, matches: &ArgMatches) -> Invocation {
+    Invocation {
+        source: source.to_owned(),
+        mountpoint: "/dev/null/mountpoint".into(),
+        arguments: commands::arguments(matches),
+        sloppy: false,
+    }
+}
+
 /// Everything that can be known wrong before anything is asked of a network, and the one warning.
 pub fn load(invocation: &Invocation) -> anyhow::Result<Config> {
     let config = Config::load(invocation, &Environment::of_process())?;

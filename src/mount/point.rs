@@ -49,6 +49,13 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<PathBuf> {
 }
 
 fn check_machine(flags: &MountFlags) -> anyhow::Result<()> {
+    device()?;
+    helper()?;
+    others(flags)
+}
+
+/// /dev/fuse is there, and may be opened.
+pub(crate) fn device() -> anyhow::Result<()> {
     match std::fs::metadata("/dev/fuse") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             bail!(
@@ -58,16 +65,26 @@ fn check_machine(flags: &MountFlags) -> anyhow::Result<()> {
         Err(error) => return Err(error).context("/dev/fuse"),
         Ok(_) => {}
     }
-    if geteuid().is_root() {
-        return Ok(());
-    }
-    if access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
+    if !geteuid().is_root() && access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
         bail!("/dev/fuse: you may not open it: ask for membership in its group (ls -l /dev/fuse)");
     }
-    if fusermount().is_none() {
-        bail!("fusermount3: not found: install the package fuse3");
+    Ok(())
+}
+
+/// The helper that mounts for ordinary users; `None` for root, who needs none.
+pub(crate) fn helper() -> anyhow::Result<Option<PathBuf>> {
+    if geteuid().is_root() {
+        return Ok(None);
     }
-    if (flags.allow_other || flags.allow_root) && !user_allow_other() {
+    match fusermount() {
+        None => bail!("fusermount3: not found: install the package fuse3"),
+        found => Ok(found),
+    }
+}
+
+/// What `allow_other` asks for is allowed.
+pub(crate) fn others(flags: &MountFlags) -> anyhow::Result<()> {
+    if (flags.allow_other || flags.allow_root) && !geteuid().is_root() && !user_allow_other() {
         bail!(
             "allow_other: not allowed to ordinary users on this machine: put the line user_allow_other into /etc/fuse.conf, or mount as root"
         );
@@ -75,7 +92,8 @@ fn check_machine(flags: &MountFlags) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn user_allow_other() -> bool {
+/// Root lets ordinary users show their mounts to others.
+pub(crate) fn user_allow_other() -> bool {
     std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"))
 }
 

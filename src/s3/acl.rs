@@ -9,7 +9,7 @@ use http::Method;
 
 use super::bucket::Bucket;
 use super::operation::Operation;
-use super::request::{Call, Refusal};
+use super::request::Call;
 use super::xml::Element;
 use super::{ErrorKind, Result, S3Error};
 
@@ -101,28 +101,22 @@ impl Bucket {
         if let Some((has, _)) = known.filter(|(_, until)| until.is_none_or(|until| Instant::now() < until)) {
             return has;
         }
-        let call = Call::new(&self.core, Operation::GetBucketOwnershipControls, Method::GET).query("ownershipControls", "");
-        let (has, until) = match self.core.xml(&self.place, &call, "OwnershipControls").await {
-            Ok(answer) => {
-                let ownership = answer.body.child("Rule").and_then(|rule| rule.text_of("ObjectOwnership"));
-                (Some(ownership.is_some_and(|ownership| ownership != "BucketOwnerEnforced")), None)
-            }
+        let (has, until) = match self.ownership().await {
+            // AWS, "Controlling ownership of objects": a bucket of before April 2023 without the setting has ACLs on.
+            Ok(None) => (Some(self.core.endpoint.is_aws()), None),
+            Ok(Some(ownership)) => (Some(!ownership.is_empty() && ownership != "BucketOwnerEnforced"), None),
             // It said nothing of the bucket.
-            Err(Refusal { error, .. }) if error.kind.passes() || error.kind == ErrorKind::Protocol => {
+            Err(error) if error.kind.passes() || error.kind == ErrorKind::Protocol => {
                 self.acl_is_lost(&error);
                 (None, Some(Instant::now() + UNANSWERED))
             }
-            Err(Refusal { error, .. }) if error.kind == ErrorKind::AccessDenied => {
+            Err(error) if error.kind == ErrorKind::AccessDenied => {
                 if self.core.config.acl.is_some() {
                     self.acl_is_lost(&error);
                 }
                 (None, None)
             }
-            // AWS, "Controlling ownership of objects": a bucket of before April 2023 without the setting has ACLs on.
-            Err(Refusal { error, .. }) => {
-                let unset = error.code.as_deref() == Some("OwnershipControlsNotFoundError");
-                (Some(unset && self.core.endpoint.is_aws()), None)
-            }
+            Err(_) => (Some(false), None),
         };
         *known = Some((has, until));
         has

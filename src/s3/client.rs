@@ -145,7 +145,7 @@ pub(super) struct Core {
 
 /// The client. Cheap to share; every bucket is made once.
 pub struct Client {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     buckets: parking_lot::Mutex<HashMap<String, Arc<Bucket>>>,
 }
 
@@ -243,7 +243,7 @@ impl Client {
         self.core.endpoint.service()
     }
 
-    fn store(&self, name: &str) -> Result<Arc<Bucket>> {
+    pub(super) fn store(&self, name: &str) -> Result<Arc<Bucket>> {
         if let Some(bucket) = self.buckets.lock().get(name) {
             return Ok(Arc::clone(bucket));
         }

@@ -29,6 +29,7 @@ mod proof;
 mod request;
 pub mod response;
 pub mod rfc2047;
+pub mod settings;
 pub mod slow;
 pub mod sweep;
 mod upload;

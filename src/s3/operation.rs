@@ -24,6 +24,7 @@ operations! {
     HeadObject, GetObject, PutObject, DeleteObject, DeleteObjects, CopyObject, ListObjectsV2, ListObjects,
     CreateMultipartUpload, UploadPart, UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload, ListParts, ListMultipartUploads,
     GetObjectTagging, PutObjectTagging, GetObjectAcl, GetBucketOwnershipControls, HeadBucket, ListBuckets, CreateBucket, DeleteBucket,
+    GetBucketVersioning, GetBucketLifecycleConfiguration, GetPublicAccessBlock, ListObjectVersions,
 }
 
 /// Requests sent, by operation; retries count.

@@ -276,13 +276,7 @@ impl Core {
                     (error, outcome, wait)
                 }
                 Attempt::Failed(failure) => {
-                    let (kind, outcome) = match &failure {
-                        Failure::Connect(_) => (ErrorKind::Network, Outcome::NotSent),
-                        Failure::Unanswered => (ErrorKind::TimedOut, Outcome::NotSent),
-                        Failure::Broken(_) => (ErrorKind::Network, Outcome::Lost),
-                        Failure::Silent(_) => (ErrorKind::TimedOut, Outcome::Lost),
-                        Failure::Local(_) => (ErrorKind::LocalIo, Outcome::Final),
-                    };
+                    let (kind, outcome) = failed(&failure);
                     repeated |= outcome == Outcome::Lost;
                     let message = match &failure {
                         Failure::Local(text) => text.clone(),
@@ -444,6 +438,17 @@ impl Core {
         if let Some(owner) = self.config.expected_bucket_owner.as_deref().and_then(|owner| HeaderValue::from_str(owner).ok()) {
             headers.insert("x-amz-expected-bucket-owner", owner);
         }
+    }
+}
+
+/// What a request without an answer means.
+pub(super) fn failed(failure: &Failure) -> (ErrorKind, Outcome) {
+    match failure {
+        Failure::Connect(_) => (ErrorKind::Network, Outcome::NotSent),
+        Failure::Unanswered => (ErrorKind::TimedOut, Outcome::NotSent),
+        Failure::Broken(_) => (ErrorKind::Network, Outcome::Lost),
+        Failure::Silent(_) => (ErrorKind::TimedOut, Outcome::Lost),
+        Failure::Local(_) => (ErrorKind::LocalIo, Outcome::Final),
     }
 }
 

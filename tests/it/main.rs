@@ -19,6 +19,7 @@ mod deadlines;
 mod deletes;
 mod desktop;
 mod directories;
+mod doctor;
 mod failing;
 mod faults;
 mod foreign;
@@ -66,6 +67,7 @@ const COMMON: &[(&str, &[&str])] = &[
     ("copies", copies::COMMON),
     ("deletes", deletes::COMMON),
     ("desktop", desktop::COMMON),
+    ("doctor", doctor::COMMON),
     ("freshness", freshness::COMMON),
     ("handles", handles::COMMON),
     ("links", links::COMMON),

@@ -6,6 +6,8 @@ pub mod double;
 pub mod faulty;
 pub mod files;
 pub mod leash;
+#[allow(dead_code, reason = "the benchmark asks nobody about settings")]
+pub mod moto;
 pub mod mount;
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 pub mod proxy;

@@ -240,7 +240,8 @@ impl Store {
         }
     }
 
-    fn send(&self, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+    /// A request about the bucket (`rest`: what follows its name), not signed.
+    pub fn send(&self, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         self.send_to(&self.bucket, method, rest, headers, body)
     }
 

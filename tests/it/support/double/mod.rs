@@ -56,6 +56,8 @@ pub struct Options {
     pub opaque_parts: bool,
     /// DeleteObjects compares the ETags that it is given.
     pub compares_on_delete: bool,
+    /// PutObject heeds `If-None-Match` and `If-Match`.
+    pub conditional_puts: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
     /// A copied range is told the checksum of the whole source, as versitygw does it.
@@ -74,6 +76,7 @@ impl Default for Options {
             acls: false,
             opaque_parts: false,
             compares_on_delete: true,
+            conditional_puts: true,
             domain: None,
             copies_tell_all: false,
             clock_behind: Duration::ZERO,

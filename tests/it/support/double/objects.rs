@@ -198,7 +198,9 @@ pub async fn put(memory: &Memory, req: S3Request<PutObjectInput>) -> S3Result<Pu
     checksums!(output, &object.checksum);
     let mut state = memory.state.lock();
     let bucket = bucket(&mut state, &input.bucket)?;
-    check_conditions(bucket.objects.get(&input.key), input.if_match.as_ref(), input.if_none_match.as_ref())?;
+    if memory.options.conditional_puts {
+        check_conditions(bucket.objects.get(&input.key), input.if_match.as_ref(), input.if_none_match.as_ref())?;
+    }
     bucket.objects.insert(input.key, object);
     Ok(output)
 }

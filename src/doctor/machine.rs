@@ -1,0 +1,184 @@
+//! What can be known without S3: the kernel's FUSE, disks, names, connections and clocks.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+use nix::unistd::{AccessFlags, access, geteuid};
+
+use super::{Finding, Tell, Verdict};
+use crate::config::{Config, MountFlags};
+use crate::mount;
+use crate::s3::client::Client;
+
+/// S3 refuses requests whose clock is further off (`RequestTimeTooSkewed`).
+const SKEW_MOST: Duration = Duration::from_secs(15 * 60);
+
+/// `Date` is cut to the second, and a minute's error is on its way to more.
+const SKEW_NOTED: Duration = Duration::from_secs(60);
+
+/// Names that take longer to be resolved are as good as unknown.
+const RESOLVE_MOST: Duration = Duration::from_secs(10);
+
+/// The device, the helper, and whom a mount may be shown to.
+pub(super) fn fuse(flags: Option<&MountFlags>) -> Vec<Finding> {
+    let wrong = |check, error: anyhow::Error| {
+        let line = format!("{error:#}");
+        let own = line.strip_prefix(&format!("{check}: ")).unwrap_or(&line).to_owned();
+        let (found, remedy) = own.split_once(": ").map_or((own.as_str(), ""), |(found, remedy)| (found, remedy));
+        Finding { remedy: Some(remedy.to_owned()).filter(|remedy| !remedy.is_empty()), ..Finding::bad(check, found, "") }
+    };
+    let device = mount::device().map_or_else(|error| wrong("/dev/fuse", error), |()| Finding::good("/dev/fuse", "can be opened"));
+    let helper = match mount::helper() {
+        Ok(Some(path)) => Finding::good("fusermount3", path.display().to_string()),
+        Ok(None) => Finding::good("fusermount3", "not needed: root mounts by itself"),
+        Err(error) => wrong("fusermount3", error),
+    };
+    let others = match flags.map(mount::others) {
+        Some(Err(error)) => wrong("allow_other", error),
+        _ if geteuid().is_root() => Finding::good("allow_other", "root may show a mount to other users"),
+        _ if mount::user_allow_other() => Finding::good("allow_other", "user_allow_other is in /etc/fuse.conf"),
+        _ => Finding::note(
+            "allow_other",
+            "only you will see what you mount",
+            "for other users to see it, root puts the line user_allow_other into /etc/fuse.conf",
+        ),
+    };
+    vec![device, helper, others]
+}
+
+/// Room for the cache and for what is on its way to S3.
+pub(super) fn disks(config: &Config) -> Vec<Finding> {
+    let floor = config.min_free_space;
+    let mut found = vec![disk("cache_dir", &config.cache_dir, floor, "little is kept of what is read")];
+    if !config.mount.ro {
+        found.push(disk("spool_dir", &config.spool_dir, floor, "no file larger than that can be written"));
+    }
+    found
+}
+
+fn disk(check: &'static str, dir: &Path, floor: u64, means: &str) -> Finding {
+    let Some(there) = dir.ancestors().find(|path| path.exists()) else {
+        return Finding::bad(check, format!("{}: no such disk", dir.display()), format!("name another with {check}="));
+    };
+    if !there.is_dir() {
+        return Finding::bad(
+            check,
+            format!("{}: {} is not a directory", dir.display(), there.display()),
+            format!("name another with {check}="),
+        );
+    }
+    if access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+        let remedy = format!("make {} writable for whoever mounts, or name another directory with {check}=", there.display());
+        return Finding::bad(check, format!("{}: may not be written to", dir.display()), remedy);
+    }
+    let free = nix::sys::statvfs::statvfs(there).map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
+    let usable = free.saturating_sub(floor);
+    let (usable_shown, floor_shown) = (size(usable), size(floor));
+    let text = format!("{}: {usable_shown} are free above min_free_space ({floor_shown})", dir.display());
+    if usable < 1 << 30 {
+        return Finding::note(
+            check,
+            format!("{text}: {means}"),
+            format!("free some room, or name a directory on another disk with {check}="),
+        );
+    }
+    Finding::good(check, text)
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// Name, connection (TLS included) and clock; false where nothing more can be asked.
+pub(super) async fn network(config: &Config, client: &Client, bucket: Option<&str>, tell: &mut Tell<'_>) -> bool {
+    let url = match client.url_of(bucket) {
+        Ok(url) => url,
+        Err(error) => {
+            tell(Finding::refused("source", Verdict::Bad, &error));
+            return false;
+        }
+    };
+    let (host, port) = (url.host_str().unwrap_or_default().to_owned(), url.port_or_known_default().unwrap_or(443));
+    if let Some(proxy) = &config.client.proxy {
+        tell(Finding::good("name", format!("{host} is the proxy's to resolve ({})", proxy.host_str().unwrap_or_default())));
+    } else {
+        // What the environment names as a proxy may know a name that this machine does not: the connection decides.
+        tell(resolve(&host, port).await);
+    }
+    let before = SystemTime::now();
+    match client.clock(bucket).await {
+        Err(error) => {
+            tell(Finding::refused("connection", Verdict::Bad, &error));
+            false
+        }
+        Ok(theirs) => {
+            let how = match (url.scheme(), config.client.no_check_certificate) {
+                ("https", false) => "over TLS, with a certificate that is trusted here",
+                ("https", true) => "over TLS; anybody may answer, because no_check_certificate takes every certificate",
+                _ => "without TLS: who listens in on the way reads all of it",
+            };
+            tell(Finding::good("connection", format!("{host} port {port} answers, {how}")));
+            tell(clock(theirs, before));
+            true
+        }
+    }
+}
+
+async fn resolve(host: &str, port: u16) -> Finding {
+    let remedy = "check the spelling of endpoint_url and bucket, /etc/resolv.conf, and the network";
+    match tokio::time::timeout(RESOLVE_MOST, tokio::net::lookup_host((host.trim_matches(['[', ']']), port))).await {
+        Ok(Ok(addresses)) => {
+            let shown: Vec<String> = addresses.map(|address: SocketAddr| address.ip().to_string()).take(3).collect();
+            Finding::good("name", format!("{host} is {}", shown.join(", ")))
+        }
+        Ok(Err(error)) => Finding::note("name", format!("{host} cannot be resolved ({error})"), remedy),
+        Err(_) => Finding::note("name", format!("{host} is not resolved within {} s", RESOLVE_MOST.as_secs()), remedy),
+    }
+}
+
+fn clock(theirs: Option<SystemTime>, ours: SystemTime) -> Finding {
+    let Some(theirs) = theirs else { return Finding::aside("clock", "the store does not tell the time") };
+    let (off, word) = match ours.duration_since(theirs) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    };
+    let shown = humantime::format_duration(Duration::from_secs(off.as_secs()));
+    let text = format!("this machine's is {shown} {word} the store's");
+    let remedy = "set it: timedatectl set-ntp true";
+    if off >= SKEW_MOST {
+        Finding::bad("clock", text + ", and S3 refuses requests from 15 minutes on", remedy)
+    } else if off >= SKEW_NOTED {
+        Finding::note("clock", text, remedy)
+    } else {
+        Finding::good("clock", "agrees with the store's")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_judged() {
+        let now = SystemTime::now();
+        let verdict = |theirs| clock(Some(theirs), now).verdict;
+        assert_eq!(verdict(now - Duration::from_secs(2)), Verdict::Good);
+        assert_eq!(verdict(now + Duration::from_secs(100)), Verdict::Note);
+        let far = clock(Some(now - Duration::from_secs(3600)), now);
+        assert_eq!((far.verdict, far.found.contains("1h ahead of")), (Verdict::Bad, true), "{far}");
+        assert_eq!(clock(None, now).verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_used_is_named() {
+        let file = disk("spool_dir", &Path::new("/proc/self/status").join("spool"), 0, "");
+        assert!(file.verdict == Verdict::Bad && file.found.contains("is not a directory"), "{file}");
+        let missing = disk("cache_dir", Path::new("/proc/packmule"), 0, "");
+        assert_eq!(missing.verdict, if geteuid().is_root() { Verdict::Note } else { Verdict::Bad }, "{missing}");
+        let temporary = std::env::temp_dir();
+        let full = disk("spool_dir", &temporary.join("packmule-not-there/spool"), u64::MAX, "nothing can be written");
+        assert!(full.verdict == Verdict::Note && full.found.contains("nothing can be written") && full.remedy.is_some(), "{full}");
+    }
+}
