@@ -1,6 +1,6 @@
 //! One bucket: what is known of it, and the [`Store`] that the rest of the program sees.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,8 +44,6 @@ pub struct Bucket {
     pub(super) looked: AtomicBool,
     /// Keys for which a CreateMultipartUpload was sent and no answer understood, and since when: uploads that nobody knows may be there.
     pub(super) unknown_uploads: parking_lot::Mutex<HashMap<String, SystemTime>>,
-    /// Uploads of this client's that were begun without a checksum of the whole, though the store takes one.
-    pub(super) plain_uploads: parking_lot::Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for Bucket {
@@ -84,7 +82,6 @@ impl Bucket {
             probe: tokio::sync::Mutex::new(()),
             looked: AtomicBool::new(false),
             unknown_uploads: parking_lot::Mutex::default(),
-            plain_uploads: parking_lot::Mutex::default(),
         }
     }
 

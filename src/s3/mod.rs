@@ -308,8 +308,8 @@ pub struct PutOptions {
     pub tags: Vec<(String, String)>,
     /// Instead of the mount's own ACL (a copy keeps its source's).
     pub acl: Option<Acl>,
-    /// Of CreateMultipartUpload: bytes of it are copied inside the store. See [`Capabilities::plain_copies`].
-    pub copies: bool,
+    /// Of CreateMultipartUpload: no checksum of the whole is kept, and its parts may carry none but Content-MD5.
+    pub plain: bool,
 }
 
 /// What a write answered.
@@ -395,8 +395,8 @@ pub struct Capabilities {
     /// The store may keep directories of its own (SeaweedFS does), which stay when the last key below them goes, until their
     /// marker is deleted, had they one or not.
     pub real_directories: bool,
-    /// An upload of copies has no checksum of the whole, and its other parts carry Content-MD5: a store that has no checksums of its objects
-    /// reads all that it copies to compute one (SeaweedFS takes 1.5 s for 256 MiB instead of 0.8). AWS has them.
+    /// A copy of what has no checksum of the whole is better begun [`PutOptions::plain`]: such a store reads all that it copies to compute one
+    /// (SeaweedFS takes 1.5 s for 256 MiB instead of 0.8). AWS has checksums of its objects.
     pub plain_copies: bool,
     /// Checksum to send with uploads.
     pub upload_checksum: ChecksumKind,

@@ -128,10 +128,13 @@ pub async fn copy_object(
         let copied = slow::while_alive(limit, limit, |_| store.copy(to_key, source, metadata, None)).await;
         return copied.unwrap_or_else(|| Err(stalled()));
     }
-    let (source, options) = in_parts(source, head, tags, metadata);
+    // What has no checksum of the whole gets none.
+    let plain = store.capabilities().plain_copies && head.checksum.is_none();
+    let (source, options) = in_parts(source, head, tags, metadata, plain);
     let created = slow::while_alive(limit, limit, |_| store.create_multipart(to_key, options)).await;
     let upload_id = created.unwrap_or_else(|| Err(stalled()))?;
-    let copied = slow::while_alive(limit, limit, |progress| parts_and_complete(store, to_key, &upload_id, source, head, progress)).await;
+    let copied =
+        slow::while_alive(limit, limit, |progress| parts_and_complete(store, to_key, &upload_id, source, head, plain, progress)).await;
     let copied = copied.unwrap_or_else(|| Err(stalled()));
     if copied.is_err() {
         let aborted = store.abort_multipart(to_key, &upload_id).await;
@@ -143,7 +146,13 @@ pub async fn copy_object(
 }
 
 /// What a copy in parts is made of: the source, of one version, and all that is stored with the object.
-fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], metadata: CopyMetadata) -> (CopySource, PutOptions) {
+fn in_parts(
+    source: CopySource,
+    head: &ObjectHead,
+    tags: &[(String, String)],
+    metadata: CopyMetadata,
+    plain: bool,
+) -> (CopySource, PutOptions) {
     let mut options = match metadata {
         CopyMetadata::Keep { website_redirect, storage_class, acl } => {
             let mut headers = head.headers.clone();
@@ -161,7 +170,7 @@ fn in_parts(source: CopySource, head: &ObjectHead, tags: &[(String, String)], me
     // Stated even where it is the default: the mount's own storage class is for new objects.
     options.storage_class.get_or_insert_with(|| head.storage_class.clone().unwrap_or_else(|| "STANDARD".to_owned()));
     tags.clone_into(&mut options.tags);
-    (options.checksum, options.condition, options.copies) = (None, None, true);
+    (options.checksum, options.condition, options.plain) = (None, None, plain);
     // Parts read at different times must be of one version.
     let source =
         CopySource { if_match: source.if_match.or_else(|| Some(head.etag.clone())), checksum: source.checksum.or(head.checksum), ..source };
@@ -174,11 +183,15 @@ async fn parts_and_complete(
     upload_id: &str,
     source: CopySource,
     head: &ObjectHead,
+    plain: bool,
     progress: Progress,
 ) -> Result<PutOutcome> {
     let numbered = copy_ranges(head.size).into_iter().zip(1u32..);
     let copies = numbered.map(|(range, number)| store.upload_part_copy(to_key, upload_id, number, source.clone(), range));
-    let parts: Vec<_> = futures::stream::iter(copies).buffered(COPIES_AT_ONCE).inspect_ok(|_| progress.made()).try_collect().await?;
+    let mut parts: Vec<_> = futures::stream::iter(copies).buffered(COPIES_AT_ONCE).inspect_ok(|_| progress.made()).try_collect().await?;
+    if plain {
+        parts.iter_mut().for_each(|part| part.checksum = None);
+    }
     let options =
         PutOptions { checksum: head.checksum.filter(|sum| matches!(sum, super::Checksum::Crc64Nvme(_))), ..PutOptions::default() };
     let outcome = store.complete_multipart(to_key, upload_id, &parts, head.size, options).await?;

@@ -69,7 +69,7 @@ impl Bucket {
         sent
     }
 
-    pub(super) async fn md5_of(&self, call: &Call, body: &Arc<dyn Source>) -> Result<[u8; 16]> {
+    async fn md5_of(&self, call: &Call, body: &Arc<dyn Source>) -> Result<[u8; 16]> {
         let mut hasher = Md5::new();
         let mut bytes = body.open();
         while let Some(chunk) = bytes.next().await {

@@ -338,9 +338,8 @@ impl Bucket {
             ChecksumKind::Crc64Nvme => Some("CRC64NVME"),
             ChecksumKind::Crc32c => Some("CRC32C"),
             ChecksumKind::Off | ChecksumKind::Md5 => None,
-        };
-        let plain = algorithm.is_some() && options.copies && self.capabilities.lock().plain_copies;
-        let algorithm = algorithm.filter(|_| !plain);
+        }
+        .filter(|_| !options.plain);
         let mut with = self.extras(None, None).await.with_acl(options.acl.as_ref());
         with.checksum = algorithm.is_some();
         // Whoever drops this future, or meets an answer that is none, leaves the note behind.
@@ -365,9 +364,6 @@ impl Bucket {
                         .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload without id"))?
                         .to_owned();
                     self.unknown_uploads.lock().remove(key);
-                    if plain {
-                        self.plain_uploads.lock().insert(id.clone());
-                    }
                     if answer.repeated || before.is_some() {
                         self.drop_lost_uploads(key, &id, response::by_their_clock(&answer.headers, begun)).await;
                     }
@@ -405,15 +401,6 @@ impl Bucket {
         body: Arc<dyn Source>,
         checksum: Option<Checksum>,
     ) -> Result<Part> {
-        let plain = self.is_plain(upload_id);
-        let checksum = match checksum {
-            // The upload takes no CRC.
-            Some(_) if plain => {
-                let call = Call::new(&self.core, Operation::UploadPart, Method::PUT).key(key);
-                Some(Checksum::Md5(self.md5_of(&call, &body).await?))
-            }
-            checksum => checksum,
-        };
         let mut with = self.extras(None, checksum.as_ref()).await;
         with.acl = false;
         loop {
@@ -425,22 +412,8 @@ impl Bucket {
             match self.core.whole(&self.place, &call).await {
                 Ok(answer) => {
                     let etag = self.etag(&call, &answer.headers)?;
-                    let agrees = self.agrees(&call, &answer.headers, &etag, checksum.as_ref(), &body).await;
-                    if plain && agrees.is_err() {
-                        // Or its ETags are no MD5s: a CRC tells.
-                        self.capabilities.lock().plain_copies = false;
-                    }
-                    agrees?;
+                    self.agrees(&call, &answer.headers, &etag, checksum.as_ref(), &body).await?;
                     return Ok(Part { number, etag, size: body.len(), checksum: checksum.filter(|_| with.checksum) });
-                }
-                // Begun by an earlier process, which knew that it is one of copies.
-                Err(refusal)
-                    if refusal.error.kind == ErrorKind::InvalidRequest
-                        && matches!(checksum, Some(Checksum::Crc64Nvme(_) | Checksum::Crc32c(_)))
-                        && self.capabilities.lock().plain_copies
-                        && self.plain_uploads.lock().insert(upload_id.to_owned()) =>
-                {
-                    return Box::pin(self.send_part(key, upload_id, number, body, checksum)).await;
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
                 Err(refusal) => return Err(refusal.error),
@@ -458,7 +431,7 @@ impl Bucket {
         call.header("x-amz-copy-source-range", &format!("bytes={}-{}", range.start, range.end - 1))?;
         let answer = self.core.xml(&self.place, &call, "CopyPartResult").await?;
         let etag = answer.body.text_of("ETag").ok_or_else(|| self.core.not_s3(&self.place, &call, "a copied part without ETag"))?;
-        let checksum = response::part_checksum(&answer.body).filter(|_| !self.is_plain(upload_id));
+        let checksum = response::part_checksum(&answer.body);
         // versitygw tells the source's for every range of it, and keeps what it combines of that as the object's.
         if checksum.is_some() && checksum == source.checksum && self.gives_crcs_up() {
             let message = "the checksum that came with a copied range is that of the whole source".to_owned();
@@ -473,9 +446,8 @@ impl Bucket {
         upload_id: &str,
         parts: &[Part],
         size: u64,
-        mut options: PutOptions,
+        options: PutOptions,
     ) -> Result<PutOutcome> {
-        options.checksum = options.checksum.filter(|_| !self.is_plain(upload_id));
         let condition = options.condition.as_ref();
         let mut with = self.extras(condition, options.checksum.as_ref()).await;
         with.acl = false;
@@ -513,7 +485,6 @@ impl Bucket {
                         .text_of("ETag")
                         .ok_or_else(|| self.core.not_s3(&self.place, &call, "an upload completed without ETag"))?;
                     self.completes(&call, &answer.body, &options)?;
-                    self.plain_uploads.lock().remove(upload_id);
                     return Ok(outcome(ETag::new(etag), &answer.headers));
                 }
                 Err(refusal) if self.degrade(&refusal.error, &mut with) => {}
@@ -533,16 +504,10 @@ impl Bucket {
     pub(super) async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<()> {
         let call = Call::new(&self.core, Operation::AbortMultipartUpload, Method::DELETE).key(key).query("uploadId", upload_id);
         match self.core.whole(&self.place, &call).await {
-            Ok(answer) => self.refuse_html(&call, &answer.headers)?,
-            Err(refusal) if matches!(refusal.error.kind, ErrorKind::NoSuchUpload | ErrorKind::NoSuchKey) => {}
-            Err(refusal) => return Err(refusal.error),
+            Ok(answer) => self.refuse_html(&call, &answer.headers),
+            Err(refusal) if matches!(refusal.error.kind, ErrorKind::NoSuchUpload | ErrorKind::NoSuchKey) => Ok(()),
+            Err(refusal) => Err(refusal.error),
         }
-        self.plain_uploads.lock().remove(upload_id);
-        Ok(())
-    }
-
-    fn is_plain(&self, upload_id: &str) -> bool {
-        self.plain_uploads.lock().contains(upload_id)
     }
 }
 

@@ -68,7 +68,7 @@ impl Drop for Chore {
 impl UploadRecord {
     /// One whose id is known.
     pub fn known(key: String, id: String) -> Self {
-        Self { key, id: Some(id), begun: 0 }
+        Self { key, id: Some(id), begun: 0, plain: false }
     }
 }
 

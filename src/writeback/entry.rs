@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     credit: AtomicI64,
     /// The store was found not to know conditional writes.
     pub unconditional: AtomicBool,
+    /// ETags of parts are no MD5s here: an upload without a checksum proves nothing.
+    pub opaque_parts: AtomicBool,
     /// Which buckets may be written to.
     pub rights: Rights,
     /// Drains that wait: what is queued meanwhile is due at once.
@@ -107,6 +109,7 @@ impl Shared {
             leaving: AtomicUsize::new(0),
             credit: AtomicI64::new(0),
             unconditional: AtomicBool::new(false),
+            opaque_parts: AtomicBool::new(false),
             rights: Rights::default(),
             drains: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),

@@ -4,7 +4,7 @@ use super::abandoned::Abort;
 use super::manifest::{Phase, UploadRecord};
 use super::sent::Sent;
 use super::{Attributes, Base, Error, Expect, Guess, Published, Target};
-use crate::s3::Part;
+use crate::s3::{ChecksumKind, Part};
 
 impl Phase {
     /// Its end will free spool space without anybody's help.
@@ -77,6 +77,15 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
+    /// The checksum that parts of its upload carry, and whether that was begun without one of the whole.
+    pub fn part_checksum(&self) -> (ChecksumKind, bool) {
+        let plain = self.upload.as_ref().is_some_and(|upload| upload.plain);
+        match self.target.store.capabilities().upload_checksum {
+            ChecksumKind::Crc64Nvme | ChecksumKind::Crc32c if plain => (ChecksumKind::Md5, plain),
+            kind => (kind, plain),
+        }
+    }
+
     /// See [`super::Staged::set_held`].
     pub fn hold(&mut self, held: bool, guess: Option<Guess>) {
         self.held = held;

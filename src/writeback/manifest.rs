@@ -39,6 +39,9 @@ pub(crate) struct UploadRecord {
     pub id: Option<String>,
     /// Seconds since the epoch when the intent was recorded.
     pub begun: u64,
+    /// Begun without a checksum of the whole.
+    #[serde(default)]
+    pub plain: bool,
 }
 
 /// The base, without its reader.

@@ -215,22 +215,28 @@ async fn prepare(entry: &Arc<Entry>, goal: Goal, open: bool, awaited: bool) -> R
 
 /// CreateMultipartUpload, between the record of the intent and that of the id (promise 26).
 async fn create(entry: &Arc<Entry>) -> Result<Outcome, Trouble> {
-    let (target, attributes, creation, copies) = {
+    let (target, attributes, creation, plain) = {
         let mut intent = entry.intent.lock();
-        let content = entry.content.lock();
-        let copies = intent.base.is_some() && (!content.is_whole() || content.borrows());
-        drop(content);
         let target = intent.parts_target();
+        let copies = {
+            let content = entry.content.lock();
+            !intent.fetches && (!content.is_whole() || content.borrows())
+        };
+        // What had a checksum of the whole keeps one.
+        let plain = copies
+            && intent.base.as_ref().is_some_and(|base| base.checksum.is_none())
+            && target.store.capabilities().plain_copies
+            && !entry.shared.opaque_parts.load(Relaxed);
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun });
+        intent.upload = Some(UploadRecord { key: target.key.clone(), id: None, begun, plain });
         intent.creations += 1;
         entry.handed.lock().clear();
         intent.travelled = Some(intent.attributes.clone());
-        (target, intent.attributes.clone(), intent.creations, copies)
+        (target, intent.attributes.clone(), intent.creations, plain)
     };
     entry.persist(true).await?;
     failpoint::pass("upload-intended");
-    let options = PutOptions { copies, ..options(&entry.shared, &target, &attributes) };
+    let options = PutOptions { plain, ..options(&entry.shared, &target, &attributes) };
     let id = target.store.create_multipart(&target.key, options).await.map_err(Trouble::S3)?;
     failpoint::pass("upload-created");
     {

@@ -455,7 +455,7 @@ fn copied(completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
 async fn uploaded(entry: &Arc<Entry>, base: Option<&Base>, completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
     let remembered = || completing.iter().find(|sent| sent.number == part.number && sent.etag == part.etag)?.checksum;
     let told = part.checksum.or_else(remembered);
-    let kind = entry.intent.lock().target.store.capabilities().upload_checksum;
+    let (kind, plain) = entry.intent.lock().part_checksum();
     let proof = patiently(|| async {
         match proved(entry, base, piece.range.clone(), &part.etag, told, kind).await {
             Err(Error::S3(error)) => Err(error),
@@ -466,7 +466,10 @@ async fn uploaded(entry: &Arc<Entry>, base: Option<&Base>, completing: &[Part], 
             Ok(proof) => Ok(proof),
         }
     });
-    proof.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()
+    let mut sent = proof.await.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
+    // What the store says of a part by itself is no part of the upload.
+    sent.checksum = sent.checksum.filter(|sum| !plain || sum.kind() == ChecksumKind::Md5);
+    Some(sent)
 }
 
 /// What the store holds, where its ETag or checksum is that of these bytes: the size alone says nothing. `kind`: the checksum that

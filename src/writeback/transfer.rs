@@ -352,7 +352,7 @@ pub(crate) async fn part(
         };
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
-        return Ok(SentPart { etag: part.etag, checksum: part.checksum });
+        return Ok(SentPart { etag: part.etag, checksum: part.checksum.filter(|_| !entry.intent.lock().part_checksum().1) });
     }
     let sent = upload_part(entry, target, upload, base, piece).await;
     if sent.is_err() {
@@ -360,6 +360,12 @@ pub(crate) async fn part(
         entry.content.lock().waiting.insert(piece.range.clone());
     }
     sent
+}
+
+/// The ETag of a part is not the MD5 of what was sent: the store holds something else, or its ETags are none. An upload with a checksum tells.
+fn opaque(entry: &Entry) -> Trouble {
+    entry.shared.opaque_parts.store(true, Relaxed);
+    Trouble::Anew
 }
 
 async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Option<&Base>, piece: &Piece) -> Result<SentPart, Trouble> {
@@ -374,22 +380,24 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
     };
     let source = SpoolSource::new(entry, body.clone(), piece.range.clone());
     let counts = source.counts.clone();
-    let known = store.capabilities();
-    let checksum = written(entry, &body, piece.range.clone(), known.upload_checksum, None).await?;
+    let (kind, plain) = entry.intent.lock().part_checksum();
+    let checksum = written(entry, &body, piece.range.clone(), kind, None).await?;
     let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
         Ok(part) => part,
         Err(error) => {
             counts.restart();
             if error.kind == ErrorKind::BadDigest {
                 undamaged(entry, piece.range.clone(), None).await?;
-                if known.plain_copies && !store.capabilities().plain_copies {
-                    // It takes an upload with a checksum to know.
-                    return Err(Trouble::Anew);
+                if plain {
+                    return Err(opaque(entry));
                 }
             }
             return Err(Trouble::S3(error));
         }
     };
+    if plain && kind == ChecksumKind::Md5 && part.etag.md5().map(Checksum::Md5) != checksum {
+        return Err(opaque(entry));
+    }
     failpoint::pass("part-answered");
     {
         let mut intent = entry.intent.lock();

@@ -238,35 +238,20 @@ async fn a_create_whose_answer_was_lost_leaves_nothing() {
 
 /// SeaweedFS reads again what it copies into an upload that has a checksum.
 #[tokio::test]
-async fn an_upload_of_copies_has_no_checksum_where_it_costs_a_read() {
-    let server = Server::start(|_, seen| match seen.line.as_str() {
-        line if line.starts_with("POST") && line.contains("uploads=") => {
-            reply("200 OK", &[], "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
-        }
-        line if line.starts_with("POST") => {
-            reply("200 OK", &[], "<CompleteMultipartUploadResult><ETag>x-1</ETag></CompleteMultipartUploadResult>")
-        }
-        _ => reply("200 OK", &[("etag", HELLO)], ""),
-    })
-    .await;
-    let sum = Some(Checksum::Crc64Nvme(u64::from_be_bytes([0x33, 0x77, 0x85, 0x70, 0x06, 0x52, 0x42, 0x56])));
-    let copies = |copies| PutOptions { copies, ..PutOptions::default() };
-    let whole = || PutOptions { checksum: sum, ..PutOptions::default() };
-    let header = |index: usize, name: &str| server.request(index).header(name).map(str::to_owned);
+async fn a_plain_upload_is_begun_without_a_checksum() {
+    let server =
+        Server::start(|_, _| reply("200 OK", &[], "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"))
+            .await;
     let store = server.bucket(|_| {});
-    let id = store.create_multipart("k", copies(true)).await.unwrap();
-    let part = store.upload_part("k", &id, 1, body(), sum).await.unwrap();
-    store.complete_multipart("k", &id, &[part], 5, whole()).await.unwrap();
-    assert_eq!(header(0, "x-amz-checksum-algorithm"), None);
-    assert_eq!((header(1, "content-md5").as_deref(), header(1, "x-amz-checksum-crc64nvme")), (Some("XUFAKrxLKna5cZ2REBfFkg=="), None));
-    assert_eq!(header(2, "x-amz-checksum-crc64nvme"), None);
-    assert!(!String::from_utf8_lossy(&server.request(2).body).contains("Checksum"));
-    // What is no copy has one, and so has what was asked for by word.
-    store.create_multipart("k", copies(false)).await.unwrap();
-    assert_eq!(header(3, "x-amz-checksum-algorithm").as_deref(), Some("CRC64NVME"));
+    assert!(store.capabilities().plain_copies);
+    for (plain, algorithm) in [(true, None), (false, Some("CRC64NVME"))] {
+        let number = server.count();
+        store.create_multipart("k", PutOptions { plain, ..PutOptions::default() }).await.unwrap();
+        assert_eq!(server.request(number).header("x-amz-checksum-algorithm"), algorithm);
+    }
+    // What was asked for by word is kept.
     let asked = server.bucket(|config| config.upload_checksum = Some(ChecksumKind::Crc64Nvme));
-    asked.create_multipart("k", copies(true)).await.unwrap();
-    assert_eq!(header(4, "x-amz-checksum-algorithm").as_deref(), Some("CRC64NVME"));
+    assert!(!asked.capabilities().plain_copies);
 }
 
 fn large(size: u64) -> ObjectHead {

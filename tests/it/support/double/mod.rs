@@ -58,6 +58,8 @@ pub struct Options {
     pub compares_on_delete: bool,
     /// PutObject heeds `If-None-Match` and `If-Match`.
     pub conditional_puts: bool,
+    /// An object that is stored without a checksum gets one, and parts of an upload that was begun without may carry one, as on AWS.
+    pub sums_unasked: bool,
     /// Virtual-host style under this domain, beside path style.
     pub domain: Option<String>,
     /// A copied range is told the checksum of the whole source, as versitygw does it.
@@ -76,6 +78,7 @@ impl Default for Options {
             acls: false,
             opaque_parts: false,
             compares_on_delete: true,
+            sums_unasked: true,
             conditional_puts: true,
             domain: None,
             copies_tell_all: false,
@@ -189,7 +192,8 @@ impl Double {
     }
 
     /// Another client's edit.
-    pub fn put_object(&self, bucket: &str, key: &str, object: Object) {
+    pub fn put_object(&self, bucket: &str, key: &str, mut object: Object) {
+        object.checksum.full &= self.shared.options.sums_unasked;
         let mut state = self.state.lock();
         let objects = &mut state.buckets.get_mut(bucket).unwrap_or_else(|| panic!("no bucket {bucket}")).objects;
         objects.insert(key.to_owned(), object);

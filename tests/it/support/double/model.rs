@@ -113,6 +113,8 @@ pub struct Upload {
     pub template: Object,
     pub algorithm: Algorithm,
     pub full: bool,
+    /// It was begun with a checksum, or gets one all the same.
+    pub asked: bool,
     pub parts: BTreeMap<i32, PartData>,
 }
 

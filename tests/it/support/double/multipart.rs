@@ -34,6 +34,7 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
         Some(kind) => kind.as_str() == ChecksumType::FULL_OBJECT,
         None => algorithm == Algorithm::Crc64Nvme,
     };
+    let asked = input.checksum_algorithm.is_some() || memory.options.sums_unasked;
     if !full && algorithm == Algorithm::Crc64Nvme || full && matches!(algorithm, Algorithm::Sha1 | Algorithm::Sha256) {
         return Err(s3_error!(
             InvalidRequest,
@@ -52,7 +53,9 @@ pub fn create(memory: &Memory, mut input: CreateMultipartUploadInput) -> S3Resul
             initiated: now() - memory.options.clock_behind,
             template,
             algorithm,
-            full,
+            // Nobody takes that for the whole's.
+            full: full && asked,
+            asked,
             parts: BTreeMap::new(),
         },
     );
@@ -81,11 +84,15 @@ fn part_md5(memory: &Memory, bytes: &[u8]) -> [u8; 16] {
 pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3Result<UploadPartOutput> {
     let mut input = req.input;
     let number = part_number(input.part_number)?;
-    let algorithm = find(bucket(&mut memory.state.lock(), &input.bucket)?, &input.upload_id, &input.key)?.algorithm;
+    let (algorithm, asked) = {
+        let mut state = memory.state.lock();
+        let upload = find(bucket(&mut state, &input.bucket)?, &input.upload_id, &input.key)?;
+        (upload.algorithm, upload.asked)
+    };
     let bytes = objects::collect(input.body.take()).await?;
     let claimed = claimed!(input);
     if let Some((claimed, _)) = &claimed
-        && *claimed != algorithm
+        && (*claimed != algorithm || !asked)
     {
         return Err(s3_error!(
             InvalidRequest,
@@ -98,7 +105,9 @@ pub async fn upload_part(memory: &Memory, req: S3Request<UploadPartInput>) -> S3
     let md5 = part_md5(memory, &bytes);
     let part = PartData { md5, checksum: algorithm.of(&bytes), bytes, last_modified: now() };
     let mut output = UploadPartOutput { e_tag: Some(ETag::Strong(checksum::hex(&md5))), ..UploadPartOutput::default() };
-    objects::checksum_value!(output, algorithm, part.checksum.clone());
+    if asked {
+        objects::checksum_value!(output, algorithm, part.checksum.clone());
+    }
     let mut state = memory.state.lock();
     find(bucket(&mut state, &input.bucket)?, &input.upload_id, &input.key)?.parts.insert(number, part);
     Ok(output)
@@ -174,6 +183,10 @@ fn assemble(
             return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
         }
         before = number;
+        // versitygw answers so.
+        if !upload.asked && part.checksum_crc64nvme.is_some() {
+            return Err(s3_error!(InvalidPart, "The upload was created without a checksum"));
+        }
         let data = upload.parts.get(&number).filter(|data| part.e_tag.as_ref().is_some_and(|e| e.value() == checksum::hex(&data.md5)));
         chosen.push(data.ok_or_else(|| s3_error!(InvalidPart, "One or more of the specified parts could not be found."))?);
     }
@@ -196,7 +209,7 @@ fn assemble(
     let algorithm = upload.algorithm;
     let value = if upload.full { algorithm.of(&bytes) } else { algorithm.composite(chosen.iter().map(|part| part.checksum.as_str())) };
     if let Some((told, told_value)) = claimed {
-        if told != algorithm {
+        if told != algorithm || !upload.asked {
             return Err(s3_error!(InvalidRequest, "The upload was created using the {} checksum mode", algorithm.name()));
         }
         if told_value != value {
