@@ -1,7 +1,7 @@
 //! `packmule doctor`: tries what a mount needs and says, in plain words, what is missing and what helps.
 //!
-//! What it writes lies under one key below the source's prefix, and is gone when it ends. Every [`Finding`] stands for itself: a right
-//! that is missing hides nothing that can be tried without it.
+//! What it writes lies under one key below the source's prefix, and is gone when it has come to its end; what cannot be removed is named.
+//! Whoever cannot list what is to be mounted hears of nothing behind that.
 
 use std::fmt;
 
@@ -104,7 +104,7 @@ pub async fn examine(config: &Config, tell: &mut Tell<'_>) {
     machine::disks(config).into_iter().for_each(&mut *tell);
     // Once more is enough to tell a hiccup from a fault, and nobody waits for long.
     let settings = crate::s3::client::ClientConfig { retries: config.client.retries.min(1), ..config.client.clone() };
-    let client = match Client::new(settings) {
+    let client = match Client::new(settings.clone()) {
         Ok(client) => client,
         Err(error) => return tell(Finding::refused("options", Verdict::Bad, &error)),
     };
@@ -121,7 +121,7 @@ pub async fn examine(config: &Config, tell: &mut Tell<'_>) {
     }
     match &config.source {
         Source::Bucket { bucket, prefix } => {
-            if store::examine(config, &client, bucket, prefix, tell).await {
+            if store::examine(config, settings, &client, (bucket, prefix), tell).await {
                 account::settings(&client, bucket, prefix, tell).await;
                 account::distributions(&client, bucket, prefix, tell).await;
             }

@@ -67,6 +67,8 @@ pub struct Credentials {
     cached: tokio::sync::Mutex<HashMap<Option<String>, Kept>>,
     missing: String,
     winner: Winner,
+    /// The last provider that was to give some and failed, and why.
+    failed: Winner,
 }
 
 /// Which provider of a chain gave the credentials that are used, in words.
@@ -77,14 +79,22 @@ type Winner = Arc<parking_lot::Mutex<Option<String>>>;
 struct Named {
     provider: Provider,
     name: String,
+    /// Whose failure is worth a word: a machine that has no metadata service is no fault.
+    is_set_up: bool,
     winner: Winner,
+    failed: Winner,
 }
 
 impl ProvideCredential for Named {
     type Credential = Credential;
 
     async fn provide_credential(&self, context: &Context) -> reqsign_core::Result<Option<Credential>> {
-        let found = self.provider.provide_credential_dyn(context).await?;
+        let found = self.provider.provide_credential_dyn(context).await.inspect_err(|error| {
+            // The chain goes on to the next one, and at its end nobody knows why this one had nothing.
+            if self.is_set_up {
+                *self.failed.lock() = Some(format!("{}: {error}", self.name));
+            }
+        })?;
         if found.is_some() {
             *self.winner.lock() = Some(self.name.clone());
         }
@@ -96,17 +106,19 @@ impl ProvideCredential for Named {
 #[derive(Clone)]
 struct Names {
     winner: Winner,
+    failed: Winner,
     /// What is done with their credentials.
     purpose: String,
 }
 
 impl Names {
     fn of(&self, name: impl Into<String>, provider: impl ProvideCredential<Credential = Credential> + 'static) -> Named {
-        Named { provider: Arc::new(provider), name: name.into() + &self.purpose, winner: self.winner.clone() }
+        let (winner, failed) = (self.winner.clone(), self.failed.clone());
+        Named { provider: Arc::new(provider), name: name.into() + &self.purpose, is_set_up: true, winner, failed }
     }
 
     fn for_role(&self, role: &str) -> Self {
-        Self { winner: self.winner.clone(), purpose: format!(", which assume {role}{}", self.purpose) }
+        Self { purpose: format!(", which assume {role}{}", self.purpose), ..self.clone() }
     }
 }
 
@@ -128,15 +140,15 @@ impl Credentials {
     /// One line with the remedy.
     pub fn new(config: &CredentialsConfig, client: reqwest::Client) -> Result<Self, String> {
         let context = context(client)?;
-        let winner = Winner::default();
+        let (winner, failed) = (Winner::default(), Winner::default());
         let source = if config.no_sign_request {
             Source::Anonymous
         } else if let Some(path) = &config.passwd_file {
             Source::Passwd(path.clone())
         } else {
-            Source::Chain(chain(config, &context, &Names { winner: winner.clone(), purpose: String::new() })?)
+            Source::Chain(chain(config, &context, &Names { winner: winner.clone(), failed: failed.clone(), purpose: String::new() })?)
         };
-        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config), winner })
+        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config), winner, failed })
     }
 
     /// Where the last ones came from, in words.
@@ -171,7 +183,10 @@ impl Credentials {
             }
             Source::Chain(provider) => match provider.provide_credential_dyn(&self.context).await {
                 Ok(Some(credential)) => credential,
-                Ok(None) => return Err(self.missing.clone()),
+                Ok(None) => {
+                    let failed = self.failed.lock().take().map(|failed| format!(" ({})", failed.replace('\n', " "))).unwrap_or_default();
+                    return Err(format!("{}{failed}", self.missing));
+                }
                 Err(error) => return Err(format!("{}: {error}", self.missing)),
             },
         };
@@ -287,11 +302,11 @@ fn environment(names: &Names) -> Named {
 }
 
 fn container(names: &Names) -> Named {
-    names.of("the container's role", ECSCredentialProvider::new())
+    Named { is_set_up: false, ..names.of("the container's role", ECSCredentialProvider::new()) }
 }
 
 fn instance(names: &Names) -> Named {
-    names.of("the machine's role (IMDSv2)", IMDSv2CredentialProvider::new())
+    Named { is_set_up: false, ..names.of("the machine's role (IMDSv2)", IMDSv2CredentialProvider::new()) }
 }
 
 fn file_profile(config: &CredentialsConfig, name: &str, names: &Names) -> Named {
@@ -319,7 +334,7 @@ fn from_profile(
     // Keys that were set in the environment go before the profile, unless the profile was asked for by name.
     let explicit = config.profile.is_some() || config.credentials_file.is_some() || depth > 0;
     let Some(role) = &settings.role_arn else {
-        // The order of AWS's tools.
+        // reqsign's own order.
         let mut chain = ProvideCredentialChain::new();
         if !explicit {
             chain = chain.push(environment(names));

@@ -11,7 +11,7 @@ fn unknown(check: &'static str, error: &S3Error, right: &str) -> Finding {
     match error.kind {
         ErrorKind::AccessDenied => Finding::aside(check, format!("not known: these credentials may not ask ({right})")),
         // A store that lacks the question answers in many ways.
-        kind if kind.passes() => Finding::refused(check, Verdict::Note, error),
+        kind if kind.passes() || kind == ErrorKind::Credentials => Finding::refused(check, Verdict::Note, error),
         _ => Finding::aside(check, "not known: the store does not say"),
     }
 }
@@ -23,7 +23,7 @@ pub(super) async fn settings(client: &Client, bucket: &str, prefix: &str, tell: 
         Err(error) => return tell(Finding::refused("settings", Verdict::Note, &error)),
     };
     tell(Finding::good("region", settings.region.clone()));
-    for finding in [acls(&settings, client.is_aws()), public(&settings), versions(&settings), uploads(&settings, bucket, prefix)] {
+    for finding in [acls(&settings, client.is_aws()), public(&settings), versions(&settings), uploads(&settings, client, bucket, prefix)] {
         tell(finding);
     }
 }
@@ -45,11 +45,13 @@ fn acls(settings: &Settings, aws: bool) -> Finding {
 
 fn public(settings: &Settings) -> Finding {
     match &settings.public_access {
-        Ok(Some(block)) if block.acls && block.policies => {
+        Ok(Some(block)) if block.ignores_acls && block.restricts_policies => {
             Finding::good("public access", "blocked: nobody reads it without credentials, a link, or a CloudFront distribution")
         }
-        Ok(Some(block)) if block.acls => Finding::aside("public access", "public ACLs are blocked, public policies are not"),
-        Ok(Some(block)) if block.policies => Finding::aside("public access", "public policies are blocked, public ACLs are not"),
+        Ok(Some(block)) if block.refuses_new => Finding::aside(
+            "public access",
+            "new public ACLs and policies are refused; what is public already stays so (IgnorePublicAcls and RestrictPublicBuckets are not both on)",
+        ),
         Ok(_) => Finding::note(
             "public access",
             "not blocked by the bucket: an ACL or a policy can make objects public",
@@ -71,18 +73,19 @@ fn versions(settings: &Settings) -> Finding {
     }
 }
 
-fn uploads(settings: &Settings, bucket: &str, prefix: &str) -> Finding {
+fn uploads(settings: &Settings, client: &Client, bucket: &str, prefix: &str) -> Finding {
     const CHECK: &str = "abandoned uploads";
     if let Err(error) = &settings.abandoned_uploads {
         return unknown(CHECK, error, "s3:GetLifecycleConfiguration");
     }
+    let endpoint = if client.is_aws() { String::new() } else { format!(" --endpoint-url {}", client.endpoint()) };
     match settings.ends_uploads_after(prefix) {
         Some(days) => Finding::good(CHECK, format!("a lifecycle rule ends them after {days} days")),
         None => Finding::note(
             CHECK,
             "no lifecycle rule ends them: what a program leaves that never comes back is stored, and paid for, unseen",
             format!(
-                "aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration '{{\"Rules\":[{{\"ID\":\"uploads\",\"Status\":\"Enabled\",\"Filter\":{{\"Prefix\":\"\"}},\"AbortIncompleteMultipartUpload\":{{\"DaysAfterInitiation\":7}}}}]}}' (this replaces the rules that are there)"
+                "aws s3api put-bucket-lifecycle-configuration --bucket {bucket}{endpoint} --lifecycle-configuration '{{\"Rules\":[{{\"ID\":\"uploads\",\"Status\":\"Enabled\",\"Filter\":{{\"Prefix\":\"\"}},\"AbortIncompleteMultipartUpload\":{{\"DaysAfterInitiation\":7}}}}]}}' (this replaces the rules that are there)"
             ),
         ),
     }
@@ -93,6 +96,9 @@ pub(super) async fn distributions(client: &Client, bucket: &str, prefix: &str, t
     const CHECK: &str = "CloudFront";
     if !client.is_aws() && std::env::var_os(cloudfront::ENDPOINT_VARIABLE).is_none() {
         return tell(Finding::aside(CHECK, "not asked: this store is not AWS's"));
+    }
+    if bucket.starts_with("arn:") {
+        return tell(Finding::aside(CHECK, "not looked for: an access point does not tell which bucket is behind it"));
     }
     let all = match cloudfront::distributions(client).await {
         Ok(all) => all,

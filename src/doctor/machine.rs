@@ -1,6 +1,7 @@
 //! What can be known without S3: the kernel's FUSE, disks, names, connections and clocks.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -31,8 +32,8 @@ pub(super) fn fuse(flags: Option<&MountFlags>) -> Vec<Finding> {
     };
     let device = mount::device().map_or_else(|error| wrong("/dev/fuse", error), |()| Finding::good("/dev/fuse", "can be opened"));
     let helper = match mount::helper() {
-        Ok(Some(path)) => Finding::good("fusermount3", path.display().to_string()),
-        Ok(None) => Finding::good("fusermount3", "not needed: root mounts by itself"),
+        Ok(Some(path)) => setuid(&path),
+        Ok(None) => may_mount(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()),
         Err(error) => wrong("fusermount3", error),
     };
     let others = match flags.map(mount::others) {
@@ -48,43 +49,99 @@ pub(super) fn fuse(flags: Option<&MountFlags>) -> Vec<Finding> {
     vec![device, helper, others]
 }
 
-/// Room for the cache and for what is on its way to S3.
+/// An ordinary user mounts by a helper that is root's.
+fn setuid(helper: &Path) -> Finding {
+    let shown = helper.display();
+    let is_setuid = std::fs::metadata(helper).is_ok_and(|metadata| metadata.mode() & 0o4000 != 0 && metadata.uid() == 0);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !is_setuid {
+        return Finding::note(
+            "fusermount3",
+            format!("{shown} is not setuid root: an ordinary user cannot mount by it"),
+            "reinstall the package fuse3",
+        );
+    }
+    if field(&status, "NoNewPrivs:") == Some("1") {
+        let remedy = "mount outside of this container or service, or without no-new-privileges (NoNewPrivileges=)";
+        return Finding::bad("fusermount3", format!("{shown} may not become root here (no_new_privs)"), remedy);
+    }
+    Finding::good("fusermount3", shown.to_string())
+}
+
+/// Root mounts by itself, where it has the right: bit 21 of the capabilities is CAP_SYS_ADMIN.
+fn may_mount(status: &str) -> Finding {
+    let capabilities = field(status, "CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    match capabilities {
+        Some(mask) if mask & (1 << 21) == 0 => Finding::bad(
+            "fusermount3",
+            "root may not mount here (no CAP_SYS_ADMIN)",
+            "a container needs --cap-add SYS_ADMIN --device /dev/fuse",
+        ),
+        _ => Finding::good("fusermount3", "not needed: root mounts by itself"),
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+/// Room for the cache, for what is on its way to S3, and for what is remembered.
 pub(super) fn disks(config: &Config) -> Vec<Finding> {
     let floor = config.min_free_space;
-    let mut found = vec![disk("cache_dir", &config.cache_dir, floor, "little is kept of what is read")];
+    // A mount does without a cache on disk.
+    let cache = match disk("cache_dir", &config.cache_dir, floor) {
+        Disk::Wrong(finding) => Finding { verdict: Verdict::Note, ..finding },
+        Disk::Room(usable, text) if usable < LITTLE => {
+            Finding::note("cache_dir", format!("{text}: little is kept of what is read"), another("cache_dir"))
+        }
+        Disk::Room(_, text) => Finding::good("cache_dir", text),
+    };
+    let mut found = vec![cache];
     if !config.mount.ro {
-        found.push(disk("spool_dir", &config.spool_dir, floor, "no file larger than that can be written"));
+        found.push(match disk("spool_dir", &config.spool_dir, floor) {
+            Disk::Wrong(finding) => finding,
+            Disk::Room(0, text) => Finding::bad("spool_dir", format!("{text}: nothing can be written"), another("spool_dir")),
+            Disk::Room(usable, text) if usable < LITTLE => {
+                Finding::note("spool_dir", format!("{text}: no file larger than that can be written"), another("spool_dir"))
+            }
+            Disk::Room(_, text) => Finding::good("spool_dir", text),
+        });
+    }
+    if let Disk::Wrong(finding) = disk("state", &config.state_dir, 0) {
+        found.push(Finding { remedy: Some("make it writable, or name another place with XDG_STATE_HOME".to_owned()), ..finding });
     }
     found
 }
 
-fn disk(check: &'static str, dir: &Path, floor: u64, means: &str) -> Finding {
+/// Less than this is worth a word.
+const LITTLE: u64 = 1 << 30;
+
+fn another(check: &str) -> String {
+    format!("free some room, or name a directory on another disk with {check}=")
+}
+
+enum Disk {
+    Wrong(Finding),
+    /// So many bytes above the floor, and that in words.
+    Room(u64, String),
+}
+
+/// Where a directory is, or will be made.
+fn disk(check: &'static str, dir: &Path, floor: u64) -> Disk {
     let Some(there) = dir.ancestors().find(|path| path.exists()) else {
-        return Finding::bad(check, format!("{}: no such disk", dir.display()), format!("name another with {check}="));
+        return Disk::Wrong(Finding::bad(check, format!("{}: no such disk", dir.display()), format!("name another with {check}=")));
     };
     if !there.is_dir() {
-        return Finding::bad(
-            check,
-            format!("{}: {} is not a directory", dir.display(), there.display()),
-            format!("name another with {check}="),
-        );
+        let found = format!("{}: {} is not a directory", dir.display(), there.display());
+        return Disk::Wrong(Finding::bad(check, found, format!("name another with {check}=")));
     }
     if access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
         let remedy = format!("make {} writable for whoever mounts, or name another directory with {check}=", there.display());
-        return Finding::bad(check, format!("{}: may not be written to", dir.display()), remedy);
+        return Disk::Wrong(Finding::bad(check, format!("{}: may not be written to", dir.display()), remedy));
     }
     let free = nix::sys::statvfs::statvfs(there).map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
     let usable = free.saturating_sub(floor);
-    let (usable_shown, floor_shown) = (size(usable), size(floor));
-    let text = format!("{}: {usable_shown} are free above min_free_space ({floor_shown})", dir.display());
-    if usable < 1 << 30 {
-        return Finding::note(
-            check,
-            format!("{text}: {means}"),
-            format!("free some room, or name a directory on another disk with {check}="),
-        );
-    }
-    Finding::good(check, text)
+    Disk::Room(usable, format!("{}: {} are free above min_free_space ({})", dir.display(), size(usable), size(floor)))
 }
 
 fn size(bytes: u64) -> String {
@@ -120,7 +177,10 @@ pub(super) async fn network(config: &Config, client: &Client, bucket: Option<&st
                 _ => "without TLS: who listens in on the way reads all of it",
             };
             tell(Finding::good("connection", format!("{host} port {port} answers, {how}")));
-            tell(clock(theirs, before));
+            let clock = clock(theirs, before);
+            // What is not signed has no time in it.
+            let unsigned = config.client.no_sign_request && clock.verdict == Verdict::Bad;
+            tell(if unsigned { Finding { verdict: Verdict::Note, ..clock } } else { clock });
             true
         }
     }
@@ -157,6 +217,7 @@ fn clock(theirs: Option<SystemTime>, ours: SystemTime) -> Finding {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic)]
 mod tests {
     use super::*;
 
@@ -173,12 +234,19 @@ mod tests {
 
     #[test]
     fn a_disk_that_cannot_be_used_is_named() {
-        let file = disk("spool_dir", &Path::new("/proc/self/status").join("spool"), 0, "");
+        let Disk::Wrong(file) = disk("spool_dir", &Path::new("/proc/self/status").join("spool"), 0) else {
+            panic!("a file is no directory")
+        };
         assert!(file.verdict == Verdict::Bad && file.found.contains("is not a directory"), "{file}");
-        let missing = disk("cache_dir", Path::new("/proc/packmule"), 0, "");
-        assert_eq!(missing.verdict, if geteuid().is_root() { Verdict::Note } else { Verdict::Bad }, "{missing}");
-        let temporary = std::env::temp_dir();
-        let full = disk("spool_dir", &temporary.join("packmule-not-there/spool"), u64::MAX, "nothing can be written");
-        assert!(full.verdict == Verdict::Note && full.found.contains("nothing can be written") && full.remedy.is_some(), "{full}");
+        let Disk::Room(usable, text) = disk("spool_dir", &std::env::temp_dir().join("packmule-not-there/spool"), u64::MAX) else {
+            panic!("a directory that can be made")
+        };
+        assert!(usable == 0 && text.contains("packmule-not-there/spool: 0 B are free"), "{text}");
+    }
+
+    #[test]
+    fn root_without_the_right_to_mount_is_told_so() {
+        let status = |mask: &str| may_mount(&format!("Name:\tx\nCapEff:\t{mask}\n")).verdict;
+        assert_eq!((status("00000000a80425fb"), status("000001ffffffffff")), (Verdict::Bad, Verdict::Good));
     }
 }

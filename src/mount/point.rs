@@ -65,10 +65,14 @@ pub(crate) fn device() -> anyhow::Result<()> {
         Err(error) => return Err(error).context("/dev/fuse"),
         Ok(_) => {}
     }
-    if !geteuid().is_root() && access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
-        bail!("/dev/fuse: you may not open it: ask for membership in its group (ls -l /dev/fuse)");
+    // A container's rules are not in its mode: only opening it tells.
+    match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(_) if geteuid().is_root() => {
+            bail!("/dev/fuse: may not be opened here: give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)")
+        }
+        Err(_) => bail!("/dev/fuse: you may not open it: ask for membership in its group (ls -l /dev/fuse)"),
     }
-    Ok(())
 }
 
 /// The helper that mounts for ordinary users; `None` for root, who needs none.

@@ -76,10 +76,11 @@ pub async fn distributions(client: &Client) -> Result<Vec<Distribution>> {
         let answer = client.ask_service(SCOPE, "ListDistributions", &page).await?;
         let items = answer.child("Items").into_iter().flat_map(|items| items.all("DistributionSummary"));
         found.extend(items.filter_map(Distribution::of));
-        marker = answer.text_of("NextMarker").filter(|next| answer.is_true("IsTruncated") && !next.is_empty()).map(str::to_owned);
-        if marker.is_none() {
+        let next = answer.text_of("NextMarker").filter(|next| answer.is_true("IsTruncated") && !next.is_empty()).map(str::to_owned);
+        if next.is_none() || next == marker {
             return Ok(found);
         }
+        marker = next;
     }
 }
 

@@ -35,10 +35,12 @@ pub struct Settings {
 /// Block Public Access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicAccessBlock {
-    /// Public ACLs are refused, or do nothing.
-    pub acls: bool,
-    /// Public policies are refused, or do nothing.
-    pub policies: bool,
+    /// Public ACLs do nothing (`IgnorePublicAcls`).
+    pub ignores_acls: bool,
+    /// A public policy opens nothing to the public (`RestrictPublicBuckets`).
+    pub restricts_policies: bool,
+    /// New public ACLs and policies are refused; those that are there stay in force.
+    pub refuses_new: bool,
 }
 
 /// A bucket's versioning.
@@ -83,8 +85,9 @@ impl Bucket {
         let (root, unset) = ("PublicAccessBlockConfiguration", "NoSuchPublicAccessBlockConfiguration");
         let found = self.setting(Operation::GetPublicAccessBlock, "publicAccessBlock", root, unset).await?;
         Ok(found.map(|block| PublicAccessBlock {
-            acls: block.is_true("BlockPublicAcls") || block.is_true("IgnorePublicAcls"),
-            policies: block.is_true("BlockPublicPolicy") || block.is_true("RestrictPublicBuckets"),
+            ignores_acls: block.is_true("IgnorePublicAcls"),
+            restricts_policies: block.is_true("RestrictPublicBuckets"),
+            refuses_new: block.is_true("BlockPublicAcls") && block.is_true("BlockPublicPolicy"),
         }))
     }
 
@@ -107,7 +110,9 @@ impl Bucket {
 /// A rule that ends unfinished uploads. AWS takes such a rule for prefixes alone, not for tags or sizes.
 fn ends_uploads(rule: &Element) -> Option<(String, u32)> {
     let days = rule.child("AbortIncompleteMultipartUpload")?.text_of("DaysAfterInitiation")?.parse().ok()?;
-    let prefix = rule.text_of("Prefix").or_else(|| rule.child("Filter").and_then(|filter| filter.text_of("Prefix")));
+    let filter = rule.child("Filter");
+    let and = filter.and_then(|filter| filter.child("And"));
+    let prefix = [Some(rule), filter, and].into_iter().flatten().find_map(|element| element.text_of("Prefix"));
     (rule.text_of("Status") == Some("Enabled")).then(|| (prefix.unwrap_or_default().to_owned(), days))
 }
 
@@ -164,7 +169,10 @@ impl Client {
     /// [`ErrorKind::Network`] or [`ErrorKind::TimedOut`] where nothing answers.
     pub async fn clock(&self, bucket: Option<&str>) -> Result<Option<SystemTime>> {
         let url = self.url_of(bucket)?;
-        let answer = self.send(Method::HEAD, url, HeaderMap::new()).await;
+        let mut answer = self.send(Method::HEAD, url.clone(), HeaderMap::new()).await;
+        if matches!(answer, Err(transport::Failure::Broken(_))) {
+            answer = self.send(Method::HEAD, url, HeaderMap::new()).await;
+        }
         let answer = answer.map_err(|failure| S3Error::local(failed(&failure).0, "HeadBucket", self.endpoint(), failure.to_string()))?;
         Ok(response::http_date(&answer.headers, "date"))
     }

@@ -63,6 +63,7 @@ on_every_store! {
         said.says("credentials", "good", &["AWS_ACCESS_KEY_ID"]);
         said.says("connection", "good", &["without TLS"]);
         said.says("conditional writes", "good", &["refuses to overwrite"]);
+        said.says("checksums", "good", &["refuses bytes that were damaged"]);
         said.says("region", "good", &["us-east-1"]);
         said.says("CloudFront", "note", &["not AWS's"]);
         assert_eq!(store.keys(), ["folder/file"]);
@@ -131,6 +132,11 @@ fn each_missing_right_is_named_with_its_remedy() {
     assert_eq!(read.wrong(), ["read"]);
     let multipart = denied("CreateMultipartUpload");
     assert_eq!(multipart.wrong(), ["multipart"]);
+    // What cannot be aborted is completed, and goes as an object.
+    let aborted = denied("AbortMultipartUpload");
+    assert_eq!(aborted.wrong(), ["multipart"]);
+    aborted.says("multipart", "bad", &["s3:AbortMultipartUpload"]);
+    assert_eq!((store.keys(), store.unfinished_uploads()), (vec!["there".to_owned()], Vec::new()));
     let resumed = denied("ListParts");
     assert!(resumed.works);
     resumed.says("multipart", "note", &["cannot be resumed", "s3:ListMultipartUploadParts"]);
