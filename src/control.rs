@@ -301,13 +301,15 @@ impl Upload {
 impl From<&EntryStatus> for Upload {
     fn from(entry: &EntryStatus) -> Self {
         let phase = serde_json::to_value(entry.phase).ok();
+        let phase = phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or_default().to_owned();
         Self {
             id: entry.id,
             bucket: entry.bucket.clone(),
             key: entry.key.clone(),
-            phase: phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or_default().to_owned(),
+            // What was sent of it was refused, or its upload aborted.
+            sent: if phase == "parked" { 0 } else { entry.sent },
+            phase,
             size: entry.size,
-            sent: entry.sent,
             reason: entry.reason.clone(),
             recovered: entry.recovered,
             held: entry.held,

@@ -69,6 +69,7 @@ pub mod fuse;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod glob;
+pub mod measure;
 pub mod mount;
 pub mod publish;
 pub mod ranges;

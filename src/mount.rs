@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::{Cache, CacheConfig};
@@ -25,6 +26,7 @@ use crate::writeback::{self, SpoolConfig, Writeback};
 mod dead;
 mod handler;
 mod hooks;
+mod metrics;
 mod point;
 
 pub(crate) use dead::clear_dead;
@@ -60,6 +62,8 @@ pub struct Mount {
     session: Session,
     /// `None` where the socket could not be made.
     control: Option<Server>,
+    /// Where `metrics_addr` asks for it.
+    metrics: Option<metrics::Endpoint>,
     umounts: mpsc::Receiver<Asker>,
 }
 
@@ -90,6 +94,10 @@ impl Mount {
         }
         let for_point = config.clone();
         let mountpoint = tokio::task::spawn_blocking(move || point::prepare(&for_point)).await??;
+        let metrics = match config.metrics_addr {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
         let hooks = hooks::Publication::new(config)?;
         let client = Client::new(config.client.clone()).map_err(explained)?;
         let root = open_root(config, &client).await?;
@@ -122,21 +130,22 @@ impl Mount {
             prices: config.prices.clone(),
             started: Instant::now(),
         };
-        Self::attach(Arc::new(layers), fuse_options(config)).await
+        Self::attach(Arc::new(layers), fuse_options(config), metrics).await
     }
 
     /// Hands the finished layers to the kernel.
-    async fn attach(layers: Arc<Layers>, options: Options) -> anyhow::Result<Mount> {
+    async fn attach(layers: Arc<Layers>, options: Options, listener: Option<TcpListener>) -> anyhow::Result<Mount> {
         let (vfs, runtime, mountpoint) = (layers.vfs.clone(), tokio::runtime::Handle::current(), layers.mountpoint.clone());
         let started = tokio::task::spawn_blocking(move || Session::start(vfs, runtime, &mountpoint, &options)).await?;
         let session = started.map_err(|error| point::explain(error, &layers.mountpoint))?;
 
         let (ask, umounts) = mpsc::channel(1);
-        let handler = Arc::new(handler::Answers::new(layers.clone(), session.in_flight(), ask));
+        let handler = Arc::new(handler::Answers::new(layers.clone(), session.operations(), ask));
         let control = Server::start(&layers.mountpoint, handler)
             .inspect_err(|error| tracing::warn!(%error, "no control socket: packmule status and umount cannot reach this mount"))
             .ok();
-        let mount = Mount { layers, session, control, umounts };
+        let metrics = listener.map(|listener| metrics::Endpoint::start(listener, layers.clone(), session.operations()));
+        let mount = Mount { layers, session, control, metrics, umounts };
 
         // Not through the kernel, with which hands were shaken by now: a process that is killed while it waits for itself never ends,
         // and whoever asks its mount hangs.
@@ -203,11 +212,11 @@ impl Mount {
     /// # Errors
     /// What umount(2) answered.
     pub async fn unmount(self) -> anyhow::Result<()> {
-        let Mount { layers, session, control, umounts } = self;
+        let Mount { layers, session, control, metrics, umounts } = self;
         let mountpoint = layers.mountpoint.clone();
         let unmounted = tokio::task::spawn_blocking(move || session.unmount()).await?;
         // Only now: until the mount is gone, `packmule umount` must find somebody to talk to.
-        drop((control, umounts));
+        drop((control, metrics, umounts));
         layers.vfs.close().await;
         layers.cache.shutdown().await;
         unmounted.with_context(|| format!("{}: cannot be unmounted", mountpoint.display()))
@@ -335,7 +344,6 @@ fn without_effect(config: &Config) -> Vec<&'static str> {
         ("url_host", config.url_host.is_some()),
         ("key_pair_id", config.key_pair_id.is_some()),
         ("private_key", config.private_key.is_some()),
-        ("metrics_addr", config.metrics_addr.is_some()),
         ("show_versions", config.show_versions),
     ];
     given.into_iter().filter(|(_, given)| *given).map(|(word, _)| word).collect()

@@ -9,6 +9,7 @@ mod convert;
 mod errno;
 pub mod mountinfo;
 mod notify;
+mod operations;
 pub mod session;
 
 use std::ffi::OsStr;
@@ -17,7 +18,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -33,6 +33,8 @@ use tokio::runtime::Handle;
 use self::convert::{caller, file_attr, file_type, reply_attr, reply_create, reply_entry, reply_open, reply_xattr, set_time, shared_ttl};
 pub(crate) use self::errno::describe;
 use self::errno::errno;
+pub use self::operations::Operations;
+use self::operations::{Operation, UnderWay};
 use crate::vfs::{self, DirEntry, Error, SetAttr, Vfs};
 
 /// The largest count a copy_file_range reply carries: a whole page below 32 bits, as the kernel itself asks.
@@ -42,42 +44,36 @@ const MAX_COPY: u64 = 0xffff_f000;
 pub(crate) struct Fuse {
     vfs: Arc<Vfs>,
     runtime: Handle,
-    in_flight: Arc<AtomicUsize>,
+    operations: Arc<Operations>,
     /// Set once the session is there.
     notifier: Arc<OnceLock<Notifier>>,
 }
 
-/// One operation under way; the count falls when its task ends in any way.
-struct InFlight(Arc<AtomicUsize>);
-
-impl InFlight {
-    fn begin(counter: &Arc<AtomicUsize>) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Fuse {
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, in_flight: Arc<AtomicUsize>, notifier: Arc<OnceLock<Notifier>>) -> Self {
-        Self { vfs, runtime, in_flight, notifier }
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, operations: Arc<Operations>, notifier: Arc<OnceLock<Notifier>>) -> Self {
+        Self { vfs, runtime, operations, notifier }
     }
 
     /// Runs one operation. The task owns the reply: if it panics the reply is dropped, which answers EIO, and the panic
     /// hook logs it.
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, req: &Request, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
-        self.runtime.spawn(self.task(req, operation));
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        req: &Request,
+        kind: Operation,
+        operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static,
+    ) {
+        self.runtime.spawn(self.task(req, kind, operation));
     }
 
     /// As [`Self::spawn`], and at once as far as it goes without waiting: waking another thread costs more than most answers about names
     /// do. For operations that neither copy file data nor call the kernel back, which may wait for a session thread.
-    fn answer<F: Future<Output = ()> + Send + 'static>(&self, req: &Request, operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static) {
-        let mut task = Box::pin(self.task(req, operation));
+    fn answer<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        req: &Request,
+        kind: Operation,
+        operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static,
+    ) {
+        let mut task = Box::pin(self.task(req, kind, operation));
         let _runtime = self.runtime.enter();
         let polls = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
         // A spawned task is polled anew, with a waker of its own. One that panicked is dropped, as the runtime drops it.
@@ -89,9 +85,10 @@ impl Fuse {
     fn task<F: Future<Output = ()> + Send + 'static>(
         &self,
         req: &Request,
+        kind: Operation,
         operation: impl FnOnce(Arc<Vfs>) -> F + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let (vfs, guard, pid) = (self.vfs.clone(), InFlight::begin(&self.in_flight), req.pid());
+        let (vfs, guard, pid) = (self.vfs.clone(), UnderWay::begin(&self.operations, kind), req.pid());
         async move {
             let _guard = guard;
             vfs::asked_by(pid, operation(vfs)).await;
@@ -116,7 +113,7 @@ impl fuser::Filesystem for Fuse {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.answer(req, async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
+        self.answer(req, Operation::Lookup, async move |vfs| reply_entry(reply, vfs.lookup(caller, parent.0, &name).await));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -124,7 +121,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(req, async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
+        self.answer(req, Operation::Getattr, async move |vfs| reply_attr(reply, vfs.getattr(ino.0, fh.map(|fh| fh.0)).await));
     }
 
     fn setattr(
@@ -147,11 +144,11 @@ impl fuser::Filesystem for Fuse {
     ) {
         let (caller, fh) = (caller(req), fh.map(|fh| fh.0));
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
-        self.spawn(req, async move |vfs| reply_attr(reply, vfs.setattr(caller, ino.0, fh, set).await));
+        self.spawn(req, Operation::Setattr, async move |vfs| reply_attr(reply, vfs.setattr(caller, ino.0, fh, set).await));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answer(req, async move |vfs| match vfs.readlink(ino.0).await {
+        self.answer(req, Operation::Readlink, async move |vfs| match vfs.readlink(ino.0).await {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -162,27 +159,27 @@ impl fuser::Filesystem for Fuse {
             return reply.error(Errno::EPERM);
         }
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_entry(reply, vfs.mknod(caller, parent.0, &name, mode, umask).await));
+        self.spawn(req, Operation::Mknod, async move |vfs| reply_entry(reply, vfs.mknod(caller, parent.0, &name, mode, umask).await));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_entry(reply, vfs.mkdir(caller, parent.0, &name, mode, umask).await));
+        self.spawn(req, Operation::Mkdir, async move |vfs| reply_entry(reply, vfs.mkdir(caller, parent.0, &name, mode, umask).await));
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.unlink(caller, parent.0, &name).await));
+        self.spawn(req, Operation::Unlink, async move |vfs| reply_empty(reply, vfs.unlink(caller, parent.0, &name).await));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.rmdir(caller, parent.0, &name).await));
+        self.spawn(req, Operation::Rmdir, async move |vfs| reply_empty(reply, vfs.rmdir(caller, parent.0, &name).await));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (caller, name, target) = (caller(req), link_name.to_owned(), target.as_os_str().as_bytes().to_vec());
-        self.spawn(req, async move |vfs| reply_entry(reply, vfs.symlink(caller, parent.0, &name, &target).await));
+        self.spawn(req, Operation::Symlink, async move |vfs| reply_entry(reply, vfs.symlink(caller, parent.0, &name, &target).await));
     }
 
     fn rename(
@@ -196,7 +193,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let (caller, name, newname) = (caller(req), name.to_owned(), newname.to_owned());
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::Rename, async move |vfs| {
             reply_empty(reply, vfs.rename(caller, parent.0, &name, newparent.0, &newname, flags.bits()).await)
         });
     }
@@ -208,7 +205,7 @@ impl fuser::Filesystem for Fuse {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (caller, notifier) = (caller(req), self.notifier.clone());
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::Open, async move |vfs| {
             let result = vfs.open(caller, ino.0, flags.0).await;
             if result.as_ref().is_ok_and(|opened| !opened.keep_cache) {
                 forget_attributes(&notifier, ino);
@@ -219,7 +216,9 @@ impl fuser::Filesystem for Fuse {
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
         let (caller, name) = (caller(req), name.to_owned());
-        self.spawn(req, async move |vfs| reply_create(reply, vfs.create(caller, parent.0, &name, mode, umask, flags).await));
+        self.spawn(req, Operation::Create, async move |vfs| {
+            reply_create(reply, vfs.create(caller, parent.0, &name, mode, umask, flags).await)
+        });
     }
 
     fn read(
@@ -233,7 +232,7 @@ impl fuser::Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.spawn(req, async move |vfs| match vfs.read(fh.0, offset, size).await {
+        self.spawn(req, Operation::Read, async move |vfs| match vfs.read(fh.0, offset, size).await {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(errno(error)),
         });
@@ -253,7 +252,7 @@ impl fuser::Filesystem for Fuse {
     ) {
         // The one copy of the data: the session thread's buffer takes the next request as soon as this returns.
         let (data, kill_suidgid) = (Bytes::copy_from_slice(data), write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID));
-        self.spawn(req, async move |vfs| match vfs.write(fh.0, offset, data, kill_suidgid).await {
+        self.spawn(req, Operation::Write, async move |vfs| match vfs.write(fh.0, offset, data, kill_suidgid).await {
             Ok(written) => reply.written(written),
             Err(error) => reply.error(errno(error)),
         });
@@ -261,7 +260,7 @@ impl fuser::Filesystem for Fuse {
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let caller = caller(req);
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.flush(caller, fh.0).await));
+        self.spawn(req, Operation::Flush, async move |vfs| reply_empty(reply, vfs.flush(caller, fh.0).await));
     }
 
     fn release(
@@ -274,23 +273,23 @@ impl fuser::Filesystem for Fuse {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::Release, async move |vfs| {
             vfs.release(fh.0).await;
             reply.ok();
         });
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fsync(fh.0, datasync).await));
+        self.spawn(req, Operation::Fsync, async move |vfs| reply_empty(reply, vfs.fsync(fh.0, datasync).await));
     }
 
     fn fallocate(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let caller = caller(req);
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fallocate(caller, fh.0, offset, length, mode).await));
+        self.spawn(req, Operation::Fallocate, async move |vfs| reply_empty(reply, vfs.fallocate(caller, fh.0, offset, length, mode).await));
     }
 
     fn lseek(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.spawn(req, async move |vfs| match vfs.lseek(fh.0, offset, whence).await {
+        self.spawn(req, Operation::Lseek, async move |vfs| match vfs.lseek(fh.0, offset, whence).await {
             Ok(offset) => reply.offset(i64::try_from(offset).unwrap_or(i64::MAX)),
             Err(error) => reply.error(errno(error)),
         });
@@ -310,7 +309,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let caller = caller(req);
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::CopyFileRange, async move |vfs| {
             match vfs.copy_file_range(caller, fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)).await {
                 Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
                 Err(error) => reply.error(errno(error)),
@@ -319,14 +318,14 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(req, async move |vfs| match vfs.opendir(ino.0).await {
+        self.answer(req, Operation::Opendir, async move |vfs| match vfs.opendir(ino.0).await {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(errno(error)),
         });
     }
 
     fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::Readdir, async move |vfs| {
             let mut taken = false;
             let result = vfs
                 .readdir(fh.0, offset, false, &mut |entry: DirEntry<'_>| {
@@ -343,7 +342,7 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn readdirplus(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.spawn(req, async move |vfs| {
+        self.spawn(req, Operation::Readdirplus, async move |vfs| {
             let mut taken = false;
             let result = vfs
                 .readdir(fh.0, offset, true, &mut |entry: DirEntry<'_>| {
@@ -361,18 +360,18 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.answer(req, async move |vfs| {
+        self.answer(req, Operation::Releasedir, async move |vfs| {
             vfs.releasedir(fh.0).await;
             reply.ok();
         });
     }
 
     fn fsyncdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.fsyncdir(fh.0).await));
+        self.spawn(req, Operation::Fsyncdir, async move |vfs| reply_empty(reply, vfs.fsyncdir(fh.0).await));
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.answer(req, async move |vfs| match vfs.statfs().await {
+        self.answer(req, Operation::Statfs, async move |vfs| match vfs.statfs().await {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize),
             Err(error) => reply.error(errno(error)),
         });
@@ -380,21 +379,21 @@ impl fuser::Filesystem for Fuse {
 
     fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let (name, value) = (name.to_owned(), value.to_vec());
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.setxattr(ino.0, &name, &value, flags).await));
+        self.spawn(req, Operation::Setxattr, async move |vfs| reply_empty(reply, vfs.setxattr(ino.0, &name, &value, flags).await));
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.answer(req, async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
+        self.answer(req, Operation::Getxattr, async move |vfs| reply_xattr(reply, vfs.getxattr(ino.0, &name).await, size));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer(req, async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
+        self.answer(req, Operation::Listxattr, async move |vfs| reply_xattr(reply, vfs.listxattr(ino.0).await, size));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.spawn(req, async move |vfs| reply_empty(reply, vfs.removexattr(ino.0, &name).await));
+        self.spawn(req, Operation::Removexattr, async move |vfs| reply_empty(reply, vfs.removexattr(ino.0, &name).await));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

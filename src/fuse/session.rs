@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,9 +13,9 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::Fuse;
 use super::mountinfo::{FS_TYPE, mounted_at};
 use super::notify::NoticeQueue;
+use super::{Fuse, Operations};
 use crate::vfs::Vfs;
 
 /// Largest WRITE and READ request in bytes. Above 1 MiB nothing gets faster, and every writer's request is one allocation.
@@ -230,7 +229,7 @@ pub struct Session {
     thread: JoinHandle<()>,
     notices: Arc<NoticeQueue>,
     notifier: JoinHandle<()>,
-    in_flight: Arc<AtomicUsize>,
+    operations: Arc<Operations>,
 }
 
 impl Session {
@@ -239,9 +238,9 @@ impl Session {
     /// # Errors
     /// What mount(2) or fusermount3 answered, the latter in its own words.
     pub fn start(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, options: &Options) -> io::Result<Self> {
-        let in_flight = Arc::new(AtomicUsize::new(0));
+        let operations: Arc<Operations> = Arc::default();
         let for_opens = Arc::new(OnceLock::new());
-        let filesystem = Fuse::new(vfs.clone(), runtime, in_flight.clone(), for_opens.clone());
+        let filesystem = Fuse::new(vfs.clone(), runtime, operations.clone(), for_opens.clone());
         let (session, unmounter) = open_session(filesystem, mountpoint, options)?;
         // Set before any request is read, so it is never set twice.
         let _ = for_opens.set(session.notifier());
@@ -260,7 +259,7 @@ impl Session {
             }
             let _ = end.send(true);
         })?;
-        Ok(Self { attachment, thread, notices, notifier, in_flight })
+        Ok(Self { attachment, thread, notices, notifier, operations })
     }
 
     /// Resolves when the kernel has let go of the filesystem, whoever unmounted it.
@@ -272,9 +271,9 @@ impl Session {
         }
     }
 
-    /// Counts the operations that have no answer yet.
-    pub fn in_flight(&self) -> Arc<AtomicUsize> {
-        self.in_flight.clone()
+    /// What the kernel's operations come to.
+    pub fn operations(&self) -> Arc<Operations> {
+        self.operations.clone()
     }
 
     /// Unmounts and waits for the session's threads. A mount that is in use is detached: it leaves the tree at once, its open

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Asker, Layers};
 use crate::control::server::Handler;
 use crate::control::{Request, Response, Status, Upload};
-use crate::fuse::describe;
+use crate::fuse::{Operations, describe};
 use crate::publish::links;
 use crate::s3::{Account, explain};
 use crate::vfs::{Caller, Ino, PinReport, ROOT, Vfs};
@@ -52,12 +51,12 @@ impl Drop for Looked {
 
 pub(super) struct Answers {
     layers: Arc<Layers>,
-    operations: Arc<AtomicUsize>,
+    operations: Arc<Operations>,
     umount: mpsc::Sender<Asker>,
 }
 
 impl Answers {
-    pub(super) fn new(layers: Arc<Layers>, operations: Arc<AtomicUsize>, umount: mpsc::Sender<Asker>) -> Self {
+    pub(super) fn new(layers: Arc<Layers>, operations: Arc<Operations>, umount: mpsc::Sender<Asker>) -> Self {
         Self { layers, operations, umount }
     }
 
@@ -71,7 +70,7 @@ impl Answers {
             pid: std::process::id(),
             read_only: layers.read_only,
             uptime_seconds: layers.started.elapsed().as_secs(),
-            operations: self.operations.load(Ordering::Relaxed),
+            operations: self.operations.under_way(),
             uploads: layers.work(),
             cache_files: cache.files,
             cache_bytes: cache.bytes,

@@ -223,6 +223,11 @@ impl Client {
         Usage { requests: self.core.counters.snapshot(), sent: self.core.traffic.sent(), received: self.core.traffic.received() }
     }
 
+    /// How each kind of request ended, and how long it took.
+    pub fn counters(&self) -> &Counters {
+        &self.core.counters
+    }
+
     /// True for AWS itself, whatever the spelling of its endpoint.
     pub fn is_aws(&self) -> bool {
         self.core.endpoint.is_aws()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -324,7 +324,10 @@ impl Core {
             bandwidth: self.bandwidth.clone(),
             traffic: Arc::clone(&self.traffic),
         };
-        let incoming = match transport::send(&self.http, outgoing).await {
+        let began = Instant::now();
+        let sent = transport::send(&self.http, outgoing).await;
+        self.counters.answered(call.operation, sent.as_ref().map_or(0, |incoming| incoming.status.as_u16()), began.elapsed());
+        let incoming = match sent {
             Ok(incoming) => incoming,
             Err(failure) => return Ok(Attempt::Failed(failure)),
         };

@@ -7,14 +7,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ranges", &[]),
     ("glob", &[]),
     ("failpoint", &[]),
+    ("measure", &[]),
     ("aws", &[]),
-    ("s3", &["aws"]),
+    ("s3", &["aws", "measure"]),
     ("cache", &["s3", "ranges"]),
     ("writeback", &["s3", "ranges", "failpoint"]),
     ("cost", &["s3"]),
     ("publish", &["aws", "s3", "writeback", "glob", "ranges"]),
     ("vfs", &["cache", "writeback", "s3", "ranges", "glob", "failpoint"]),
-    ("fuse", &["vfs"]),
+    ("fuse", &["vfs", "measure"]),
 ];
 
 /// Crates that stay in their layers.

@@ -30,6 +30,7 @@ mod huge;
 mod links;
 mod markers;
 mod meanwhile;
+mod metrics;
 mod model;
 mod names;
 mod namespace;

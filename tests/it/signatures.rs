@@ -11,7 +11,7 @@ use crate::support::store::Store;
 const KEYS: &[&str] = &["setup.exe", "d/a b+c", "größe/\u{e9}.txt", "a%20b", "q?x=1&y#z", "~tilde_-.(1)!*'"];
 
 /// A Python that has botocore: the one that scripts/setup makes, else the one named here.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/python");
     if installed.exists() { installed } else { std::env::var_os("PACKMULE_PYTHON").map_or_else(|| "python3".into(), PathBuf::from) }
 }
