@@ -66,13 +66,17 @@ pub struct Credentials {
     /// By bucket for a password file, else under `None`. The lock is held while they are fetched: one fetch for all.
     cached: tokio::sync::Mutex<HashMap<Option<String>, Kept>>,
     missing: String,
-    winner: Winner,
-    /// The last provider that was to give some and failed, and why.
-    failed: Winner,
+    told: Arc<Told>,
 }
 
-/// Which provider of a chain gave the credentials that are used, in words.
-type Winner = Arc<parking_lot::Mutex<Option<String>>>;
+/// What the providers of a chain told, in words.
+#[derive(Debug, Default)]
+struct Told {
+    /// Which gave the credentials that are used.
+    winner: parking_lot::Mutex<Option<String>>,
+    /// The last one that was to give some and failed, and why.
+    failed: parking_lot::Mutex<Option<String>>,
+}
 
 /// A provider that says so when it gave credentials.
 #[derive(Debug)]
@@ -81,8 +85,7 @@ struct Named {
     name: String,
     /// Whose failure is worth a word: a machine that has no metadata service is no fault.
     is_set_up: bool,
-    winner: Winner,
-    failed: Winner,
+    told: Arc<Told>,
 }
 
 impl ProvideCredential for Named {
@@ -92,11 +95,11 @@ impl ProvideCredential for Named {
         let found = self.provider.provide_credential_dyn(context).await.inspect_err(|error| {
             // The chain goes on to the next one, and at its end nobody knows why this one had nothing.
             if self.is_set_up {
-                *self.failed.lock() = Some(format!("{}: {error}", self.name));
+                *self.told.failed.lock() = Some(format!("{}: {error}", self.name));
             }
         })?;
         if found.is_some() {
-            *self.winner.lock() = Some(self.name.clone());
+            *self.told.winner.lock() = Some(self.name.clone());
         }
         Ok(found)
     }
@@ -105,16 +108,14 @@ impl ProvideCredential for Named {
 /// Names providers of a chain.
 #[derive(Clone)]
 struct Names {
-    winner: Winner,
-    failed: Winner,
+    told: Arc<Told>,
     /// What is done with their credentials.
     purpose: String,
 }
 
 impl Names {
     fn of(&self, name: impl Into<String>, provider: impl ProvideCredential<Credential = Credential> + 'static) -> Named {
-        let (winner, failed) = (self.winner.clone(), self.failed.clone());
-        Named { provider: Arc::new(provider), name: name.into() + &self.purpose, is_set_up: true, winner, failed }
+        Named { provider: Arc::new(provider), name: name.into() + &self.purpose, is_set_up: true, told: self.told.clone() }
     }
 
     fn for_role(&self, role: &str) -> Self {
@@ -140,15 +141,15 @@ impl Credentials {
     /// One line with the remedy.
     pub fn new(config: &CredentialsConfig, client: reqwest::Client) -> Result<Self, String> {
         let context = context(client)?;
-        let (winner, failed) = (Winner::default(), Winner::default());
+        let told: Arc<Told> = Arc::default();
         let source = if config.no_sign_request {
             Source::Anonymous
         } else if let Some(path) = &config.passwd_file {
             Source::Passwd(path.clone())
         } else {
-            Source::Chain(chain(config, &context, &Names { winner: winner.clone(), failed: failed.clone(), purpose: String::new() })?)
+            Source::Chain(chain(config, &context, &Names { told: told.clone(), purpose: String::new() })?)
         };
-        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config), winner, failed })
+        Ok(Self { source, context, cached: tokio::sync::Mutex::default(), missing: missing(config), told })
     }
 
     /// Where the last ones came from, in words.
@@ -156,7 +157,7 @@ impl Credentials {
         match &self.source {
             Source::Anonymous => "none: requests go unsigned (no_sign_request)".to_owned(),
             Source::Passwd(path) => format!("the keys in {} (passwd_file)", path.display()),
-            Source::Chain(_) => self.winner.lock().clone().unwrap_or_else(|| "nowhere yet".to_owned()),
+            Source::Chain(_) => self.told.winner.lock().clone().unwrap_or_else(|| "nowhere yet".to_owned()),
         }
     }
 
@@ -184,7 +185,8 @@ impl Credentials {
             Source::Chain(provider) => match provider.provide_credential_dyn(&self.context).await {
                 Ok(Some(credential)) => credential,
                 Ok(None) => {
-                    let failed = self.failed.lock().take().map(|failed| format!(" ({})", failed.replace('\n', " "))).unwrap_or_default();
+                    let failed =
+                        self.told.failed.lock().take().map(|failed| format!(" ({})", failed.replace('\n', " "))).unwrap_or_default();
                     return Err(format!("{}{failed}", self.missing));
                 }
                 Err(error) => return Err(format!("{}: {error}", self.missing)),

@@ -353,7 +353,7 @@ fn bytes(amount: Amount, whole: impl FnOnce() -> u64) -> u64 {
 }
 
 /// Size and free bytes of the disk that a directory lies on or will lie on; 0 where nothing can be known.
-fn disk(directory: &Path) -> (u64, u64) {
+pub(crate) fn disk(directory: &Path) -> (u64, u64) {
     let statvfs = directory.ancestors().find_map(|path| nix::sys::statvfs::statvfs(path).ok());
     statvfs.map_or((0, 0), |s| (s.blocks().saturating_mul(s.fragment_size()), s.blocks_available().saturating_mul(s.fragment_size())))
 }

@@ -9,12 +9,10 @@ use bytesize::ByteSize;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::{Finding, Tell, Verdict};
-use crate::config::{Config, MountFlags};
+use crate::config::{Config, MountFlags, resolve};
 use crate::mount;
 use crate::s3::client::Client;
-
-/// S3 refuses requests whose clock is further off (`RequestTimeTooSkewed`).
-const SKEW_MOST: Duration = Duration::from_secs(15 * 60);
+use crate::s3::response::SKEW_MOST;
 
 /// `Date` is cut to the second, and a minute's error is on its way to more.
 const SKEW_NOTED: Duration = Duration::from_secs(60);
@@ -139,13 +137,9 @@ fn disk(check: &'static str, dir: &Path, floor: u64) -> Disk {
         let remedy = format!("make {} writable for whoever mounts, or name another directory with {check}=", there.display());
         return Disk::Wrong(Finding::bad(check, format!("{}: may not be written to", dir.display()), remedy));
     }
-    let free = nix::sys::statvfs::statvfs(there).map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
-    let usable = free.saturating_sub(floor);
-    Disk::Room(usable, format!("{}: {} are free above min_free_space ({})", dir.display(), size(usable), size(floor)))
-}
-
-fn size(bytes: u64) -> String {
-    ByteSize::b(bytes).display().iec().to_string()
+    let usable = resolve::disk(there).1.saturating_sub(floor);
+    let shown = |bytes| ByteSize::b(bytes).display().iec();
+    Disk::Room(usable, format!("{}: {} are free above min_free_space ({})", dir.display(), shown(usable), shown(floor)))
 }
 
 /// Name, connection (TLS included) and clock; false where nothing more can be asked.

@@ -123,6 +123,9 @@ fn kind_of_status(status: StatusCode) -> ErrorKind {
     }
 }
 
+/// From here on S3 refuses signed requests (`RequestTimeTooSkewed`).
+pub const SKEW_MOST: Duration = Duration::from_secs(15 * 60);
+
 /// The store's clock, by its `Date`.
 fn their_clock(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get("date")?.to_str().ok()?).ok()
@@ -142,7 +145,7 @@ fn skew(headers: &HeaderMap) -> Option<String> {
         Ok(ahead) => (ahead, "ahead of"),
         Err(behind) => (behind.duration(), "behind"),
     };
-    (difference >= Duration::from_secs(15 * 60)).then(|| {
+    (difference >= SKEW_MOST).then(|| {
         format!("this machine's clock is {} {word} the store's", humantime::format_duration(Duration::from_secs(difference.as_secs())))
     })
 }

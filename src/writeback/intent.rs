@@ -77,12 +77,16 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
-    /// The checksum that parts of its upload carry, and whether that was begun without one of the whole.
-    pub fn part_checksum(&self) -> (ChecksumKind, bool) {
-        let plain = self.upload.as_ref().is_some_and(|upload| upload.plain);
+    /// Its upload was begun without a checksum of the whole.
+    pub fn is_plain(&self) -> bool {
+        self.upload.as_ref().is_some_and(|upload| upload.plain)
+    }
+
+    /// The checksum that parts of its upload carry.
+    pub fn part_checksum(&self) -> ChecksumKind {
         match self.target.store.capabilities().upload_checksum {
-            ChecksumKind::Crc64Nvme | ChecksumKind::Crc32c if plain => (ChecksumKind::Md5, plain),
-            kind => (kind, plain),
+            ChecksumKind::Crc64Nvme | ChecksumKind::Crc32c if self.is_plain() => ChecksumKind::Md5,
+            kind => kind,
         }
     }
 

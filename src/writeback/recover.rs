@@ -455,7 +455,10 @@ fn copied(completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
 async fn uploaded(entry: &Arc<Entry>, base: Option<&Base>, completing: &[Part], piece: &Piece, part: &Part) -> Option<SentPart> {
     let remembered = || completing.iter().find(|sent| sent.number == part.number && sent.etag == part.etag)?.checksum;
     let told = part.checksum.or_else(remembered);
-    let (kind, plain) = entry.intent.lock().part_checksum();
+    let (kind, plain) = {
+        let intent = entry.intent.lock();
+        (intent.part_checksum(), intent.is_plain())
+    };
     let proof = patiently(|| async {
         match proved(entry, base, piece.range.clone(), &part.etag, told, kind).await {
             Err(Error::S3(error)) => Err(error),

@@ -352,7 +352,7 @@ pub(crate) async fn part(
         };
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
-        return Ok(SentPart { etag: part.etag, checksum: part.checksum.filter(|_| !entry.intent.lock().part_checksum().1) });
+        return Ok(SentPart { etag: part.etag, checksum: part.checksum.filter(|_| !entry.intent.lock().is_plain()) });
     }
     let sent = upload_part(entry, target, upload, base, piece).await;
     if sent.is_err() {
@@ -380,7 +380,10 @@ async fn upload_part(entry: &Arc<Entry>, target: &Target, upload: &str, base: Op
     };
     let source = SpoolSource::new(entry, body.clone(), piece.range.clone());
     let counts = source.counts.clone();
-    let (kind, plain) = entry.intent.lock().part_checksum();
+    let (kind, plain) = {
+        let intent = entry.intent.lock();
+        (intent.part_checksum(), intent.is_plain())
+    };
     let checksum = written(entry, &body, piece.range.clone(), kind, None).await?;
     let part = match store.upload_part(&target.key, upload, piece.number, Arc::new(source), checksum).await {
         Ok(part) => part,

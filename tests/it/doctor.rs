@@ -7,6 +7,7 @@ use crate::support::double::{Double, Fault, Options, When};
 use crate::support::files::output;
 use crate::support::moto::Moto;
 use crate::support::mount::{self, Setup, can_mount};
+use crate::support::seaweed::free_ports;
 use crate::support::stage::on_every_store;
 use crate::support::store::Store;
 
@@ -174,11 +175,7 @@ fn what_is_between_here_and_the_store_is_told_apart() {
     }
     let store = Store::double();
     let at = |endpoint: &str| doctor(&Setup::of(&store).through(endpoint));
-    let closed = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
-    let refused = at(&format!("http://{closed}"));
+    let refused = at(&format!("http://127.0.0.1:{}", free_ports::<1>()[0]));
     assert_eq!(refused.wrong(), ["connection"]);
     refused.says("connection", "bad", &["refused", "endpoint_url"]);
     let unknown = at("http://nothing.invalid:1");
@@ -212,7 +209,7 @@ fn settings_and_distributions_are_explained() {
     }
     let moto = Moto::shared();
     moto.aws(&["s3", "mb", "s3://website"]);
-    let bare = moto.doctor_setup("s3://website/web/");
+    let bare = moto.setup("s3://website/web/");
     let said = doctor(&bare);
     assert!(said.works, "{:?}", said.findings);
     said.says("public access", "note", &["not blocked", "Block Public Access"]);

@@ -14,17 +14,20 @@ use crate::write_back::{LATER, counted, flush, spooled};
 
 const SLOW: Duration = Duration::from_secs(4);
 
-/// Runs `meanwhile` one second into a slow `mv a b`.
-fn during_a_rename(stage: &Stage, meanwhile: impl FnOnce() + Send) {
+/// Runs `meanwhile` one second into a slow `mv a b` of a tree that was looked at.
+fn during_a_rename(meanwhile: impl FnOnce(&Stage) + Send) -> Option<Stage> {
+    let stage = counted(&["metadata_ttl=30s"], TREE)?;
+    sh(stage.dir(), "ls -lR . >/dev/null");
     stage.double().fault(When::operation("CopyObject").key("b/slow"), Fault::Delay(SLOW));
     std::thread::scope(|scope| {
         let mv = scope.spawn(|| fs::rename(stage.path("a"), stage.path("b")).unwrap());
         std::thread::sleep(Duration::from_secs(1));
-        meanwhile();
+        meanwhile(&stage);
         mv.join().unwrap();
     });
     std::thread::sleep(Duration::from_millis(3500));
-    flush(stage);
+    flush(&stage);
+    Some(stage)
 }
 
 const TREE: [(&str, &str); 6] = [("a/", ""), ("a/slow", "x"), ("a/d/", ""), ("a/d/f", "x"), ("a/e/", ""), ("keep", "x")];
@@ -43,45 +46,37 @@ fn a_mode_that_is_not_sent_yet_follows_the_rename() {
 /// Promise 11: "the name is gone at once and stays gone", or as long as the call takes.
 #[test]
 fn a_file_is_removed_meanwhile() {
-    let Some(stage) = counted(&["metadata_ttl=30s"], TREE) else { return };
-    sh(stage.dir(), "ls -lR . >/dev/null");
-    during_a_rename(&stage, || fs::remove_file(stage.path("a/d/f")).unwrap());
+    let Some(stage) = during_a_rename(|stage| fs::remove_file(stage.path("a/d/f")).unwrap()) else { return };
     assert_eq!(stage.store.keys(), ["b/", "b/d/", "b/e/", "b/slow", "keep"]);
 }
 
 /// A folder that is removed while one above it is renamed is gone.
 #[test]
 fn a_folder_is_removed_meanwhile() {
-    let Some(stage) = counted(&["metadata_ttl=30s"], TREE) else { return };
-    sh(stage.dir(), "ls -lR . >/dev/null");
-    during_a_rename(&stage, || fs::remove_dir(stage.path("a/e")).unwrap());
+    let Some(stage) = during_a_rename(|stage| fs::remove_dir(stage.path("a/e")).unwrap()) else { return };
     assert_eq!(stage.store.keys(), ["b/", "b/d/", "b/d/f", "b/slow", "keep"]);
 }
 
 /// A folder that is made while one above it is renamed is in the new one.
 #[test]
 fn a_folder_is_made_meanwhile() {
-    let Some(stage) = counted(&["metadata_ttl=30s"], TREE) else { return };
-    sh(stage.dir(), "ls -lR . >/dev/null");
-    during_a_rename(&stage, || fs::create_dir(stage.path("a/d/new")).unwrap());
+    let Some(stage) = during_a_rename(|stage| fs::create_dir(stage.path("a/d/new")).unwrap()) else { return };
     assert_eq!(stage.store.keys(), ["b/", "b/d/", "b/d/f", "b/d/new/", "b/e/", "b/slow", "keep"]);
 }
 
 /// A link that is made while a folder above it is renamed is in the new one.
 #[test]
 fn a_link_is_made_meanwhile() {
-    let Some(stage) = counted(&["metadata_ttl=30s"], TREE) else { return };
-    sh(stage.dir(), "ls -lR . >/dev/null");
-    during_a_rename(&stage, || std::os::unix::fs::symlink("f", stage.path("a/d/link")).unwrap());
+    let Some(stage) = during_a_rename(|stage| std::os::unix::fs::symlink("f", stage.path("a/d/link")).unwrap()) else { return };
     assert_eq!(stage.store.keys(), ["b/", "b/d/", "b/d/f", "b/d/link", "b/e/", "b/slow", "keep"]);
 }
 
 /// A mode that is set while a folder above is renamed is kept with the object under its new name.
 #[test]
 fn a_mode_is_set_meanwhile() {
-    let Some(mut stage) = counted(&["metadata_ttl=30s"], TREE) else { return };
-    sh(stage.dir(), "ls -lR . >/dev/null");
-    during_a_rename(&stage, || fs::set_permissions(stage.path("a/d/f"), Permissions::from_mode(0o600)).unwrap());
+    let Some(mut stage) = during_a_rename(|stage| fs::set_permissions(stage.path("a/d/f"), Permissions::from_mode(0o600)).unwrap()) else {
+        return;
+    };
     stage.mount.remount();
     let mode = fs::metadata(stage.path("b/d/f")).unwrap().permissions().mode() & 0o777;
     let kept = stage.store.get("b/d/f").unwrap().metadata;

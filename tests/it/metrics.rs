@@ -11,6 +11,7 @@ use crate::signatures::python;
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, output};
 use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::seaweed::free_ports;
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 use crate::support::web;
@@ -21,10 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 for family in text_string_to_metric_families(open(sys.argv[1]).read()):
     for sample in family.samples:
         print(sample.name + ''.join(' %s=%s' % pair for pair in sorted(sample.labels.items())) + '\\t%r' % sample.value)";
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
-}
 
 fn scrape(address: SocketAddr) -> BTreeMap<String, f64> {
     let page = web::send(Method::GET, &format!("http://{address}/metrics"), &[], Vec::new()).unwrap();
@@ -42,7 +39,7 @@ fn prometheus_reads_what_a_mount_does() {
     if !can_mount() {
         return;
     }
-    let (store, address) = (Store::double(), free_address());
+    let (store, address) = (Store::double(), SocketAddr::from(([127, 0, 0, 1], free_ports::<1>()[0])));
     let mut stage = Stage { mount: Mount::start(Setup::of(&store).option(&format!("metrics_addr={address}"))), store };
     fs::write(stage.path("file"), "content").unwrap();
     assert_eq!(fs::read_to_string(stage.path("file")).unwrap(), "content");

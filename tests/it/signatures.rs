@@ -1,19 +1,19 @@
 //! Links signed by code that is not ours: botocore makes the same URL, byte for byte.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::client::{block_on, connect_with};
 use crate::support::files::output;
+use crate::support::seaweed::installed;
 use crate::support::store::Store;
 
 const KEYS: &[&str] = &["setup.exe", "d/a b+c", "größe/\u{e9}.txt", "a%20b", "q?x=1&y#z", "~tilde_-.(1)!*'"];
 
 /// A Python that has botocore: the one that scripts/setup makes, else the one named here.
 pub fn python() -> PathBuf {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/python");
-    if installed.exists() { installed } else { std::env::var_os("PACKMULE_PYTHON").map_or_else(|| "python3".into(), PathBuf::from) }
+    installed("python").unwrap_or_else(|| std::env::var_os("PACKMULE_PYTHON").map_or_else(|| "python3".into(), PathBuf::from))
 }
 
 fn parameter(url: &str, name: &str) -> String {

@@ -1,13 +1,14 @@
 //! moto: AWS's own settings and services, as far as they are asked about, started once for all tests.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::leash::Leash;
 use super::mount::Setup;
+use super::seaweed::{free_ports, installed};
 
 /// A running `moto_server`.
 pub struct Moto {
@@ -26,7 +27,7 @@ impl Moto {
     fn start() -> Self {
         // Ports may be taken between finding and using them.
         for _ in 0..3 {
-            let address = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+            let address = SocketAddr::from(([127, 0, 0, 1], free_ports::<1>()[0]));
             let mut command = Command::new(tool("moto_server"));
             command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
             let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -43,13 +44,13 @@ impl Moto {
     /// The AWS CLI, which must succeed.
     pub fn aws(&self, words: &[&str]) {
         let mut command = Command::new(tool("aws"));
-        command.args(words).args(["--endpoint-url", &self.endpoint]).envs(self.doctor_setup("").env).stdin(Stdio::null());
+        command.args(words).args(["--endpoint-url", &self.endpoint]).envs(self.setup("").env).stdin(Stdio::null());
         let said = command.output().unwrap();
         assert!(said.status.success(), "aws {words:?}: {}", String::from_utf8_lossy(&said.stderr));
     }
 
     /// A source there, with the account's CloudFront.
-    pub fn doctor_setup(&self, source: &str) -> Setup {
+    pub fn setup(&self, source: &str) -> Setup {
         let pairs = [
             ("AWS_ACCESS_KEY_ID", "AKIDMOTO"),
             ("AWS_SECRET_ACCESS_KEY", "moto"),
@@ -79,7 +80,5 @@ fn answers(address: SocketAddr, lives: impl FnMut() -> bool) -> bool {
 
 /// What `scripts/setup` installed.
 fn tool(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin").join(name);
-    assert!(path.exists(), "{name} is not here: run ./scripts/setup test");
-    path
+    installed(name).unwrap_or_else(|| panic!("{name} is not here: run ./scripts/setup test"))
 }

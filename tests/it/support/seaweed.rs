@@ -109,9 +109,15 @@ fn command(program: &Path, folder: &Path, ports: &[u16; 8]) -> Command {
     command
 }
 
-fn free_ports<const N: usize>() -> [u16; N] {
+/// Ports of loopback that nobody listens at now.
+pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A Python tool that `scripts/setup` installed.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin").join(name)).filter(|path| path.exists())
 }
 
 /// `PACKMULE_WEED`, what `scripts/setup` installed, or the path.
@@ -119,8 +125,7 @@ fn find_weed() -> PathBuf {
     if let Some(named) = std::env::var_os("PACKMULE_WEED") {
         return named.into();
     }
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/weed");
-    if installed.exists() {
+    if let Some(installed) = installed("weed") {
         return installed;
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
