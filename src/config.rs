@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cost::Prices;
+use crate::publish::headers::HeaderRule;
 use crate::s3::ChecksumKind;
 
 mod aws_profile;
 pub mod layers;
+pub mod named;
 pub mod resolve;
 pub mod source;
 pub mod table;
@@ -20,7 +22,8 @@ pub mod values;
 pub mod words;
 
 pub use crate::s3::client::ClientConfig;
-pub use layers::Environment;
+pub use layers::{Environment, Of};
+pub use named::Named;
 pub use resolve::{Argument, Invocation};
 pub use typed::Typed;
 pub use words::Origin;
@@ -133,6 +136,8 @@ pub struct Config {
 
     /// File of glob → headers rules.
     pub header_rules: Option<PathBuf>,
+    /// Rules of the config files, which come before those of the file.
+    pub rules: Vec<HeaderRule>,
     /// `Cache-Control` of new objects.
     pub cache_control: Option<String>,
     /// Object tags of new objects.

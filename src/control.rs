@@ -16,9 +16,11 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{CacheReport, CacheWish, Pin};
+use crate::cache::{CacheReport, CacheWish, Download, Pin};
 use crate::cost::Cost;
 use crate::fuse::mountinfo::{self, FS_TYPE};
+use crate::measure::eta_seconds;
+use crate::s3::Failure;
 use crate::vfs::{PinReport, RenameReport};
 use crate::writeback::{DeleteStatus, EntryStatus};
 
@@ -52,6 +54,11 @@ pub enum Request {
     Ping,
     /// What the mount is doing.
     Status,
+    /// Where one file stands (absolute path on the mount), answered by [`Response::File`]; a folder's is the mount's [`Response::Status`].
+    File {
+        /// The file; one that could not be stored is found by its name though it is not in its folder.
+        path: PathBuf,
+    },
     /// Uploads at once what waits: everything, or one file (absolute path on the mount).
     Flush {
         /// The file.
@@ -134,6 +141,8 @@ pub enum Response {
     },
     /// The answer to [`Request::Status`].
     Status(Box<Status>),
+    /// The answer to [`Request::File`].
+    File(Box<FileStatus>),
     /// The answer to [`Request::Cache`].
     Cache {
         /// What is there then.
@@ -231,9 +240,33 @@ pub struct Status {
     /// What is kept in the cache whatever else is read.
     #[serde(default)]
     pub pins: Vec<PinReport>,
+    /// What is being fetched, the fastest first.
+    #[serde(default)]
+    pub downloads: Vec<Download>,
+    /// Requests that failed lately, the newest last.
+    #[serde(default)]
+    pub errors: Vec<Failure>,
     /// Directories that are being renamed, then the last ones of which something is to be said.
     #[serde(default)]
     pub renames: Vec<RenameReport>,
+}
+
+/// A file, as `packmule status FILE` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileStatus {
+    /// Its path.
+    pub path: PathBuf,
+    /// The word of its extended attribute `user.packmule.status`; `None` where its folder has no such name.
+    pub word: Option<String>,
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// What of it is not in S3.
+    pub uploads: Vec<Upload>,
+    /// What of it is being fetched.
+    pub downloads: Vec<Download>,
 }
 
 /// A file that is being written, waits, is uploaded or is parked; or a delete.
@@ -252,6 +285,10 @@ pub struct Upload {
     pub size: u64,
     /// Bytes that S3 has.
     pub sent: u64,
+    /// Bytes a second that moved lately; 0 while nothing does.
+    pub speed: u64,
+    /// Seconds until all of it is sent at that speed; not known while it is written, or while nothing moves.
+    pub eta_seconds: Option<u64>,
     /// Why it is parked.
     pub reason: Option<String>,
     /// Left by an earlier run.
@@ -308,6 +345,9 @@ impl From<&EntryStatus> for Upload {
             key: entry.key.clone(),
             // What was sent of it was refused, or its upload aborted.
             sent: if phase == "parked" { 0 } else { entry.sent },
+            speed: entry.speed,
+            // What is still written ends nobody knows when.
+            eta_seconds: eta_seconds(entry.size.saturating_sub(entry.sent), entry.speed).filter(|_| phase != "writing"),
             phase,
             size: entry.size,
             reason: entry.reason.clone(),

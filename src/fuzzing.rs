@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::aws::encode;
 use crate::cache::block::{self, Sidecar};
-use crate::config::{Source, Typed, table, values};
+use crate::config::{Of, Source, Typed, table, values};
 use crate::control::{Request, Response};
 use crate::publish::access_log::{self, Delivery, Line, Parser, Part};
 use crate::publish::downloads::Tally;
@@ -120,7 +120,7 @@ pub fn options(bytes: &[u8]) {
         Ok(strict) => assert_eq!(typed(true), Ok(strict), "mount -s reads it in another way"),
         Err(error) => one_line(&error),
     }
-    if let Err(error) = Typed::default().file(Path::new("/etc/packmule.toml"), &text, None) {
+    if let Err(error) = Typed::default().file(Path::new("/etc/packmule.toml"), &text, Of::All, &[]) {
         one_line(&error);
     }
     match Source::parse(&text) {

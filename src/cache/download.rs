@@ -170,6 +170,7 @@ impl Download {
         let segment = self.segment.get_or_insert_with(|| self.buffers.take(self.filled + space));
         segment.as_mut()[self.filled..self.filled + chunk.len()].copy_from_slice(&chunk);
         self.filled += chunk.len();
+        self.entry.speed.moved(chunk.len() as u64);
         self.last_bytes = Instant::now();
         self.since_failure += chunk.len() as u64;
         if self.since_failure >= BLOCK {

@@ -18,6 +18,7 @@ use super::fetch::Flight;
 use super::memory::{Buffers, Recent};
 use super::whole::{Stretches, Whole};
 use super::{CacheError, ObjectVersion};
+use crate::measure::Speed;
 use crate::s3::{Checksum, ETag, ObjectHead, Store};
 
 /// Reads wait for blocks that wait for this answer.
@@ -46,6 +47,8 @@ pub struct Entry {
     checks: bool,
     /// From here to the store, learned from every answer.
     pub distance: Arc<Distance>,
+    /// How fast its bytes come.
+    pub speed: Speed,
     /// The store was asked for the whole checksum; landings of read-ahead wait for its answer.
     asked: OnceCell<()>,
 }
@@ -136,6 +139,7 @@ impl Entry {
             proved: AtomicBool::new(false),
             checks,
             distance,
+            speed: Speed::default(),
             asked: OnceCell::new(),
         }
     }

@@ -18,6 +18,7 @@ use inner::Inner;
 
 mod adopt;
 pub(crate) mod block;
+mod coming;
 mod disk;
 mod distance;
 mod download;
@@ -41,6 +42,7 @@ mod tests;
 mod tests_flights;
 
 pub use block::EntryId;
+pub use coming::Download;
 pub use pinned::Pin;
 pub use proved::ProvedFile;
 pub use reader::Reader;

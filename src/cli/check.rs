@@ -4,7 +4,7 @@ use clap::ArgMatches;
 
 use super::pages::say;
 use super::{WRONG_USAGE, mount};
-use crate::config::{Environment, Typed};
+use crate::config::{Environment, Named, Of, Typed};
 
 /// Says which files were read and that they are right; the first thing that is wrong is the error.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -15,7 +15,10 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             mount::load(&mount::nowhere(source, matches))?;
         }
         None => {
-            Typed::inherited(&environment, None)?;
+            Typed::inherited(&environment, Of::All)?;
+            for named in Named::all(&environment)? {
+                mount::load(&mount::nowhere(&named.name, matches))?;
+            }
         }
     }
     let files: Vec<String> =

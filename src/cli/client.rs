@@ -7,14 +7,15 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 
 use super::commands::path_of;
-use crate::config::values;
+use crate::config::{Environment, named, values};
 use crate::control::umount::{self, Options};
 use crate::control::{self, Client, Request, Response, Upload, milliseconds, progress};
 
 /// `packmule umount DIRECTORY`.
 pub fn umount(matches: &ArgMatches) -> anyhow::Result<()> {
     let options = Options { lazy: matches.get_flag("lazy"), timeout: timeout(matches)? };
-    unmount(&path_of(matches, "directory").unwrap_or_default(), options)
+    let typed = path_of(matches, "directory").unwrap_or_default();
+    unmount(&named::mountpoint_of(&typed, &Environment::of_process()).unwrap_or(typed), options)
 }
 
 /// `--timeout TIME`.

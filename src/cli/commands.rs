@@ -22,14 +22,14 @@ pub fn program() -> Command {
             Command::new("umount")
                 .visible_alias("unmount")
                 .about("Wait for the uploads, then unmount")
-                .arg(path("directory", "DIRECTORY", "Mountpoint").required(true).value_hint(ValueHint::DirPath))
+                .arg(path("directory", "DIRECTORY", "Mountpoint, or the name of a mount in a config file").required(true).value_hint(ValueHint::DirPath))
                 .arg(switch("lazy", "Take it out of the tree at once; the uploads end in the background").short('l'))
                 .arg(timeout()),
         )
         .subcommand(
             Command::new("status")
-                .about("What the mounts are doing: uploads, what is parked and why, cache, requests")
-                .arg(path("directory", "DIRECTORY", "A mount, or a path on it; else all mounts"))
+                .about("What the mounts are doing: uploads and downloads, what is parked and why, cache, requests and their cost, last errors")
+                .arg(path("directory", "PATH", "A file on a mount, or a mount or folder; else all mounts"))
                 .arg(switch("json", "As JSON").conflicts_with("watch"))
                 .arg(spool_dir().conflicts_with("directory"))
                 .arg(switch("watch", "Again every second, until interrupted")),
@@ -108,15 +108,15 @@ pub fn program() -> Command {
 fn mount() -> Command {
     let command = Command::new("mount")
         .about("Mount a bucket, a prefix of it, or all buckets")
-        .override_usage("packmule mount [-f] SOURCE DIRECTORY [-o OPTION[=VALUE],…] [--OPTION[=VALUE]]…")
+        .override_usage("packmule mount [-f] SOURCE [DIRECTORY] [-o OPTION[=VALUE],…] [--OPTION[=VALUE]]…")
         .next_line_help(true)
         .arg(
             Arg::new("source")
                 .value_name("SOURCE")
                 .required(true)
-                .help("s3://BUCKET/PREFIX/, BUCKET, BUCKET:/PREFIX, an access point's ARN, or s3:// for every bucket"),
+                .help("s3://BUCKET/PREFIX/, BUCKET, BUCKET:/PREFIX, an access point's ARN, s3:// for every bucket, or the name of a mount in a config file"),
         )
-        .arg(path("directory", "DIRECTORY", "Where").required(true).value_hint(ValueHint::DirPath))
+        .arg(path("directory", "DIRECTORY", "Where; a mount with a name in a config file may have one there").value_hint(ValueHint::DirPath))
         .arg(options());
     with_table(command)
 }

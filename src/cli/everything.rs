@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde::Serialize;
 
 use crate::config::{Environment, resolve};
-use crate::control::{Client, DELETES_NAMED, Request, Response, Status, Upload};
+use crate::control::{self, Client, DELETES_NAMED, FileStatus, Request, Response, Status, Upload};
 use crate::fuse::mountinfo::mounts;
 use crate::vfs::RenameReport;
 use crate::writeback::offline;
@@ -81,9 +81,15 @@ impl Everything {
         Ok(found)
     }
 
-    /// The mount that owns a path, alone.
-    pub fn of(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self { told: vec![status(Client::connect_for(Some(path))?)?], ..Self::default() })
+    /// The mount that owns a path, alone; of a file on it, where that stands.
+    pub fn of(path: &Path) -> anyhow::Result<(Self, Option<FileStatus>)> {
+        let mut client = Client::connect_for(Some(path))?;
+        let path = control::resolve(path)?;
+        let file = match client.call(&Request::File { path })? {
+            Response::File(file) => Some(*file),
+            _ => None,
+        };
+        Ok((Self { told: vec![status(client)?], ..Self::default() }, file))
     }
 
     /// Every upload.

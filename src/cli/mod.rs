@@ -22,6 +22,7 @@ mod links;
 mod mount;
 mod pages;
 mod status;
+mod watch;
 
 /// It was asked for the wrong way.
 const WRONG_USAGE: u8 = 2;

@@ -35,7 +35,7 @@ pub fn nowhere(source: &str, matches: &ArgMatches) -> Invocation {
 /// Everything that can be known wrong before anything is asked of a network, and the one warning.
 pub fn load(invocation: &Invocation) -> anyhow::Result<Config> {
     let config = Config::load(invocation, &Environment::of_process())?;
-    HeaderRules::load(config.cache_control.as_deref(), config.header_rules.as_deref())?;
+    HeaderRules::load(config.cache_control.as_deref(), &config.rules, config.header_rules.as_deref())?;
     if let Some(warning) = config.warning() {
         eprintln!("packmule: {warning}");
     }

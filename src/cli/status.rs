@@ -1,7 +1,6 @@
 //! `packmule status`: what the mounts are doing, and what waits for one.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
@@ -12,42 +11,45 @@ use serde_json::{Value, json};
 use super::cache::pin_line;
 use super::commands::path_of;
 use super::everything::{Everything, Left, Owner};
-use crate::control::{ConflictCopy, Status, Upload};
+use super::pages::show;
+use super::watch;
+use crate::cache::Download;
+use crate::control::{ConflictCopy, FileStatus, Status, Upload};
+use crate::s3::Failure;
 use crate::vfs::RenameReport;
 
-/// `packmule status [DIRECTORY] [--json|--watch]`.
+/// `packmule status [PATH] [--json|--watch]`.
 pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let path = path_of(matches, "directory");
-    let watch = matches.get_flag("watch");
-    loop {
-        let found = match &path {
-            Some(path) => Everything::of(path)?,
-            None => Everything::look(path_of(matches, "spool-dir"))?,
-        };
-        if found.told.is_empty() && found.silent.is_empty() && !matches.get_flag("json") {
-            eprintln!("packmule: nothing is mounted");
-        }
-        let mut text = if matches.get_flag("json") { serde_json::to_string_pretty(&as_json(&found)?)? + "\n" } else { as_text(&found) };
-        if watch && io::stdout().is_terminal() {
-            // Home, then clear to the end: no flicker.
-            text = format!("\x1b[H\x1b[J{text}");
-        }
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            result => result?,
-        }
-        for line in found.silent.iter().chain(&found.unread) {
-            eprintln!("packmule: {line}");
-        }
-        if !watch {
-            if !found.silent.is_empty() {
-                bail!("a mount does not answer");
-            }
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_secs(1));
+    let look = || match &path {
+        Some(path) => Everything::of(path),
+        None => Ok((Everything::look(path_of(matches, "spool-dir"))?, None)),
+    };
+    if matches.get_flag("watch") {
+        return watch::forever(|| {
+            let (found, file) = look()?;
+            let troubles: String = found.silent.iter().chain(&found.unread).map(|line| format!("packmule: {line}\n")).collect();
+            Ok(troubles + &as_text(&found, file.as_ref(), true))
+        });
     }
+    let (found, file) = look()?;
+    let json = matches.get_flag("json");
+    if found.told.is_empty() && found.silent.is_empty() && !json {
+        eprintln!("packmule: nothing is mounted");
+    }
+    let text = match (json, &file) {
+        (true, Some(file)) => serde_json::to_string_pretty(&file_as_json(file, &found)?)? + "\n",
+        (true, None) => serde_json::to_string_pretty(&as_json(&found)?)? + "\n",
+        (false, _) => as_text(&found, file.as_ref(), false),
+    };
+    show(text.as_bytes())?;
+    for line in found.silent.iter().chain(&found.unread) {
+        eprintln!("packmule: {line}");
+    }
+    if !found.silent.is_empty() {
+        bail!("a mount does not answer");
+    }
+    Ok(())
 }
 
 /// An element a mount, and one a spool folder that waits for its mount (it has `spool` and no `mountpoint`). Every upload has the
@@ -72,9 +74,37 @@ fn with_commands(mut element: Value, found: &Everything, uploads: &[Upload], own
     element
 }
 
-fn as_text(found: &Everything) -> String {
-    let mounts = found.told.iter().map(|mount| table(mount, found));
+/// One file in the same words, by the number and the commands that what waits of it takes.
+fn file_as_json(file: &FileStatus, found: &Everything) -> anyhow::Result<Value> {
+    let mountpoint = found.told.first().map(|mount| mount.mountpoint.clone()).unwrap_or_default();
+    Ok(with_commands(serde_json::to_value(file)?, found, &file.uploads, Owner::Mount(&mountpoint)))
+}
+
+/// `bars`: for a table that is watched.
+fn as_text(found: &Everything, file: Option<&FileStatus>, bars: bool) -> String {
+    if let (Some(file), Some(mount)) = (file, found.told.first()) {
+        return one_file(file, mount, found, bars);
+    }
+    let mounts = found.told.iter().map(|mount| table(mount, found, bars));
     mounts.chain(found.left.iter().map(|left| waiting(left, found))).collect()
+}
+
+/// Where a file stands: the word of its extended attribute, and what there is to say about it.
+fn one_file(file: &FileStatus, mount: &Status, found: &Everything, bars: bool) -> String {
+    let word = match (&file.word, file.uploads.first()) {
+        (Some(word), _) => word.as_str(),
+        (None, Some(upload)) => upload.phase.as_str(),
+        (None, None) => "not there",
+    };
+    let mut text = format!("{}: {word}\n", file.path.display().to_string().escape_debug());
+    let _ = writeln!(text, "  s3://{}/{}", file.bucket, file.key.escape_debug());
+    for upload in &file.uploads {
+        text += &entry(upload, Owner::Mount(&mount.mountpoint), found, bars);
+    }
+    for download in &file.downloads {
+        let _ = writeln!(text, "  {}", coming(download, bars));
+    }
+    text
 }
 
 /// A folder that no mount has, as people read it.
@@ -86,13 +116,13 @@ fn waiting(left: &Left, found: &Everything) -> String {
         let _ = writeln!(text, "  {}", rename_line(rename));
     }
     for upload in &left.uploads {
-        text += &entry(upload, Owner::Folder(&left.spool), found);
+        text += &entry(upload, Owner::Folder(&left.spool), found, false);
     }
     text
 }
 
 /// A mount as people read it. Names come from anybody: control characters are escaped.
-fn table(status: &Status, found: &Everything) -> String {
+fn table(status: &Status, found: &Everything, bars: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{} on {}", status.source.escape_debug(), status.mountpoint.display().to_string().escape_debug());
     let _ = writeln!(
@@ -117,10 +147,16 @@ fn table(status: &Status, found: &Everything) -> String {
         let _ = writeln!(text, "  {}", rename_line(rename));
     }
     for upload in &status.uploads {
-        text += &entry(upload, Owner::Mount(&status.mountpoint), found);
+        text += &entry(upload, Owner::Mount(&status.mountpoint), found, bars);
+    }
+    for download in &status.downloads {
+        let _ = writeln!(text, "  {}", coming(download, bars));
     }
     for copy in &status.conflicts {
         let _ = writeln!(text, "  {}", conflict(copy));
+    }
+    for failure in &status.errors {
+        let _ = writeln!(text, "  {}", failed(failure));
     }
     text
 }
@@ -162,15 +198,38 @@ fn spent(status: &Status) -> String {
 }
 
 fn conflict(copy: &ConflictCopy) -> String {
-    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(copy.at);
-    let at = jiff::Timestamp::try_from(at).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
     format!(
         "{}  somebody else changed s3://{}/{} meanwhile: ours is kept beside it as {}",
-        at.strftime("%Y-%m-%d %H:%M"),
+        local_time(copy.at),
         copy.bucket,
         copy.key.escape_debug(),
         copy.kept_as.rsplit('/').next().unwrap_or_default().escape_debug()
     )
+}
+
+/// A request that failed, with what S3's owner asks for: the time and the request id.
+fn failed(failure: &Failure) -> String {
+    let answer = match (&failure.code, failure.status) {
+        (Some(code), _) => format!("{code}: "),
+        (None, 0) => String::new(),
+        (None, status) => format!("HTTP status {status}: "),
+    };
+    let id = failure.request_id.as_ref().map(|id| format!(" (request id {})", id.escape_debug())).unwrap_or_default();
+    let times = if failure.count > 1 { format!("  {} times", failure.count) } else { String::new() };
+    format!(
+        "{}  failed: {} {}: {}{}{id}{times}",
+        local_time(failure.at),
+        failure.operation,
+        failure.resource.escape_debug(),
+        answer,
+        failure.message.escape_debug()
+    )
+}
+
+/// Seconds since 1970 as a clock on the wall shows them.
+fn local_time(seconds: u64) -> impl std::fmt::Display {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    jiff::Timestamp::try_from(at).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string()
 }
 
 /// A directory's rename. Names are escaped already.
@@ -188,17 +247,30 @@ fn rename_line(rename: &RenameReport) -> String {
 }
 
 /// An upload, and below it what can be done where it waits for that.
-fn entry(upload: &Upload, owner: Owner<'_>, found: &Everything) -> String {
+fn entry(upload: &Upload, owner: Owner<'_>, found: &Everything, bars: bool) -> String {
     let number = found.number(upload);
     let commands = owner.commands(upload, &number);
     if commands.is_empty() {
-        return format!("  {}\n", line(upload));
+        return format!("  {}\n", line(upload, bars));
     }
-    format!("  {number:>6} {}\n         {}\n", line(upload), commands.join("  |  "))
+    format!("  {number:>6} {}\n         {}\n", line(upload, false), commands.join("  |  "))
 }
 
-fn line(upload: &Upload) -> String {
-    let percent = (upload.sent.min(upload.size) * 100).checked_div(upload.size).unwrap_or(0);
+/// How far something is: a bar where it is watched, how much of how much, and how fast and how long still while it moves.
+fn far(done: u64, all: u64, speed: u64, eta_seconds: Option<u64>, bars: bool) -> String {
+    let percent = (u128::from(done.min(all)) * 100).checked_div(u128::from(all)).unwrap_or(0);
+    let bar = if bars { watch::bar(done, all) + " " } else { String::new() };
+    let speed = if speed > 0 { format!("  {}/s", size(speed)) } else { String::new() };
+    let left = eta_seconds.map(|eta| format!(", {} left", humantime::format_duration(Duration::from_secs(eta)))).unwrap_or_default();
+    format!("{bar}{percent:>3}% of {:>10}{speed}{left}", size(all))
+}
+
+fn coming(download: &Download, bars: bool) -> String {
+    let far = far(download.here, download.size, download.speed, download.eta_seconds, bars);
+    format!("{:>10} {far}  {}", "reading", download.shown())
+}
+
+fn line(upload: &Upload, bars: bool) -> String {
     let waits = match (upload.held, upload.recovered) {
         (true, true) => "  (temporary name, left by an earlier mount: goes when it is renamed, or by packmule flush FILE --as-is)",
         (true, false) => "  (temporary name: goes when it is renamed, or by packmule flush FILE --as-is)",
@@ -209,7 +281,8 @@ fn line(upload: &Upload) -> String {
     if upload.is_delete() {
         return format!("{:>10}  {}{reason}", upload.phase, upload.shown());
     }
-    format!("{:>10} {percent:>3}% of {:>10}  {}{reason}{waits}", upload.phase, size(upload.size), upload.shown())
+    let far = far(upload.sent, upload.size, upload.speed, upload.eta_seconds, bars);
+    format!("{:>10} {far}  {}{reason}{waits}", upload.phase, upload.shown())
 }
 
 pub fn size(bytes: u64) -> String {
@@ -238,13 +311,13 @@ mod tests {
         let parked = Upload { id: 1_234_567_890, phase: "parked".into(), waits: true, ..upload.clone() };
         let status = Status { uploads: vec![upload, parked], conflicts: vec![copy], ..status };
         let found = Everything { told: vec![status.clone()], ..Everything::default() };
-        let text = as_text(&found);
+        let text = as_text(&found, None, false);
         assert!(!text.contains("rename of"), "{text}");
         assert!(text.starts_with("s3://b/ on /m\n  up 1m 1s"), "{text}");
         assert!(text.contains("uploading  50% of    2.0 KiB  s3://b/a\\n.bin  slow"), "{text}");
         assert!(text.contains("  567890     parked") && text.contains("packmule retry 567890  |  packmule recover 567890 FILE"), "{text}");
         assert!(text.contains("ours is kept beside it as a (conflict of h)"), "{text}");
-        assert!(table(&Status::default(), &found).contains("everything is in S3"));
+        assert!(table(&Status::default(), &found, false).contains("everything is in S3"));
         let json = as_json(&found).unwrap();
         assert_eq!(json[0]["uploads"][1]["number"], "567890");
         assert_eq!(json[0]["uploads"][1]["commands"][2], "packmule discard 567890");
@@ -261,15 +334,55 @@ mod tests {
             old.as_object_mut().unwrap().remove(field);
         }
         assert!(!spent(&serde_json::from_value(old).unwrap()).contains("cost"));
-        assert!(line(&Upload::default()).contains("0%"));
+        assert!(line(&Upload::default(), false).contains("0%"));
         let rename = RenameReport { from: "s3://b/a/".into(), to: "s3://b/c/".into(), phase: "copying".into(), ..RenameReport::default() };
         let rename = RenameReport { objects: 20, done: 3, bytes: 4096, copied: 1024, ..rename };
         let failed = RenameReport { phase: "failed".into(), reason: Some("no".into()), resumed: true, ..rename.clone() };
-        let text = table(&Status { renames: vec![rename, failed], ..Status::default() }, &found);
+        let text = table(&Status { renames: vec![rename, failed], ..Status::default() }, &found, false);
         assert!(text.contains("rename of s3://b/a/ to s3://b/c/: copying: 3 of 20 objects, 1.0 KiB of 4.0 KiB\n"), "{text}");
         assert!(text.contains("rename of s3://b/a/ to s3://b/c/: failed  no  (begun by an earlier mount)"), "{text}");
         assert!(!text.contains("everything is in S3"), "{text}");
         let delete = Upload { bucket: "b".into(), key: "k".into(), phase: Upload::DELETING.into(), ..Upload::default() };
-        assert_eq!(line(&delete), "  deleting  s3://b/k");
+        assert_eq!(line(&delete, false), "  deleting  s3://b/k");
+    }
+
+    #[test]
+    fn what_moves_says_how_fast_and_how_long_still() {
+        let upload = Upload { bucket: "b".into(), key: "k".into(), phase: "uploading".into(), size: 4 << 20, ..Upload::default() };
+        let upload = Upload { sent: 1 << 20, speed: 1 << 20, eta_seconds: Some(3), ..upload };
+        assert_eq!(line(&upload, false), " uploading  25% of    4.0 MiB  1.0 MiB/s, 3s left  s3://b/k");
+        assert_eq!(line(&upload, true), " uploading [====>               ]  25% of    4.0 MiB  1.0 MiB/s, 3s left  s3://b/k");
+        let download = Download { bucket: "b".into(), key: "d\n".into(), size: 4 << 20, here: 2 << 20, ..Download::default() };
+        assert_eq!(coming(&download, false), "   reading  50% of    4.0 MiB  s3://b/d\\n");
+        let status = Status { mountpoint: "/m".into(), uploads: vec![upload], downloads: vec![download], ..Status::default() };
+        let found = Everything { told: vec![status.clone()], ..Everything::default() };
+        let text = as_text(&found, None, true);
+        assert!(text.contains("[====>") && text.contains("[=========>"), "{text}");
+        let file = FileStatus {
+            path: "/m/k".into(),
+            word: Some("not uploaded yet".into()),
+            bucket: "b".into(),
+            key: "k".into(),
+            ..FileStatus::default()
+        };
+        let file = FileStatus { uploads: status.uploads.clone(), ..file };
+        let text = as_text(&found, Some(&file), false);
+        assert!(text.starts_with("/m/k: not uploaded yet\n  s3://b/k\n") && text.lines().count() == 3, "{text}");
+        assert_eq!(file_as_json(&file, &found).unwrap()["uploads"][0]["commands"], json!([]));
+        assert!(as_text(&found, Some(&FileStatus { word: None, uploads: Vec::new(), ..file }), false).starts_with("/m/k: not there\n"));
+    }
+
+    #[test]
+    fn a_failed_request_is_one_line_with_its_id() {
+        let failure = Failure { at: 0, operation: "PutObject".into(), resource: "s3://b/a\nb".into(), status: 403, ..Failure::default() };
+        let failure =
+            Failure { code: Some("AccessDenied".into()), message: "no".into(), request_id: Some("4Z".into()), count: 3, ..failure };
+        assert!(
+            failed(&failure).ends_with("  failed: PutObject s3://b/a\\nb: AccessDenied: no (request id 4Z)  3 times"),
+            "{}",
+            failed(&failure)
+        );
+        let silent = Failure { code: None, status: 0, message: "nobody answers".into(), request_id: None, count: 1, ..failure };
+        assert!(failed(&silent).ends_with("s3://b/a\\nb: nobody answers"), "{}", failed(&silent));
     }
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::typed::Typed;
 use super::words::{Origin, nearest};
-use super::{ConfigError, Source, table};
+use super::{ConfigError, Named, Source, named, table};
+use crate::publish::headers;
 
 /// What this process inherits, in one place, so that tests can say it.
 #[derive(Clone, Debug)]
@@ -74,76 +76,159 @@ impl Environment {
     }
 }
 
-impl Typed {
-    /// The options below the command line's: config files, then the environment. `source` picks the `[mount."…"]`
-    /// sections; without one only what every mount shares is taken.
-    pub fn inherited(environment: &Environment, source: Option<&Source>) -> Result<Self, ConfigError> {
-        let mut typed = Self::default();
-        for (path, named) in environment.config_files() {
+/// A config file: its messages name it and the line.
+pub(super) struct Text<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl<'a> Text<'a> {
+    pub(super) fn new(path: &'a Path, text: &'a str) -> Self {
+        Self { path, text }
+    }
+
+    pub(super) fn parse(&self) -> Result<Spanned<DeTable<'a>>, ConfigError> {
+        DeTable::parse(self.text).map_err(|error| self.refuse(error.span().map_or(0, |span| span.start), error.message()))
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    /// `FILE:LINE: why`.
+    pub(super) fn refuse(&self, offset: usize, why: &str) -> ConfigError {
+        ConfigError::new(format!("{}:{}: {why}", self.path.display(), self.line(offset)))
+    }
+
+    fn origin(&self, offset: usize) -> Origin {
+        Origin::File(self.path.to_owned(), self.line(offset))
+    }
+}
+
+impl Environment {
+    /// The config files that are there, the weaker first.
+    pub(super) fn config_texts(&self) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+        let mut found = Vec::new();
+        for (path, named) in self.config_files() {
             match std::fs::read_to_string(&path) {
-                Ok(text) => typed.file(&path, &text, source)?,
+                Ok(text) => found.push((path, text)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {}
                 Err(error) => {
                     return Err(ConfigError::new(format!("{}: {error}; mend the config file or set PACKMULE_CONFIG", path.display())));
                 }
             }
         }
+        Ok(found)
+    }
+}
+
+/// Whose sections are wanted.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'a> {
+    /// What every mount shares.
+    All,
+    /// A source, by its address.
+    Source(&'a Source),
+    /// A mount with a name.
+    Name(&'a str),
+}
+
+impl Typed {
+    /// The options below the command line's: config files, then the environment. `of` picks the `[mount.…]` sections.
+    pub fn inherited(environment: &Environment, of: Of<'_>) -> Result<Self, ConfigError> {
+        let mut typed = Self::default();
+        let names = Named::all(environment)?;
+        for (path, text) in environment.config_texts()? {
+            typed.file(&path, &text, of, &names)?;
+        }
         typed.variables(environment)?;
         Ok(typed)
     }
 
-    /// One config file: options at the top are every mount's, `[mount."s3://bucket/"]` those of one source.
-    pub fn file(&mut self, path: &Path, text: &str, source: Option<&Source>) -> Result<(), ConfigError> {
-        let at = |offset: usize| text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1;
-        let refuse = |offset: usize, why: &str| ConfigError::new(format!("{}:{}: {why}", path.display(), at(offset)));
-        let table = DeTable::parse(text).map_err(|error| refuse(error.span().map_or(0, |span| span.start), error.message()))?;
+    /// One config file: options at the top are every mount's, `[mount."s3://bucket/"]` those of one source, `[mount.NAME]` with a
+    /// `source` those of a mount with a name. `names`: what other files name too; their sections here are of those.
+    pub fn file(&mut self, path: &Path, text: &str, of: Of<'_>, names: &[Named]) -> Result<(), ConfigError> {
+        let text = Text::new(path, text);
+        let table = text.parse()?;
         let mut sections = Vec::new();
-        for (key, offset, value) in self.section(path, &at, table.get_ref())? {
+        for (key, offset, value) in self.section(&text, table.get_ref(), false)? {
             if key != "mount" {
-                return Err(refuse(offset, &format!("{key} is no option and no section; sections are [mount.\"s3://BUCKET/\"]")));
+                let why = format!(
+                    "{key} is no option and no section; sections are [mount.NAME], [mount.\"s3://BUCKET/\"], [prices] and [[header_rules]]"
+                );
+                return Err(text.refuse(offset, &why));
             }
             for (name, section) in value.iter() {
                 let offset = name.span().start;
-                let name = name.get_ref();
+                let name = name.get_ref().as_ref();
                 let DeValue::Table(options) = section.get_ref() else {
-                    return Err(refuse(offset, &format!("mount.{name} is no table; write [mount.\"s3://BUCKET/\"]")));
+                    return Err(text.refuse(offset, &format!("mount.{name} is no table; write [mount.{name}]")));
                 };
-                sections.push((Source::parse(name).map_err(|error| refuse(offset, &error.to_string()))?, options));
+                let (source, _) = named::place(&text, name, options)?;
+                let wanted = match of {
+                    Of::Name(wanted) => wanted == name,
+                    _ if source.is_some() || names.iter().any(|named| named.name == name) => false,
+                    _ => {
+                        let address = Source::parse(name).map_err(|error| text.refuse(offset, &error.to_string()))?;
+                        matches!(of, Of::Source(wanted) if *wanted == address)
+                    }
+                };
+                sections.push((wanted, options));
             }
         }
-        for (of, options) in sections {
+        for (wanted, options) in sections {
             let mut unused = Self::default();
             // Every section is checked, whichever is used.
-            let target = if Some(&of) == source { &mut *self } else { &mut unused };
-            if let Some((key, offset, _)) = target.section(path, &at, options)?.first() {
-                return Err(refuse(*offset, &format!("{key} is no option; the nearest is {}", nearest(key))));
+            let target = if wanted { &mut *self } else { &mut unused };
+            if let Some((key, offset, _)) = target.section(&text, options, true)?.first() {
+                return Err(text.refuse(*offset, &format!("{key} is no option; the nearest is {}", nearest(key))));
             }
         }
         Ok(())
     }
 
     /// Takes the options of a table, in the order of the file so that of two errors the first is named; answers the
-    /// tables in it.
+    /// tables in it that are none of options.
     fn section<'t, 'i>(
         &mut self,
-        path: &Path,
-        at: &dyn Fn(usize) -> usize,
+        text: &Text<'_>,
         table: &'t DeTable<'i>,
+        of_mount: bool,
     ) -> Result<Vec<(&'t str, usize, &'t DeTable<'i>)>, ConfigError> {
         let mut entries: Vec<_> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         let mut tables = Vec::new();
         for (key, value) in entries {
-            let offset = key.span().start;
+            let (name, offset) = (key.get_ref().as_ref(), key.span().start);
             match value.get_ref() {
-                DeValue::Table(table) => tables.push((key.get_ref().as_ref(), offset, table)),
-                value => {
-                    let text = scalar(value).unwrap_or_default();
-                    self.word(key.get_ref(), Some(&text), &Origin::File(path.to_owned(), at(offset)))?;
+                DeValue::Table(prices) if name == "prices" => self.prices(text, prices)?,
+                DeValue::Table(table) => tables.push((name, offset, table)),
+                DeValue::Array(_) if name == "header_rules" => {
+                    let rules = headers::rules(value).map_err(|(at, why)| text.refuse(if at == 0 { offset } else { at }, &why))?;
+                    self.rules.extend(rules);
                 }
+                _ if named::PLACE.contains(&name) && of_mount => {}
+                _ if named::PLACE.contains(&name) => {
+                    return Err(text.refuse(offset, &format!("{name}: belongs into a section [mount.NAME]")));
+                }
+                value => self.word(name, Some(&scalar(value).unwrap_or_default()), &text.origin(offset))?,
             }
         }
         Ok(tables)
+    }
+
+    /// `[prices]`: what `price_put`, `price_get`, `price_out` and `currency` say, as a table.
+    fn prices(&mut self, text: &Text<'_>, table: &DeTable<'_>) -> Result<(), ConfigError> {
+        for (key, value) in table.iter() {
+            let (name, offset) = (key.get_ref().as_ref(), key.span().start);
+            let option = match name {
+                "put" | "get" | "out" => format!("price_{name}"),
+                "currency" => name.to_owned(),
+                _ => return Err(text.refuse(offset, &format!("prices.{name} is no price; prices are put, get, out and currency"))),
+            };
+            self.word(&option, Some(&scalar(value.get_ref()).unwrap_or_default()), &text.origin(offset))?;
+        }
+        Ok(())
     }
 
     fn variables(&mut self, environment: &Environment) -> Result<(), ConfigError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::layers::Environment;
 use super::typed::Typed;
 use super::values::Amount;
-use super::{Config, ConfigError, MountFlags, Origin, Source, aws_profile};
+use super::{Config, ConfigError, MountFlags, Named, Of, Origin, Source, aws_profile};
 use crate::cost::{Prices, USD};
 use crate::s3::client::ClientConfig;
 
@@ -71,10 +71,21 @@ impl Invocation {
 impl Config {
     /// Defaults < config files < environment < arguments, resolved.
     pub fn load(invocation: &Invocation, environment: &Environment) -> Result<Self, ConfigError> {
-        let source = Source::parse(&invocation.source)?;
-        let mut typed = Typed::inherited(environment, Some(&source))?;
+        let Some(named) = Named::find(environment, &invocation.source)? else {
+            let source = Source::parse(&invocation.source)?;
+            let mut typed = Typed::inherited(environment, Of::Source(&source))?;
+            invocation.apply(&mut typed)?;
+            return Self::resolve(source, invocation, typed, environment);
+        };
+        let mut typed = Typed::inherited(environment, Of::Name(&named.name))?;
         invocation.apply(&mut typed)?;
-        Self::resolve(source, invocation, typed, environment)
+        let mut invocation = invocation.clone();
+        if invocation.mountpoint.as_os_str().is_empty()
+            && let Some(mountpoint) = named.mountpoint
+        {
+            invocation.mountpoint = absolute(mountpoint, environment)?;
+        }
+        Self::resolve(named.source, &invocation, typed, environment)
     }
 
     fn resolve(source: Source, invocation: &Invocation, mut t: Typed, environment: &Environment) -> Result<Self, ConfigError> {
@@ -140,6 +151,7 @@ impl Config {
             no_index: t.no_index.unwrap_or(true),
             show_versions: t.show_versions.unwrap_or(false),
             mtime: t.mtime.unwrap_or_default(),
+            rules: std::mem::take(&mut t.rules),
             header_rules: readable("header_rules", t.header_rules.take(), environment)?,
             cache_control: t.cache_control.take(),
             tags: t.tags.clone().unwrap_or_default(),
@@ -172,7 +184,7 @@ impl Config {
 
 /// What a client needs that belongs to no mount (`packmule link s3://…`).
 pub fn client_of(arguments: &[Argument], source: &Source, environment: &Environment) -> Result<ClientConfig, ConfigError> {
-    let mut typed = Typed::inherited(environment, Some(source))?;
+    let mut typed = Typed::inherited(environment, Of::Source(source))?;
     Invocation { arguments: arguments.to_vec(), ..Invocation::default() }.apply(&mut typed)?;
     aws_profile::fill(&mut typed, environment)?;
     check(&typed)?;
@@ -182,12 +194,12 @@ pub fn client_of(arguments: &[Argument], source: &Source, environment: &Environm
 
 /// Where the spool of a mount is whose own options do not say it.
 pub fn spool_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
-    spool_of(&mut Typed::inherited(environment, None)?, &state_dir(environment)?, environment)
+    spool_of(&mut Typed::inherited(environment, Of::All)?, &state_dir(environment)?, environment)
 }
 
 /// Where the cache of a mount is whose own options do not say it.
 pub fn cache_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
-    cache_of(&mut Typed::inherited(environment, None)?, environment)
+    cache_of(&mut Typed::inherited(environment, Of::All)?, environment)
 }
 
 fn cache_of(t: &mut Typed, environment: &Environment) -> Result<PathBuf, ConfigError> {
@@ -322,7 +334,7 @@ fn readable(option: &str, path: Option<PathBuf>, environment: &Environment) -> R
 
 /// Paths are absolute before the program goes to the background; `~/` is the home directory, as shells leave it in
 /// `-o cache_dir=~/x`.
-fn absolute(path: PathBuf, environment: &Environment) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(path: PathBuf, environment: &Environment) -> Result<PathBuf, ConfigError> {
     let path = match (path.strip_prefix("~"), &environment.home) {
         (Ok(below), Some(home)) => home.join(below),
         _ => path,
@@ -333,7 +345,9 @@ fn absolute(path: PathBuf, environment: &Environment) -> Result<PathBuf, ConfigE
 /// The mountpoint as `/proc/self/mountinfo` will spell it. A dead mount cannot be resolved itself, but its parent can.
 fn mountpoint(typed: &Path) -> Result<PathBuf, ConfigError> {
     if typed.as_os_str().is_empty() {
-        return Err(ConfigError::new("no mountpoint; write packmule mount SOURCE DIRECTORY"));
+        return Err(ConfigError::new(
+            "no mountpoint; write packmule mount SOURCE DIRECTORY, or mountpoint = \"DIRECTORY\" into the config file's section of this mount",
+        ));
     }
     let absolute = std::path::absolute(typed).map_err(|error| ConfigError::new(format!("{}: {error}", typed.display())))?;
     if let Ok(real) = absolute.canonicalize() {

@@ -101,8 +101,11 @@ fn a_config_file_is_refused_by_line() {
         ("retries = 1\ncach_size = \"1G\"\n", ":2: unknown option 'cach_size'; the nearest is cache_size"),
         ("\nretries = \"many\"", ":2: retries=many: expected a whole number from 0 to 100"),
         ("[mount.\"s3://other/\"]\nregoin = \"x\"", ":2: unknown option 'regoin'; the nearest is region"),
-        ("[mounts]\n", ":1: mounts is no option and no section; sections are [mount.\"s3://BUCKET/\"]"),
-        ("[mount]\nreleases = 1\n", ":2: mount.releases is no table; write [mount.\"s3://BUCKET/\"]"),
+        (
+            "[mounts]\n",
+            ":1: mounts is no option and no section; sections are [mount.NAME], [mount.\"s3://BUCKET/\"], [prices] and [[header_rules]]",
+        ),
+        ("[mount]\nreleases = 1\n", ":2: mount.releases is no table; write [mount.releases]"),
         ("a = \n", ":1: "),
         ("secret_access_key = \"hunter2\"", ":1: secret_access_key: secrets are not options"),
     ] {

@@ -9,6 +9,7 @@ use url::Url;
 
 use super::values::Amount;
 use super::{CloudFront, Invalidate, LogLevel, MtimeSource, OnConflict};
+use crate::publish::headers::HeaderRule;
 use crate::s3::ChecksumKind;
 
 /// The options of one mount as typed. `Option<Option<_>>` is a word that can also say `auto` or `off`.
@@ -65,6 +66,8 @@ pub struct Typed {
     pub sse_kms_key_id: Option<String>,
     pub cache_control: Option<String>,
     pub header_rules: Option<PathBuf>,
+    /// `[[header_rules]]` of the config files, over all layers.
+    pub rules: Vec<HeaderRule>,
     pub tags: Option<Vec<(String, String)>>,
 
     pub cache_dir: Option<PathBuf>,

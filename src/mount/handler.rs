@@ -12,11 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Asker, Layers};
 use crate::control::server::Handler;
-use crate::control::{Request, Response, Status, Upload};
+use crate::control::{FileStatus, Request, Response, Status, Upload};
 use crate::fuse::{Operations, describe};
 use crate::publish::links;
 use crate::s3::{Account, explain};
-use crate::vfs::{Caller, Ino, PinReport, ROOT, Vfs};
+use crate::vfs::{Caller, Ino, Kind, PinReport, ROOT, Vfs};
 use crate::writeback::{self, DeleteStatus, EntryStatus, Run};
 
 /// S3's limit for a SigV4 link, in seconds.
@@ -82,6 +82,8 @@ impl Answers {
             conflicts: layers.writeback.conflicts(),
             pins: self.pins().await,
             renames: layers.vfs.renames(),
+            downloads: layers.cache.downloads(),
+            errors: layers.client.failures(),
         }
     }
 
@@ -249,6 +251,34 @@ impl Answers {
         Ok(Response::Key { bucket, key })
     }
 
+    /// Where a file stands. What is parked is told though its folder does not have it.
+    async fn file(&self, path: &Path) -> Result<Response, String> {
+        let found = self.find(path).await;
+        let word = match &found {
+            Ok(found) => {
+                let directory = match found.inodes.last() {
+                    Some(ino) => self.layers.vfs.getattr(*ino, None).await.is_ok_and(|(attr, _)| attr.kind == Kind::Directory),
+                    None => true,
+                };
+                if directory {
+                    return Ok(Response::Status(Box::new(self.status().await)));
+                }
+                found.attribute("user.packmule.status").await
+            }
+            Err(_) => None,
+        };
+        let Response::Key { bucket, key } = self.key(path).await? else { return Err(format!("{}: names no file", path.display())) };
+        let is_it = |of_bucket: &str, of_key: &str| of_bucket == bucket && of_key == key;
+        let mut uploads = self.layers.work();
+        uploads.retain(|upload| is_it(&upload.bucket, &upload.key));
+        let mut downloads = self.layers.cache.downloads();
+        downloads.retain(|download| is_it(&download.bucket, &download.key));
+        match found {
+            Err(error) if uploads.is_empty() => Err(error),
+            _ => Ok(Response::File(Box::new(FileStatus { path: path.to_owned(), word, bucket, key, uploads, downloads }))),
+        }
+    }
+
     /// A temporary name is published by the rename that it waits for, or at its owner's word.
     async fn flush_as_is(&self, path: &Path) -> Result<Response, String> {
         let found = self.find(path).await?;
@@ -287,6 +317,7 @@ impl Handler for Answers {
                 pid: std::process::id(),
             }),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
+            Request::File { path } => self.file(&path).await,
             Request::Flush { path, as_is, timeout_ms } => {
                 let flushed = async {
                     match (&path, as_is) {

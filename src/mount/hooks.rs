@@ -19,7 +19,7 @@ pub(super) struct Publication {
 
 impl Publication {
     pub(super) fn new(config: &Config) -> Result<Self, HeaderRulesError> {
-        Ok(Self { rules: HeaderRules::load(config.cache_control.as_deref(), config.header_rules.as_deref())?, cache: None })
+        Ok(Self { rules: HeaderRules::load(config.cache_control.as_deref(), &config.rules, config.header_rules.as_deref())?, cache: None })
     }
 
     /// The cache gives way to the spool where both are on one disk: its bytes can be had again.

@@ -7,13 +7,14 @@
 //! cache_control = "no-cache"
 //! ```
 //!
-//! A pattern without `/` looks at the last component of a key, another at the whole key. Every rule that matches counts;
+//! A config file has the same rules as `[[header_rules]]`. A pattern without `/` looks at the last component of a key, another at the whole key. Every rule that matches counts;
 //! of two that set one header the later wins.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use toml::Spanned;
+use toml::de::{DeValue, ValueDeserializer};
 
 use super::content_type;
 use crate::glob;
@@ -32,11 +33,12 @@ pub struct HeaderRulesError {
 #[derive(Clone, Debug, Default)]
 pub struct HeaderRules {
     cache_control: Option<String>,
-    rules: Vec<Rule>,
+    rules: Vec<HeaderRule>,
 }
 
-#[derive(Clone, Debug)]
-struct Rule {
+/// What one rule says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderRule {
     patterns: Vec<String>,
     headers: ObjectHeaders,
 }
@@ -77,11 +79,11 @@ enum Patterns {
 }
 
 impl HeaderRules {
-    /// `cache_control=` and the `header_rules=` file, read and judged.
+    /// `cache_control=`, the rules of the config files, and over them the `header_rules=` file, read and judged.
     ///
     /// # Errors
     /// When the file cannot be read, is no TOML, or says what S3 cannot store.
-    pub fn load(cache_control: Option<&str>, file: Option<&Path>) -> Result<Self, HeaderRulesError> {
+    pub fn load(cache_control: Option<&str>, configured: &[HeaderRule], file: Option<&Path>) -> Result<Self, HeaderRulesError> {
         let rules = match file {
             None => Vec::new(),
             Some(path) => {
@@ -97,7 +99,7 @@ impl HeaderRules {
                 })?
             }
         };
-        Ok(Self { cache_control: cache_control.map(str::to_owned), rules })
+        Ok(Self { cache_control: cache_control.map(str::to_owned), rules: [configured, &rules].concat() })
     }
 
     /// What a new object gets under this key.
@@ -141,13 +143,25 @@ impl HeaderRules {
 }
 
 /// An error is where and why.
-fn parse(text: &str) -> Result<Vec<Rule>, (usize, String)> {
-    let file: RulesFile =
-        toml::from_str(text).map_err(|error| (error.span().map_or(0, |span| span.start), error.message().replace('\n', "; ")))?;
+fn parse(text: &str) -> Result<Vec<HeaderRule>, (usize, String)> {
+    let file: RulesFile = toml::from_str(text).map_err(placed)?;
     file.rules.into_iter().map(rule).collect()
 }
 
-fn rule(entry: RuleEntry) -> Result<Rule, (usize, String)> {
+/// `[[header_rules]]` of a config file, in the words of a rules file's `[[rule]]`.
+///
+/// # Errors
+/// Where in the file and why.
+pub fn rules(value: &Spanned<DeValue<'_>>) -> Result<Vec<HeaderRule>, (usize, String)> {
+    let entries = Vec::<RuleEntry>::deserialize(ValueDeserializer::from(value.clone())).map_err(placed)?;
+    entries.into_iter().map(rule).collect()
+}
+
+fn placed(error: toml::de::Error) -> (usize, String) {
+    (error.span().map_or(0, |span| span.start), error.message().replace('\n', "; "))
+}
+
+fn rule(entry: RuleEntry) -> Result<HeaderRule, (usize, String)> {
     let at = entry.patterns.span().start;
     let patterns = match entry.patterns.into_inner() {
         Patterns::One(pattern) => vec![pattern],
@@ -165,7 +179,7 @@ fn rule(entry: RuleEntry) -> Result<Rule, (usize, String)> {
         expires: value("expires", entry.expires)?,
         website_redirect: value("website_redirect", entry.website_redirect)?,
     };
-    Ok(Rule { patterns, headers })
+    Ok(HeaderRule { patterns, headers })
 }
 
 /// A value that can travel in a header.
@@ -199,7 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("rules.toml");
         std::fs::write(&file, text).unwrap();
-        HeaderRules::load(Some("public,max-age=60"), Some(&file))
+        HeaderRules::load(Some("public,max-age=60"), &[], Some(&file))
             .map_err(|error| error.to_string().replace(&file.display().to_string(), "F"))
     }
 
@@ -234,7 +248,7 @@ mod tests {
             assert!(error.starts_with(line) && !error.contains('\n'), "{error}");
         }
         assert!(
-            HeaderRules::load(None, Some(Path::new("/nonexistent")))
+            HeaderRules::load(None, &[], Some(Path::new("/nonexistent")))
                 .unwrap_err()
                 .to_string()
                 .starts_with("header_rules=/nonexistent: No such file")

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::bucket::Bucket;
 use super::endpoint::{BucketName, Endpoint};
+use super::failures::{Failure, Failures};
 use super::operation::{Counters, Operation, Usage};
 use super::request::{Call, Payload, Place};
 use super::{Account, BucketEntry, ChecksumKind, ErrorKind, ListRequest, Result, S3Error, Store, response, xml};
@@ -135,6 +136,7 @@ pub(super) struct Core {
     pub credentials: Credentials,
     pub endpoint: Endpoint,
     pub counters: Counters,
+    pub failures: Failures,
     pub traffic: Arc<Traffic>,
     pub bandwidth: Option<Arc<Bandwidth>>,
     /// Where a bucket is looked for first.
@@ -210,6 +212,7 @@ impl Client {
             credentials,
             endpoint,
             counters: Counters::default(),
+            failures: Failures::default(),
             traffic: Arc::default(),
             bandwidth,
             region,
@@ -226,6 +229,11 @@ impl Client {
     /// How each kind of request ended, and how long it took.
     pub fn counters(&self) -> &Counters {
         &self.core.counters
+    }
+
+    /// What failed lately, the oldest first.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.core.failures.snapshot()
     }
 
     /// True for AWS itself, whatever the spelling of its endpoint.

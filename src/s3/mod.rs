@@ -21,6 +21,7 @@ pub(crate) mod delete;
 pub mod endpoint;
 pub mod error;
 pub mod explain;
+mod failures;
 pub(crate) mod list;
 pub mod multipart;
 mod object;
@@ -37,6 +38,7 @@ pub mod xml;
 
 pub use acl::Acl;
 pub use error::{ErrorKind, S3Error};
+pub use failures::Failure;
 
 /// Result of a store operation.
 pub type Result<T, E = S3Error> = std::result::Result<T, E>;

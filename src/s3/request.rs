@@ -208,9 +208,16 @@ impl Core {
                 }
                 Ok(Answer { status: answer.status, headers: answer.headers, body: element, repeated: answer.repeated })
             }
-            Ok(element) => Err(self.not_s3(place, call, &format!("<{}> came instead of <{root}>", element.name)).into()),
-            Err(reason) => Err(self.not_s3(place, call, &reason).into()),
+            Ok(element) => Err(self.no_answer(place, call, &format!("<{}> came instead of <{root}>", element.name))),
+            Err(reason) => Err(self.no_answer(place, call, &reason)),
         }
+    }
+
+    /// A 2xx whose body is none of S3's.
+    fn no_answer(&self, place: &Place, call: &Call, reason: &str) -> Refusal {
+        let error = self.not_s3(place, call, reason);
+        self.failures.note(&error);
+        error.into()
     }
 
     pub fn not_s3(&self, place: &Place, call: &Call, reason: &str) -> S3Error {
@@ -219,6 +226,14 @@ impl Core {
     }
 
     async fn repeat<B, F>(&self, place: &Place, call: &Call, read: F) -> Tried<Answer<B>>
+    where
+        B: Readable,
+        F: AsyncFn(Incoming) -> std::result::Result<(StatusCode, HeaderMap, B), Failure>,
+    {
+        self.send(place, call, read).await.inspect_err(|refusal| self.failures.note(&refusal.error))
+    }
+
+    async fn send<B, F>(&self, place: &Place, call: &Call, read: F) -> Tried<Answer<B>>
     where
         B: Readable,
         F: AsyncFn(Incoming) -> std::result::Result<(StatusCode, HeaderMap, B), Failure>,

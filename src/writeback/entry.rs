@@ -27,6 +27,7 @@ use super::rolling::Rolling;
 use super::spool::{Spool, blocking};
 use super::uploader::Message;
 use super::{Attributes, Base, ConflictCopy, Error, Expect, Hooks, SpoolConfig, Target, transfer};
+use crate::measure::Speed;
 use crate::s3::Store;
 use crate::s3::multipart::PartPlan;
 use crate::s3::slow::Life;
@@ -299,6 +300,8 @@ pub(crate) struct Entry {
     pub in_flight: AtomicU64,
     /// Bytes handed to sockets since the publication or upload began.
     pub sent: AtomicU64,
+    /// How fast they are handed over.
+    pub speed: Speed,
     /// The most bytes that a transfer handed over without success, by where they begin.
     pub handed: Mutex<HashMap<u64, u64>>,
     /// Who waits for a PutObject to let go of the file.
@@ -368,6 +371,7 @@ impl Entry {
             charged: Mutex::new(Some(0)),
             in_flight: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            speed: Speed::default(),
             handed: Mutex::default(),
             wanted: AtomicU32::new(0),
             life: Mutex::new(Life::default()),

@@ -61,6 +61,7 @@ impl Entry {
             phase: intent.phase,
             size: content.size,
             sent: self.sent.load(Relaxed).min(content.size),
+            speed: self.speed.now(),
             reason: intent.reason.clone().or_else(|| left.then(|| "not uploaded: its name is a temporary one".to_owned())),
             recovered: intent.recovered,
             held: intent.held,

@@ -128,6 +128,7 @@ fn of(id: u64, file: SpoolFile, record: &Record, boot: &str) -> Kept {
         phase,
         size: record.size,
         sent: 0,
+        speed: 0,
         reason,
         recovered: true,
         held: record.held,

@@ -17,6 +17,8 @@ pub struct EntryStatus {
     pub size: u64,
     /// Bytes of it handed to the network so far.
     pub sent: u64,
+    /// Bytes a second that were handed over lately.
+    pub speed: u64,
     /// Why it is not published: the last failure, with its remedy where there is one.
     pub reason: Option<String>,
     /// Left by an earlier run (unfinished, parked, or queued again).

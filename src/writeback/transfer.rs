@@ -118,6 +118,7 @@ impl Counts {
         let handed = (before + bytes).min(self.len());
         self.entry.in_flight.fetch_sub(handed - before, Relaxed);
         self.entry.sent.fetch_add(handed - before, Relaxed);
+        self.entry.speed.moved(handed - before);
         let news = handed > self.most.fetch_max(handed, Relaxed);
         if news {
             self.entry.progressed();
@@ -352,6 +353,7 @@ pub(crate) async fn part(
         };
         entry.progressed();
         entry.sent.fetch_add(piece.range.end - piece.range.start, Relaxed);
+        entry.speed.moved(piece.range.end - piece.range.start);
         return Ok(SentPart { etag: part.etag, checksum: part.checksum.filter(|_| !entry.intent.lock().is_plain()) });
     }
     let sent = upload_part(entry, target, upload, base, piece).await;

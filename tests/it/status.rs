@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
 
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, noise};
@@ -69,7 +70,7 @@ fn a_refused_file_is_parked_and_superseded() {
     files::write(&stage.path("bad"), b"copied again").unwrap();
     assert_eq!(stage.store.bytes("bad"), "copied again");
     let status = stage.mount.status();
-    assert!(!status.contains("AccessDenied"), "{status}");
+    assert!(!status.contains("parked") && status.contains("everything is in S3"), "{status}");
 }
 
 fn told(stage: &Stage) -> serde_json::Value {
@@ -104,6 +105,94 @@ fn requests_and_their_cost_are_told() {
     assert!(status.contains(&format!("  requests since the mount: {} (", seen.total())) && status.contains("PutObject 1"), "{status}");
     assert!(status.contains("; sent 195.3 KiB, received ") && status.contains("  cost since the mount: about "), "{status}");
     assert!(status.contains(&format!("{}.0000 EUR; prices as configured)", seen.bytes_down)), "{status}");
+}
+
+/// Asks until `seen` finds what it looks for in what the mount tells of itself.
+fn until<T>(stage: &Stage, what: &str, seen: impl Fn(&serde_json::Value) -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let told = told(stage);
+        match seen(&told) {
+            Some(found) => return found,
+            None => assert!(Instant::now() < until, "{what}: {told}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Promise 23: "The whole story, with the S3 request id, is in status"; and what moves says how fast it does and how long still.
+#[test]
+fn what_moves_says_how_fast_and_how_long_still() {
+    if !can_mount() {
+        return;
+    }
+    let mut stage = Stage::with(Store::double(), &["write_back=100ms", "bwlimit=2M"]);
+    let content = noise(1, 9 << 20);
+    files::write(&stage.path("going up"), &content).unwrap();
+    let upload = until(&stage, "an upload with its speed", |told| {
+        let upload = told["uploads"][0].clone();
+        (upload["speed"].as_u64() > Some(0) && upload["eta_seconds"].is_u64()).then_some(upload)
+    });
+    assert_eq!((upload["key"].as_str(), upload["size"].as_u64()), (Some("going up"), Some(9 << 20)));
+    let path = stage.path("going up");
+    let shown = stage.mount.ask(&["status"], &path);
+    let word = xattr(&path, "user.packmule.status");
+    assert!(shown.starts_with(&format!("{}: {word}\n", path.display())) && word == "not uploaded yet", "{word}: {shown}");
+    assert!(shown.contains("/going up\n") && shown.contains("/s"), "{shown}");
+    let file: serde_json::Value = serde_json::from_str(&stage.mount.ask(&["status", "--json"], &path)).unwrap();
+    assert_eq!((file["word"].as_str(), file["uploads"][0]["id"].as_u64()), (Some("not uploaded yet"), upload["id"].as_u64()));
+    stage.mount.ask(&["flush"], &path);
+    assert_eq!(stage.mount.ask(&["status"], &path).lines().next(), Some(format!("{}: published", path.display()).as_str()));
+
+    stage.store.put("coming down", content.clone());
+    stage.mount.remount();
+    let (path, expected) = (stage.path("coming down"), content);
+    let reader = std::thread::spawn(move || fs::read(path).unwrap() == expected);
+    let download = until(&stage, "a download with its speed", |told| {
+        let download = told["downloads"][0].clone();
+        (download["speed"].as_u64() > Some(0) && download["here"].as_u64() > Some(0) && download["eta_seconds"].is_u64())
+            .then_some(download)
+    });
+    assert_eq!((download["key"].as_str(), download["size"].as_u64()), (Some("coming down"), Some(9 << 20)));
+    assert!(reader.join().unwrap());
+    // A folder, and the mountpoint, are the mount's.
+    assert!(stage.mount.ask(&["status"], stage.dir()).contains("everything is in S3"));
+    let nowhere = files::output(stage.mount.command().arg("status").arg(stage.path("nowhere")));
+    let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(nowhere.status.code() == Some(1) && said.contains("nowhere") && said.lines().count() == 1, "{said}");
+}
+
+fn xattr(path: &std::path::Path, name: &str) -> String {
+    let said = files::output(std::process::Command::new("getfattr").args(["--only-values", "-n", name]).arg(path));
+    String::from_utf8(said.stdout).unwrap()
+}
+
+/// What the store refused is told with its request id, a row of one kind as one; what was only asked for and is not there is no failure.
+#[test]
+fn the_last_errors_have_their_request_ids() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    assert!(fs::metadata(stage.path("not there")).is_err());
+    assert_eq!(told(&stage)["errors"], serde_json::json!([]));
+    stage.double().fault(When::operation("PutObject").key("bad"), Fault::Error(403, "AccessDenied"));
+    for _ in 0..2 {
+        assert!(files::write(&stage.path("bad"), b"refused").is_err());
+    }
+    let told = told(&stage);
+    let error = &told["errors"][0];
+    assert_eq!(
+        (error["operation"].as_str(), error["code"].as_str(), error["status"].as_u64()),
+        (Some("PutObject"), Some("AccessDenied"), Some(403)),
+        "{told}"
+    );
+    assert_eq!((error["request_id"].as_str(), error["count"].as_u64()), (Some("FAULT0000000001"), Some(2)), "{told}");
+    let shown = stage.mount.status();
+    assert!(shown.contains("  failed: PutObject s3://") && shown.contains("(request id FAULT0000000001)  2 times\n"), "{shown}");
+    // One that could not be stored is in no folder, and is found by its name.
+    let parked = stage.mount.ask(&["status"], &stage.path("bad"));
+    assert!(parked.starts_with(&format!("{}: parked\n", stage.path("bad").display())) && parked.contains("packmule retry"), "{parked}");
 }
 
 /// Nobody knows what a store asks that is not AWS: nothing is guessed, and what to set is said.
