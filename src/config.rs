@@ -163,6 +163,8 @@ pub struct Config {
 
     /// Log file; `None`: stderr in the foreground, the journal or syslog else.
     pub log_file: Option<PathBuf>,
+    /// `log_file=journal`: log to systemd's journal.
+    pub log_journal: bool,
     /// How much is logged.
     pub log_level: LogLevel,
     /// Desktop notifications.

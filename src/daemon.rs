@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,8 +19,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::log::Log;
 use crate::config::Config;
 use crate::control::Upload;
-use crate::mount::{self, Mount};
+use crate::mount::{self, Mount, Outlook};
 
+mod inhibit;
 pub mod log;
 
 /// Set for the process that the background start makes: its standard output is the readiness pipe.
@@ -34,6 +36,9 @@ const MALLOC: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLO
 
 /// mount(8): the mount failed.
 const MOUNT_FAILED: u8 = 32;
+
+/// How much longer than asked for before a stop may take, as it goes on.
+const EXTENSION: Duration = Duration::from_secs(60);
 
 /// Largest number of threads for file I/O.
 const BLOCKING_THREADS: usize = 64;
@@ -194,8 +199,12 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     }
     notify_service_manager(&format!("READY=1\nSTATUS=mounted on {}", mount.mountpoint().display()));
 
+    // Until the end: a shutdown waits for the drain too.
+    let awake = inhibit::while_pending(mount.outlook());
+    tokio::pin!(awake);
     let asker = loop {
         tokio::select! {
+            () = &mut awake => {}
             () = mount.ended() => break None,
             () = stop.asked() => break None,
             asker = mount.umount_asked() => break Some(asker),
@@ -208,6 +217,7 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     };
 
     notify_service_manager("STOPPING=1");
+    let asks_for_time = ask_for_time(mount.outlook());
     let deadline = async {
         match asker.as_ref().and_then(|asker| asker.timeout) {
             Some(timeout) => tokio::time::sleep(timeout).await,
@@ -216,6 +226,8 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     };
     let left = tokio::select! {
         left = mount.drain() => left,
+        () = awake => mount.work(),
+        () = asks_for_time => mount.work(),
         () = deadline => mount.work(),
         () = stop.asked() => mount.work(),
     };
@@ -226,6 +238,16 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
     mount.unmount().await?;
     tracing::info!("unmounted");
     Ok(if left.iter().all(Upload::may_wait) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tells the service manager what an end waits for, and that it takes longer than TimeoutStopSec= (sd_notify(3), EXTEND_TIMEOUT_USEC):
+/// the drain itself ends when nothing moves any more. Never ends.
+async fn ask_for_time(outlook: Outlook) {
+    loop {
+        let status = format!("STATUS=storing {}\nEXTEND_TIMEOUT_USEC={}", outlook.pending().shown(), EXTENSION.as_micros());
+        notify_service_manager(&status);
+        tokio::time::sleep(EXTENSION / 6).await;
+    }
 }
 
 /// Says what is not in S3: in the log, and to a user at the terminal.

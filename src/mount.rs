@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bytesize::ByteSize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -188,6 +189,11 @@ impl Mount {
         }
     }
 
+    /// What is on its way, for who watches it from outside.
+    pub fn outlook(&self) -> Outlook {
+        Outlook(self.layers.clone())
+    }
+
     /// Drops listings.
     pub async fn refresh(&self) {
         self.layers.vfs.refresh().await;
@@ -220,6 +226,44 @@ impl Mount {
         layers.vfs.close().await;
         layers.cache.shutdown().await;
         unmounted.with_context(|| format!("{}: cannot be unmounted", mountpoint.display()))
+    }
+}
+
+/// A view of what is on its way, which outlives no mount and keeps none.
+#[derive(Clone)]
+pub struct Outlook(Arc<Layers>);
+
+/// What is on its way to S3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Files that are written, wait or are sent; deletes that wait.
+    pub files: usize,
+    /// Bytes that S3 does not have yet.
+    pub bytes: u64,
+}
+
+impl Pending {
+    /// `2 files (1.2 GiB)`.
+    pub fn shown(self) -> String {
+        let files = if self.files == 1 { "1 file".to_owned() } else { format!("{} files", self.files) };
+        format!("{files} ({})", ByteSize::b(self.bytes).display().iec())
+    }
+}
+
+impl Outlook {
+    /// What is on its way; what waits for somebody's word is not.
+    pub fn pending(&self) -> Pending {
+        let mut pending = Pending { files: self.0.writeback.deletes_waiting(), bytes: 0 };
+        for upload in self.0.uploads().iter().filter(|upload| upload.moves()) {
+            pending.files += 1;
+            pending.bytes += upload.size.saturating_sub(upload.sent);
+        }
+        pending
+    }
+
+    /// What is mounted.
+    pub fn source(&self) -> &str {
+        &self.0.source
     }
 }
 

@@ -95,7 +95,8 @@ impl Config {
         let cache_dir = cache_of(&mut t, environment)?;
         let spool_dir = spool_of(&mut t, &state_dir, environment)?;
         let mountpoint = mountpoint(&invocation.mountpoint)?;
-        let log_file = t.log_file.take().map(place).transpose()?;
+        let log_journal = t.log_file.as_deref() == Some(Path::new("journal"));
+        let log_file = t.log_file.take().filter(|_| !log_journal).map(place).transpose()?;
         if spool_dir.starts_with(&cache_dir) {
             return Err(ConfigError::new(format!(
                 "spool_dir={} lies in the cache, which people delete; name a directory outside {}",
@@ -164,6 +165,7 @@ impl Config {
             private_key: readable("private_key", t.private_key.take(), environment)?,
             prices: Prices { put: t.price_put, get: t.price_get, out: t.price_out, currency: t.currency.take() },
             log_file,
+            log_journal,
             log_level: t.log_level.unwrap_or_default(),
             notify: t.notify.unwrap_or(false),
             metrics_addr: t.metrics_addr,

@@ -283,7 +283,7 @@ pub static OPTIONS: &[Opt] = &[
         (v.len() == 3 && v.bytes().all(|b| b.is_ascii_alphabetic())).then(|| t.currency = Some(v.to_ascii_uppercase()))
     }), "USD", "Currency of the prices; one that is not USD needs all three"),
 
-    opt(G::Logs, "log_file", &[], Path(|t, v| t.log_file = Some(v)), "", "Log here"),
+    opt(G::Logs, "log_file", &[], Path(|t, v| t.log_file = Some(v)), "the journal, else a file in the state directory", "Log here; journal: to systemd's journal (journalctl -t packmule)"),
     opt(G::Logs, "log_level", &[same("dbglevel")], Choice(&["error", "warn", "info", "debug", "trace", "crit", "err", "warning"], |t, i| {
         use LogLevel::{Debug, Error, Info, Trace, Warn};
         t.log_level = [Error, Warn, Info, Debug, Trace, Error, Error, Warn].get(i).copied();

@@ -1,14 +1,18 @@
-//! Where the log goes: stderr in the foreground, else a file that SIGHUP reopens; SIGUSR2 steps the level.
+//! Where the log goes: stderr in the foreground, else systemd's journal where one listens, else a file that SIGHUP reopens; SIGUSR2 steps
+//! the level.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use parking_lot::Mutex;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -44,6 +48,66 @@ impl Write for &LogFile {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Where systemd-journald takes records (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Systemd's journal.
+struct Journal(UnixDatagram);
+
+impl Journal {
+    fn open() -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(JOURNAL)?;
+        // A journal that hangs is no reason to: the line is lost.
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+}
+
+/// A line for the journal, of a level.
+struct Record {
+    journal: Arc<Journal>,
+    priority: u8,
+}
+
+impl Write for Record {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = one_line(bytes, false);
+        // A field of one line ends with it; `one_line` leaves no other line break.
+        let mut record = format!("SYSLOG_IDENTIFIER=packmule\nPRIORITY={}\nMESSAGE=", self.priority).into_bytes();
+        record.extend_from_slice(line.trim_ascii());
+        record.push(b'\n');
+        let _ = self.journal.0.send(&record);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Gives every line the priority of its level.
+struct Records(Arc<Journal>);
+
+impl<'a> MakeWriter<'a> for Records {
+    type Writer = Record;
+
+    fn make_writer(&'a self) -> Record {
+        Record { journal: self.0.clone(), priority: 6 }
+    }
+
+    /// syslog(3): err, warning, info, debug.
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Record {
+        let priority = match *metadata.level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            _ => 7,
+        };
+        Record { priority, ..self.make_writer() }
     }
 }
 
@@ -89,12 +153,17 @@ fn filter(level: LogLevel) -> EnvFilter {
 /// Starts the log. A process has one: the first call wins, a later one only makes the controls.
 ///
 /// # Errors
-/// When the log file cannot be opened.
+/// When the log file cannot be opened, or the journal that was asked for is not there.
 pub fn start(config: &Config, background: bool) -> anyhow::Result<Log> {
+    let journal = match (config.log_journal, &config.log_file, background) {
+        (true, ..) => Some(Journal::open().with_context(|| format!("log_file=journal: nothing listens at {JOURNAL}: name a file"))?),
+        (false, None, true) => Journal::open().ok(),
+        _ => None,
+    };
     let file = match (&config.log_file, background) {
         (Some(path), _) => Some(path.clone()),
-        (None, true) => Some(own_log(config)?),
-        (None, false) => None,
+        (None, true) if journal.is_none() => Some(own_log(config)?),
+        (None, _) => None,
     };
     let file = match file {
         Some(path) => {
@@ -107,9 +176,13 @@ pub fn start(config: &Config, background: bool) -> anyhow::Result<Log> {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_target(false);
     // An error means that a log runs already (a test, the demo).
-    let _ = match &file {
-        Some(file) => registry.with(layer.with_ansi(false).with_writer(file.clone())).try_init(),
-        None => {
+    let _ = match (journal, &file) {
+        // It keeps time and level by itself.
+        (Some(journal), _) => {
+            registry.with(layer.without_time().with_level(false).with_ansi(false).with_writer(Records(Arc::new(journal)))).try_init()
+        }
+        (None, Some(file)) => registry.with(layer.with_ansi(false).with_writer(file.clone())).try_init(),
+        (None, None) => {
             let coloured = io::stderr().is_terminal();
             registry.with(layer.with_ansi(coloured).with_writer(move || Terminal { coloured })).try_init()
         }

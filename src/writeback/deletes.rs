@@ -275,6 +275,11 @@ impl Deletes {
         (inner.waiting.len() + inner.refused.len(), refused.chain(waiting).take(most).collect())
     }
 
+    /// How many wait; those that were refused do not.
+    pub fn waiting_count(&self) -> usize {
+        self.inner.lock().waiting.len()
+    }
+
     /// The key of the delete that waits under a number.
     fn waiting(&self, id: u64) -> Option<Name> {
         let inner = self.inner.lock();

@@ -397,6 +397,11 @@ impl Writeback {
         self.shared.deletes.status(most)
     }
 
+    /// How many deletes are on their way.
+    pub fn deletes_waiting(&self) -> usize {
+        self.shared.deletes.waiting_count()
+    }
+
     /// Metadata that an earlier run put off and did not come to send: the newest of each object. Given once.
     pub async fn unsent_metadata(&self) -> Vec<Journalled<MetadataChange>> {
         let found = std::mem::take(&mut *self.shared.metadata.lock());

@@ -46,6 +46,7 @@ mod promises;
 mod read;
 mod refusals;
 mod seen;
+mod service;
 mod signatures;
 mod start;
 mod status;
