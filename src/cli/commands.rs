@@ -101,7 +101,7 @@ pub fn program() -> Command {
         .subcommand(
             Command::new("man")
                 .about("Print the manual page, or write all of them")
-                .arg(path("dir", "DIRECTORY", "Write packmule.1 and a page a command here").long("dir").value_hint(ValueHint::DirPath)),
+                .arg(path("dir", "DIRECTORY", "Write packmule.1, a page a command, mount.packmule.8 and packmule.toml.5 here").long("dir").value_hint(ValueHint::DirPath)),
         )
 }
 

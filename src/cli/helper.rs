@@ -14,39 +14,56 @@ use super::{MOUNT_FAILED, WRONG_USAGE, client, commands, failed, first_paragraph
 use crate::config::{Argument, Invocation};
 use crate::control::umount::Options;
 
+/// Below the help of mount's helper, and on its manual page.
+const MOUNT_NOTES: &str = "In the fstab the type is packmule (fuse.packmule does too):\n\n\
+    s3://releases/ /srv/releases packmule _netdev,nofail,x-systemd.automount,allow_other,profile=release 0 0\n\n\
+    _netdev makes umount(8) call its helper, which waits until everything is stored. Where uploads can take longer than 90 seconds, \
+    x-systemd.mount-timeout=15min keeps systemd from giving up on that wait.\n\n\
+    Options are those of packmule-mount(1), with _ or -; words for mount(8) itself and x-* are taken and ignored. \
+    The exit status is 0, 2 after wrong usage, or 32 where the mount failed; the reason is one line.";
+
+/// The same of umount's.
+const UMOUNT_NOTES: &str = "umount(8) calls it for mounts whose fstab line has _netdev or an x-... word; after a bare packmule mount \
+    use packmule-umount(1). While a file is open for writing it says that the mount is busy. What cannot be stored stays in the spool, \
+    is named by packmule status, and goes on at the next mount.";
+
 fn switch(flag: char, id: &'static str, help: &'static str) -> Arg {
     Arg::new(id).short(flag).action(ArgAction::Count).help(help)
 }
 
-fn value(flag: char, id: &'static str, help: &'static str) -> Arg {
-    Arg::new(id).short(flag).action(ArgAction::Append).value_parser(ValueParser::string()).help(help)
+fn value(flag: char, id: &'static str, name: &'static str, help: &'static str) -> Arg {
+    Arg::new(id).short(flag).value_name(name).action(ArgAction::Append).value_parser(ValueParser::string()).help(help)
 }
 
 fn directory() -> Arg {
-    Arg::new("directory").required(true).value_parser(ValueParser::path_buf())
+    Arg::new("directory").value_name("DIRECTORY").help("Mountpoint").required(true).value_parser(ValueParser::path_buf())
 }
 
-fn mount_grammar() -> Command {
+/// What mount(8) calls.
+pub fn mount_grammar() -> Command {
     Command::new("mount.packmule")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Mounts for mount(8); see packmule mount --help")
-        .arg(Arg::new("source").required(true))
+        .about("Mounts S3 for mount(8) and the fstab; see packmule-mount(1) for the options")
+        .after_help(MOUNT_NOTES)
+        .arg(Arg::new("source").value_name("SOURCE").help("s3://BUCKET/PREFIX/, or s3:// for every bucket").required(true))
         .arg(directory())
         .args([
             switch('s', "sloppy", "Ignore words that nobody knows"),
             switch('f', "fake", "Check everything, mount nothing"),
             switch('n', "no-mtab", "Taken; there is no mtab"),
             switch('v', "verbose", "Say what is mounted"),
-            value('N', "namespace", "Mount in the mount namespace of this process or file"),
-            value('t', "type", "Taken"),
+            value('N', "namespace", "PID|FILE", "Mount in the mount namespace of this process or file"),
+            value('t', "type", "TYPE", "Taken"),
         ])
         .arg(commands::options())
 }
 
-fn umount_grammar() -> Command {
-    Command::new("umount.packmule")
+/// What umount(8) calls.
+pub fn umount_grammar() -> Command {
+    Command::new("umount.fuse.packmule")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Waits for the uploads, then unmounts, for umount(8)")
+        .after_help(UMOUNT_NOTES)
         .arg(directory())
         .args([
             switch('f', "force", "As -l"),
@@ -54,8 +71,8 @@ fn umount_grammar() -> Command {
             switch('n', "no-mtab", "Taken; there is no mtab"),
             switch('r', "read-only", "Taken"),
             switch('v', "verbose", "Taken"),
-            value('N', "namespace", "Unmount in the mount namespace of this process or file"),
-            value('t', "type", "Taken"),
+            value('N', "namespace", "PID|FILE", "Unmount in the mount namespace of this process or file"),
+            value('t', "type", "TYPE", "Taken"),
         ])
 }
 

@@ -21,6 +21,7 @@ mod link;
 mod links;
 mod mount;
 mod pages;
+mod reference;
 mod status;
 mod watch;
 

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Command};
 use clap_complete::Shell;
 
 use super::commands::{self, path_of};
+use super::{helper, reference};
 
 /// `packmule completions SHELL`.
 pub fn completions(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -17,23 +18,24 @@ pub fn completions(matches: &ArgMatches) -> anyhow::Result<()> {
     show(&script)
 }
 
-/// `packmule man [--dir DIRECTORY]`: packmule(1) on stdout, or it and a page a command as files.
+/// `packmule man [--dir DIRECTORY]`: packmule(1) on stdout, or every page as a file.
 pub fn man(matches: &ArgMatches) -> anyhow::Result<()> {
     match path_of(matches, "dir") {
         Some(dir) => write_pages(&dir),
-        None => show(&page(commands::program())?),
+        None => show(&page(commands::program(), "1")?),
     }
 }
 
+/// packmule(1) and a page a command, the helpers of mount(8), and packmule.toml(5).
 fn write_pages(dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot be made", dir.display()))?;
-    let mut program = commands::program();
-    program.build();
-    let mut pages = vec![("packmule.1".to_owned(), page(program.clone())?)];
-    for command in program.get_subcommands() {
-        let name = format!("packmule-{}", command.get_name());
-        pages.push((format!("{name}.1"), page(command.clone().name(name.clone()))?));
+    let mut pages = Vec::new();
+    commands_pages(commands::program(), "packmule", &mut pages)?;
+    for helper in [helper::mount_grammar(), helper::umount_grammar()] {
+        let name = helper.get_name().to_owned();
+        pages.push((format!("{name}.8"), page(helper, "8")?));
     }
+    pages.push(("packmule.toml.5".to_owned(), reference::config_page().into_bytes()));
     for (name, text) in pages {
         let file = dir.join(name);
         std::fs::write(&file, text).with_context(|| format!("{}: cannot be written", file.display()))?;
@@ -41,9 +43,22 @@ fn write_pages(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn page(command: Command) -> io::Result<Vec<u8>> {
+/// The page of a command, then those of its own commands: `packmule-cache.1`, `packmule-cache-pin.1`, ….
+fn commands_pages(mut command: Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+    command.build();
+    let below: Vec<Command> = command.get_subcommands().cloned().collect();
+    pages.push((format!("{name}.1"), page(command.name(name.to_owned()).display_name(name.to_owned()), "1")?));
+    for command in below {
+        let name = format!("{name}-{}", command.get_name());
+        commands_pages(command, &name, pages)?;
+    }
+    Ok(())
+}
+
+fn page(command: Command, section: &str) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    clap_mangen::Man::new(command).render(&mut text)?;
+    let source = concat!("packmule ", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command).section(section).source(source).manual("packmule").render(&mut text)?;
     Ok(text)
 }
 
@@ -64,8 +79,7 @@ pub fn say(line: &str) -> anyhow::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::table::{OPTIONS, TUNING};
-    use crate::config::words::accepts;
+    use reference::options_markdown;
 
     #[test]
     fn every_page_and_completion_can_be_made() {
@@ -79,35 +93,6 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut commands::program(), "packmule", &mut script);
             assert!(!script.is_empty());
-        }
-    }
-
-    /// docs/options.md, as the option table has it.
-    fn options_markdown() -> String {
-        let mut text = String::from(
-            "# Options\n\nMade from the option table (`src/config/table.rs`); after a change, `PACKMULE_WRITE_DOCS=1 cargo test --lib options_page` writes it again.\n\n\
-             Every option is `-o name=value` in the fstab, `--name value` on the command line (`_` and `-` are alike), `PACKMULE_NAME=value` in the environment and `name = \"value\"` in\n\
-             `/etc/packmule.toml` or `~/.config/packmule/config.toml` (there also for one source, under `[mount.\"s3://bucket/\"]`). Defaults < files < environment < command line.\n\
-             Sizes take K, M, G and T (binary), times `30s`, `5m`, `1h30m`. A bare number is bytes or seconds, except under another program's word, where it has that program's unit.\n",
-        );
-        let mut last = None;
-        for option in OPTIONS {
-            if last.replace(option.group) != Some(option.group) {
-                text += &format!("\n## {}\n\n| option | also | takes | default | |\n|---|---|---|---|---|\n", option.group.title());
-            }
-            let also: Vec<String> = option.aliases.iter().map(|alias| format!("`{}`{}", alias.name, bare_unit(alias.unit))).collect();
-            let row = [format!("`{}`", option.name), also.join(", "), accepts(&option.kind), option.default.into(), option.help.into()];
-            text += &format!("| {} |\n", row.map(|cell| cell.replace('|', "\\|")).join(" | "));
-        }
-        let words: Vec<String> = TUNING.iter().map(|(word, _)| format!("`{word}`")).collect();
-        text + "\n## Taken and ignored, with one warning\n\n" + &words.join(" ") + "\n"
-    }
-
-    fn bare_unit(unit: u64) -> &'static str {
-        match unit {
-            1 => "",
-            1024 => " (KiB)",
-            _ => " (MiB)",
         }
     }
 
