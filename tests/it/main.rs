@@ -37,6 +37,7 @@ mod namespace;
 mod neighbours;
 mod options;
 mod outages;
+mod package;
 mod passed;
 mod patterns;
 mod pins;
