@@ -68,6 +68,13 @@ impl Profiles {
         }
     }
 
+    /// The names that have a section, in their order.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.sections.keys().map(String::as_str).filter(|name| !name.contains(' ')).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// True when the name has a section.
     pub fn contains(&self, name: &str) -> bool {
         self.sections.contains_key(name)

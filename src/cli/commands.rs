@@ -88,6 +88,11 @@ pub fn program() -> Command {
                 .arg(options()),
         )
         .subcommand(
+            Command::new("setup")
+                .about("Ask what is to be mounted and where, try it, and write it into the config file")
+                .after_help("Answers are lines of standard input; an empty one, or none, takes what is in brackets. It asks in this order: source, name, the store's address, region, credentials (for keys: access key, secret key), folder, as root whose the files are; where the trial fails, whether to go on; whether to mount it at every start (as root by the fstab, else by a unit of the user's), and now."),
+        )
+        .subcommand(
             Command::new("demo")
                 .about("Show the whole path on this machine: a server, a mount, an upload, a link")
                 .arg(switch("check", "Do it, unmount, and say by the exit status whether all went well"))

@@ -7,7 +7,8 @@ use clap::ArgMatches;
 
 use super::pages::say;
 use super::{failed, mount};
-use crate::doctor::{self, Finding, Verdict};
+use crate::config::Config;
+use crate::doctor::{self, Finding, Tell, Verdict};
 
 /// `packmule doctor [SOURCE] [-o OPTIONS] [--json]`.
 pub fn run(matches: &ArgMatches) -> ExitCode {
@@ -16,6 +17,13 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
         Ok(_) => ExitCode::FAILURE,
         Err(error) => failed(&error, 1),
     }
+}
+
+/// Examines a mount as it was configured; `tell` hears of each finding as it is made.
+pub fn of(config: &Config, tell: &mut Tell<'_>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
+    runtime.block_on(doctor::examine(config, tell));
+    Ok(())
 }
 
 /// How many things are wrong.
@@ -32,8 +40,7 @@ fn examine(matches: &ArgMatches) -> anyhow::Result<usize> {
     let mounts = match matches.get_one::<String>("source") {
         Some(source) => {
             let config = mount::load(&mount::nowhere(source, matches))?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
-            runtime.block_on(doctor::examine(&config, &mut tell));
+            of(&config, &mut tell)?;
             format!("a mount of {source} ")
         }
         None => {

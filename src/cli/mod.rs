@@ -22,6 +22,7 @@ mod links;
 mod mount;
 mod pages;
 mod reference;
+mod setup;
 mod status;
 mod watch;
 
@@ -58,6 +59,7 @@ fn dispatch(matches: &ArgMatches) -> ExitCode {
         "links" => links::run(matches),
         "config" => check::run(matches),
         "doctor" => return doctor::run(matches),
+        "setup" => setup::run(),
         "demo" => return mount::demo(matches),
         "completions" => pages::completions(matches),
         "man" => pages::man(matches),

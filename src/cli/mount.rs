@@ -22,14 +22,12 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// A source with its options, for who judges those and mounts nothing. No directory lies under its mountpoint.
+/// No directory lies under it.
+pub const NOWHERE: &str = "/dev/null/mountpoint";
+
+/// A source with its options, for who judges those and mounts nothing.
 pub fn nowhere(source: &str, matches: &ArgMatches) -> Invocation {
-    Invocation {
-        source: source.to_owned(),
-        mountpoint: "/dev/null/mountpoint".into(),
-        arguments: commands::arguments(matches),
-        sloppy: false,
-    }
+    Invocation { source: source.to_owned(), mountpoint: NOWHERE.into(), arguments: commands::arguments(matches), sloppy: false }
 }
 
 /// Everything that can be known wrong before anything is asked of a network, and the one warning.

@@ -48,6 +48,7 @@ mod read;
 mod refusals;
 mod seen;
 mod service;
+mod setup;
 mod signatures;
 mod start;
 mod status;
