@@ -27,7 +27,7 @@ pub fn options_markdown() -> String {
     let mut text = String::from(
         "# Options\n\nMade from the option table (`src/config/table.rs`); after a change, `PACKMULE_WRITE_DOCS=1 cargo test --lib options_page` writes it again.\n\n\
          Every option is `-o name=value` in the fstab, `--name value` on the command line (`_` and `-` are alike), `PACKMULE_NAME=value` in the environment and `name = \"value\"` in\n\
-         `/etc/packmule.toml` or `~/.config/packmule/config.toml` (there also for one source, under `[mount.\"s3://bucket/\"]`). Defaults < files < environment < command line.\n\
+         `/etc/packmule.toml` or `~/.config/packmule/config.toml` (there also for one source, under `[mount.\"s3://bucket/\"]`, and for a mount with a name, under `[mount.NAME]`: packmule.toml(5)). Defaults < files < environment < command line.\n\
          Sizes take K, M, G and T (binary), times `30s`, `5m`, `1h30m`. A bare number is bytes or seconds, except under another program's word, where it has that program's unit.\n",
     );
     let mut last = None;
@@ -175,7 +175,7 @@ fn sections(page: &mut Page) {
         ],
     );
     page.item(
-        [bold("[[headers]]")],
+        [bold("[[header_rules]]")],
         [
             roman("What new objects are stored with. "),
             bold("match"),
@@ -195,7 +195,13 @@ fn sections(page: &mut Page) {
             bold("expires"),
             roman(" and "),
             bold("website_redirect"),
-            roman(". Every rule that matches counts; of two that set one header the later wins."),
+            roman(". Every rule that matches counts; of two that set one header the later wins. "),
+            bold("[[mount."),
+            italic("NAME"),
+            bold(".header_rules]]"),
+            roman(" are those of one mount, and "),
+            bold("header_rules = \"FILE\""),
+            roman(" names a file that has them as [[rule]]."),
         ],
     );
 }
@@ -237,13 +243,14 @@ put = 0.005
 get = 0.0004
 out = 0.09
 
-[[headers]]
+[[header_rules]]
 match = ["*.html", "docs/**"]
 cache_control = "no-cache"
 "#;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -252,9 +259,12 @@ mod tests {
         for option in OPTIONS.iter().filter(|option| !matches!(option.kind, Kind::Nothing)) {
             assert!(page.contains(&format!("\\fB{}\\fR", option.name)), "{}", option.name);
         }
-        for section in ["[mount.", "[prices]", "[[headers]]", "PACKMULE_CONFIG", "SH EXAMPLE"] {
+        for section in ["[mount.", "[prices]", "[[header_rules]]", "PACKMULE_CONFIG", "SH EXAMPLE"] {
             assert!(page.contains(section), "{section}");
         }
+        let mut typed = crate::config::Typed::default();
+        typed.file(std::path::Path::new("example"), EXAMPLE, crate::config::Of::Name("releases"), &[]).unwrap();
+        assert_eq!((typed.allow_other, typed.price_out, typed.rules.len(), typed.ro), (Some(true), Some(0.09), 1, None));
         // A line of text that begins with a dot or an apostrophe would be a command to the formatter.
         let known = ["TH", "SH", "SS", "PP", "TP", "RS", "RE", "EX", "EE", "br", "ie", "el"];
         for line in page.lines().filter(|line| line.starts_with(['.', '\''])) {
