@@ -93,6 +93,8 @@ fn unset() -> impl Iterator<Item = (&'static str, &'static str)> {
 
 /// Starts this program again and waits for its one line.
 fn start_background() -> anyhow::Result<ExitCode> {
+    // What the caller has open (a script's flock(1), the end of a pipe) is not to be held as long as the mount lives.
+    close_fds::set_fds_cloexec(3, &[]);
     let mut child = myself()?
         .env(READY_PIPE, "1")
         .stdin(Stdio::null())

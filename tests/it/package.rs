@@ -58,7 +58,11 @@ fn the_default_config_is_right_with_and_without_its_settings() {
     let settings = shipped.lines().filter(|line| is_setting(line)).count();
     assert!(settings > 20, "{settings} settings");
     let all_on: Vec<&str> = shipped.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
-    for (name, text) in [("shipped.toml", shipped.clone()), ("all-on.toml", all_on.join("\n"))] {
+    // What a mount with a name would read is looked for.
+    let keys = home.path().join("passwd");
+    fs::write(&keys, "AKID:secret\n").unwrap();
+    let all_on = all_on.join("\n").replace("/etc/packmule.passwd", keys.to_str().unwrap());
+    for (name, text) in [("shipped.toml", shipped.clone()), ("all-on.toml", all_on)] {
         let file = home.path().join(name);
         fs::write(&file, text).unwrap();
         let env = [("PACKMULE_CONFIG".to_owned(), file.display().to_string())];

@@ -245,6 +245,31 @@ fn background_mounts_return_when_ready() {
     assert!(!mount::is_mounted(&point));
 }
 
+/// A mount in the background keeps nothing of who started it: not the lock of a script, not the end of its pipe.
+#[test]
+fn background_mounts_hold_nothing_of_their_callers() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let (point, lock) = (store.home().join("mnt"), store.home().join("lock"));
+    fs::create_dir(&point).unwrap();
+    let setup = Setup::of(&store);
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "exec 9>\"$1\" && flock 9 && \"$2\" mount \"$3\" \"$4\" -o \"$5\"", "script"])
+        .arg(&lock)
+        .arg(env!("CARGO_BIN_EXE_packmule"));
+    command.arg(&setup.source).arg(&point).arg(setup.options.join(","));
+    let template = packmule(store.home(), &setup.env);
+    command.env_clear().envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mounted = output(&mut command);
+    let free = output(std::process::Command::new("flock").args(["--nonblock"]).arg(&lock).arg("true"));
+    let ended = output(packmule(store.home(), &setup.env).arg("umount").arg(&point));
+    assert!(mounted.status.success() && ended.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    assert!(free.status.success(), "the mount holds the script's lock");
+}
+
 /// "s3://` for every bucket of the account"; "mkdir and rmdir at the top make and remove buckets only with `allow_bucket_changes`"
 #[test]
 fn every_bucket_of_the_account() {
