@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod client_faults;
 mod closing;
+mod cluster;
 mod conflicts;
 mod copies;
 mod cost;

@@ -1,6 +1,8 @@
 //! What the tests stand on.
 
 pub mod client;
+#[allow(dead_code, reason = "the benchmark starts none")]
+pub mod cluster;
 pub mod double;
 #[allow(dead_code, reason = "the benchmark breaks nothing")]
 pub mod faulty;

@@ -1,4 +1,4 @@
-//! SeaweedFS: a real distributed store, started once for all tests, and what it cannot hold.
+//! SeaweedFS: a real distributed store, started once for all tests (or a cluster that is there already), and what it cannot hold.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use super::cluster;
 use super::leash::Leash;
 
 pub const ACCESS_KEY: &str = "AKIDPACKMULEWEED0000";
@@ -19,26 +20,42 @@ pub const CANNOT: &[(&str, &str)] = &[
 
 /// Why SeaweedFS does not hold this line.
 pub fn reason_against(test: &str) -> Option<&'static str> {
-    CANNOT.iter().find(|(name, _)| *name == test).map(|(_, reason)| *reason)
+    let more = if cluster::given().is_some() { cluster::CANNOT } else { &[] };
+    CANNOT.iter().chain(more).find(|(name, _)| *name == test).map(|(_, reason)| *reason)
 }
 
-/// A running `weed server -s3`.
+/// A running `weed server -s3`, or the gateway of a cluster.
 pub struct Seaweed {
     endpoint: String,
-    /// Kills the server and removes its data when this process ends.
-    _leash: Leash,
+    access_key: &'static str,
+    secret_key: &'static str,
+    /// Kills the server and removes its data when this process ends; a cluster is ended by whoever began it.
+    _leash: Option<Leash>,
 }
 
 impl Seaweed {
     /// The one server of this test run.
     pub fn shared() -> &'static Self {
         static SERVER: OnceLock<Seaweed> = OnceLock::new();
-        SERVER.get_or_init(Self::start)
+        SERVER.get_or_init(|| cluster::given().map_or_else(Self::start, Self::of))
+    }
+
+    fn of(cluster: &'static cluster::Cluster) -> Self {
+        let cluster::Cluster { endpoint, access_key, secret_key } = cluster;
+        Self { endpoint: endpoint.clone(), access_key, secret_key, _leash: None }
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    pub fn access_key(&self) -> &'static str {
+        self.access_key
+    }
+
+    pub fn secret_key(&self) -> &'static str {
+        self.secret_key
     }
 
     fn start() -> Self {
@@ -61,7 +78,8 @@ impl Seaweed {
             let until = Instant::now() + Duration::from_secs(60);
             while child.try_wait().unwrap().is_none() && Instant::now() < until {
                 if TcpStream::connect(address).is_ok() && answers(address) {
-                    return Self { endpoint: format!("http://{address}"), _leash: leash };
+                    let endpoint = format!("http://{address}");
+                    return Self { endpoint, access_key: ACCESS_KEY, secret_key: SECRET_KEY, _leash: Some(leash) };
                 }
                 std::thread::sleep(Duration::from_millis(100));
             }

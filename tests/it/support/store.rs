@@ -10,8 +10,9 @@ use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tempfile::TempDir;
 
+use super::cluster;
 use super::double::{self, Double, Object};
-use super::seaweed::{self, Seaweed};
+use super::seaweed::Seaweed;
 use super::web::{self, Answer};
 
 /// Which store.
@@ -50,7 +51,9 @@ impl Store {
     /// A new bucket of the one SeaweedFS.
     pub fn seaweed() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let bucket = format!("releases-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        // A cluster may have had tests before.
+        let run = cluster::given().map_or_else(String::new, |_| format!("{}-", std::process::id()));
+        let bucket = format!("releases-{run}{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let store = Self::seaweed_bucket(&bucket);
         let made = store.send(Method::PUT, "", &[], Vec::new());
         assert_eq!(made.status, 200, "{}", made.text());
@@ -80,14 +83,14 @@ impl Store {
     pub fn access_key(&self) -> &'static str {
         match &self.backend {
             Backend::Double(_) => double::ACCESS_KEY,
-            Backend::Seaweed(_) => seaweed::ACCESS_KEY,
+            Backend::Seaweed(seaweed) => seaweed.access_key(),
         }
     }
 
     pub fn secret_key(&self) -> &'static str {
         match &self.backend {
             Backend::Double(_) => double::SECRET_KEY,
-            Backend::Seaweed(_) => seaweed::SECRET_KEY,
+            Backend::Seaweed(seaweed) => seaweed.secret_key(),
         }
     }
 
@@ -115,7 +118,7 @@ impl Store {
         if let Some(double) = self.as_double() {
             return double.buckets();
         }
-        let page = web::send(Method::GET, &self.endpoint(), &[], Vec::new()).unwrap().text();
+        let page = self.send_to("", Method::GET, "", &[], Vec::new()).text();
         elements(&page, "Name").map(str::to_owned).collect()
     }
 
@@ -233,9 +236,15 @@ impl Store {
 
     /// Waits until `holds` is true of the store; background copies and markers take their time.
     pub fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
+        let patience = if self.is_cluster() { cluster::PATIENCE } else { Duration::from_secs(20) };
+        let until = Instant::now() + patience;
         while !holds(self) {
-            assert!(Instant::now() < until, "not within 20 s: {what}; keys: {:?}; uploads: {:?}", self.keys(), self.unfinished_uploads());
+            assert!(
+                Instant::now() < until,
+                "not within {patience:?}: {what}; keys: {:?}; uploads: {:?}",
+                self.keys(),
+                self.unfinished_uploads()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -247,7 +256,12 @@ impl Store {
 
     fn send_to(&self, bucket: &str, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         let url = format!("{}/{bucket}{rest}", self.endpoint());
-        web::send(method, &url, headers, body).unwrap()
+        if self.is_cluster() { cluster::send(&method, &url, headers, &body) } else { web::send(method, &url, headers, body).unwrap() }
+    }
+
+    /// True of a store whose nodes may go and come under a test.
+    fn is_cluster(&self) -> bool {
+        self.as_double().is_none() && cluster::given().is_some()
     }
 }
 
