@@ -23,13 +23,26 @@ const SIZES: [usize; 4] = [3_000, 300_000, 5 * MIB, 20 * MIB];
 /// How long files may take to be stored beside everything else that a busy machine does.
 const PATIENCE: Duration = Duration::from_secs(360);
 
-/// What the writers wrote: the seed and size of each name, and how its close ended.
+/// A file that was copied in, and how its close ended.
+struct Copied {
+    seed: u64,
+    size: usize,
+    closed: io::Result<()>,
+}
+
+/// What the writers wrote, by name.
 #[derive(Default)]
-struct Written(Mutex<BTreeMap<String, (u64, usize, io::Result<()>)>>);
+struct Written(Mutex<BTreeMap<String, Copied>>);
 
 impl Written {
     fn count(&self) -> usize {
         self.0.lock().unwrap().len()
+    }
+
+    /// Those whose close said so.
+    fn stored(&self) -> Vec<(String, u64, usize)> {
+        let all = self.0.lock().unwrap();
+        all.iter().filter(|(_, copied)| copied.closed.is_ok()).map(|(name, copied)| (name.clone(), copied.seed, copied.size)).collect()
     }
 
     /// Waits until so many more are closed.
@@ -63,7 +76,7 @@ fn copy_in(root: &Path, writer: u64, written: &Written, over: &AtomicBool) {
         }
         let (name, seed) = (format!("{folder}/file {number}"), writer << 32 | number);
         let closed = files::write(&root.join(&name), &noise(seed, *size));
-        written.0.lock().unwrap().insert(name, (seed, *size, closed));
+        written.0.lock().unwrap().insert(name, Copied { seed, size: *size, closed });
     }
 }
 
@@ -72,15 +85,7 @@ fn look(root: &Path, written: &Written, over: &AtomicBool) {
     let _ends = Ends(over);
     while !over.load(Ordering::SeqCst) {
         let _ = fs::read_dir(root).map(|entries| entries.for_each(drop));
-        let known = written
-            .0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|(_, (.., closed))| closed.is_ok())
-            .map(|(name, (seed, size, _))| (name.clone(), *seed, *size))
-            .collect::<Vec<_>>();
-        for (name, seed, size) in known.into_iter().rev().take(3) {
+        for (name, seed, size) in written.stored().into_iter().rev().take(3) {
             if let Ok(bytes) = fs::read(root.join(&name)) {
                 assert!(bytes == noise(seed, size), "{name} has other bytes");
             }
@@ -98,7 +103,7 @@ fn a_node_is_killed_and_comes_back_while_files_are_copied_in() {
         return;
     }
     let own = Own::up();
-    assert_eq!(own.send(&Method::PUT, "team", &[]).status, 200);
+    assert_eq!(own.cluster.send(&Method::PUT, "team", &[], &[]).status, 200);
     let mut mount = Mount::start(Setup {
         source: "s3://team".to_owned(),
         options: vec![format!("endpoint_url={}", own.cluster.endpoint)],
@@ -131,13 +136,13 @@ fn a_node_is_killed_and_comes_back_while_files_are_copied_in() {
         reader.join().unwrap();
     });
     mount.umount();
-    for (name, (seed, size, closed)) in written.0.into_inner().unwrap() {
+    for (name, Copied { seed, size, closed }) in written.0.into_inner().unwrap() {
         assert!(
             closed.is_ok(),
             "closing {name} failed with {closed:?}, though two of three nodes were always there; the mount said:\n{}",
             mount.log()
         );
-        let stored = own.send(&Method::GET, &format!("team/{}", name.replace(' ', "%20")), &[]);
+        let stored = own.cluster.send(&Method::GET, &format!("team/{}", name.replace(' ', "%20")), &[], &[]);
         assert_eq!(stored.status, 200, "{name}");
         assert!(stored.body == noise(seed, size), "{name} is in S3 with {} bytes that are not those written", stored.body.len());
     }

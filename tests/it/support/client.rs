@@ -20,7 +20,11 @@ pub struct Connected {
 
 /// With these keys.
 pub fn connect_as(store: &Store, access_key: &str, secret_key: &str, change: impl FnOnce(&mut ClientConfig)) -> Connected {
-    connected(&store.endpoint(), store.bucket(), store.home(), access_key, secret_key, change)
+    let changed = |config: &mut ClientConfig| {
+        config.region = Some(store.region().to_owned());
+        change(config);
+    };
+    connected(&store.endpoint(), store.bucket(), store.home(), access_key, secret_key, changed)
 }
 
 /// Keys go by a password file: the environment of a test process is everybody's.

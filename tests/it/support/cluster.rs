@@ -4,14 +4,20 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use http::Method;
+use http::{Method, Request};
+use reqsign_aws_v4::{Credential, RequestSigner};
+use reqsign_core::{Context, SignRequest as _};
 use tempfile::TempDir;
 
 use super::leash::Leash;
 use super::web::{self, Answer};
 
-/// Names the endpoint that the tests which are SeaweedFS's run on; the keys are in the two after it.
-const GIVEN: [&str; 3] = ["PACKMULE_TEST_CLUSTER", "PACKMULE_TEST_CLUSTER_ACCESS_KEY", "PACKMULE_TEST_CLUSTER_SECRET_KEY"];
+/// Names the endpoint that the tests which are SeaweedFS's run on, and in the three after it the keys and the region.
+const GIVEN: [&str; 4] =
+    ["PACKMULE_TEST_CLUSTER", "PACKMULE_TEST_CLUSTER_ACCESS_KEY", "PACKMULE_TEST_CLUSTER_SECRET_KEY", "PACKMULE_TEST_CLUSTER_REGION"];
+
+/// Where nothing else is said.
+pub const REGION: &str = "us-east-1";
 
 /// How long a cluster may take to be itself again after a node went.
 pub const PATIENCE: Duration = Duration::from_secs(150);
@@ -24,29 +30,55 @@ pub struct Cluster {
     pub endpoint: String,
     pub access_key: String,
     pub secret_key: String,
+    pub region: String,
 }
 
 /// The one of the environment.
 pub fn given() -> Option<&'static Cluster> {
     static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
     let from_environment = || {
-        let [endpoint, access_key, secret_key] = GIVEN.map(std::env::var);
+        let [endpoint, access_key, secret_key, region] = GIVEN.map(std::env::var);
         let endpoint = endpoint.ok()?.trim_end_matches('/').to_owned();
         let key = |value: Result<String, _>, name| value.unwrap_or_else(|_| panic!("{} is set, {name} is not", GIVEN[0]));
-        Some(Cluster { endpoint, access_key: key(access_key, GIVEN[1]), secret_key: key(secret_key, GIVEN[2]) })
+        let (access_key, secret_key) = (key(access_key, GIVEN[1]), key(secret_key, GIVEN[2]));
+        Some(Cluster { endpoint, access_key, secret_key, region: region.unwrap_or_else(|_| REGION.to_owned()) })
     };
     CLUSTER.get_or_init(from_environment).as_ref()
 }
 
-/// Another client's request, sent again while a node that went is noticed: what is looked at is the answer, not the pause.
-pub fn send(method: &Method, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match web::send(method.clone(), url, headers, body.to_vec()) {
-            Ok(answer) if answer.status < 500 || answer.status == 501 => return answer,
-            refused if Instant::now() > until => panic!("{method} {url}: not within {PATIENCE:?}: {refused:?}"),
-            _ => std::thread::sleep(Duration::from_millis(300)),
+impl Cluster {
+    /// Another client's request, sent again while a node that went is noticed: what is looked at is the answer, not the pause.
+    pub fn send(&self, method: &Method, rest: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let url = format!("{}/{rest}", self.endpoint);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let signed = self.sign(method, &url, headers);
+            let signed: Vec<(&str, &str)> = signed.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            match web::send(method.clone(), &url, &signed, body.to_vec()) {
+                Ok(answer) if answer.status < 500 || answer.status == 501 => return answer,
+                refused if Instant::now() > until => panic!("{method} {url}: not within {PATIENCE:?}: {refused:?}"),
+                _ => std::thread::sleep(Duration::from_millis(300)),
+            }
         }
+    }
+
+    /// By reqsign itself, without packmule's own rules for paths.
+    fn sign(&self, method: &Method, url: &str, headers: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut request = Request::builder().method(method).uri(url).header("x-amz-content-sha256", "UNSIGNED-PAYLOAD");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        let credential = Credential {
+            access_key_id: self.access_key.clone(),
+            secret_access_key: self.secret_key.clone(),
+            session_token: None,
+            expires_in: None,
+        };
+        let signer = RequestSigner::new("s3", &self.region);
+        futures::executor::block_on(signer.sign_request(&Context::new(), &mut parts, Some(&credential), None)).unwrap();
+        parts.headers.remove(http::header::HOST);
+        parts.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
     }
 }
 
@@ -64,22 +96,18 @@ impl Own {
         let dir = tempfile::Builder::new().prefix("packmule-cluster-").tempdir().unwrap();
         let folder = dir.path().to_str().unwrap();
         let leash = Leash::new("\"$1\" down \"$2\"; rm -rf \"$2\"", &[SCRIPT, folder]);
-        let told = script(&["up", "--open", folder]);
+        let told = script(&["up", folder]);
         let endpoint = told.split_whitespace().nth(1).unwrap_or_else(|| panic!("no endpoint: {told}")).to_owned();
         let passwd = std::fs::read_to_string(dir.path().join("passwd")).unwrap();
         let (access_key, secret_key) = passwd.trim().split_once(':').unwrap();
-        let cluster = Cluster { endpoint, access_key: access_key.to_owned(), secret_key: secret_key.to_owned() };
+        let (access_key, secret_key) = (access_key.to_owned(), secret_key.to_owned());
+        let cluster = Cluster { endpoint, access_key, secret_key, region: REGION.to_owned() };
         Self { cluster, dir, leash: Some(leash) }
     }
 
     /// `kill`, `stop` or `start` of a node.
     pub fn node(&self, what: &str, number: u32) {
         script(&[what, &number.to_string(), self.dir.path().to_str().unwrap()]);
-    }
-
-    /// Another client's request about a bucket or an object.
-    pub fn send(&self, method: &Method, path: &str, body: &[u8]) -> Answer {
-        send(method, &format!("{}/{path}", self.cluster.endpoint), &[], body)
     }
 }
 

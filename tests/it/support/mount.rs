@@ -59,7 +59,7 @@ impl Setup {
             env: vec![
                 ("AWS_ACCESS_KEY_ID".to_owned(), store.access_key().to_owned()),
                 ("AWS_SECRET_ACCESS_KEY".to_owned(), store.secret_key().to_owned()),
-                ("AWS_REGION".to_owned(), "us-east-1".to_owned()),
+                ("AWS_REGION".to_owned(), store.region().to_owned()),
             ],
             under: Vec::new(),
         }

@@ -41,7 +41,7 @@ impl Seaweed {
     }
 
     fn of(cluster: &'static cluster::Cluster) -> Self {
-        let cluster::Cluster { endpoint, access_key, secret_key } = cluster;
+        let cluster::Cluster { endpoint, access_key, secret_key, .. } = cluster;
         Self { endpoint: endpoint.clone(), access_key, secret_key, _leash: None }
     }
 

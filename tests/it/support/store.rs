@@ -10,7 +10,7 @@ use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tempfile::TempDir;
 
-use super::cluster;
+use super::cluster::{self, Cluster};
 use super::double::{self, Double, Object};
 use super::seaweed::Seaweed;
 use super::web::{self, Answer};
@@ -236,7 +236,7 @@ impl Store {
 
     /// Waits until `holds` is true of the store; background copies and markers take their time.
     pub fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let patience = if self.is_cluster() { cluster::PATIENCE } else { Duration::from_secs(20) };
+        let patience = if self.as_cluster().is_some() { cluster::PATIENCE } else { Duration::from_secs(20) };
         let until = Instant::now() + patience;
         while !holds(self) {
             assert!(
@@ -249,19 +249,26 @@ impl Store {
         }
     }
 
-    /// A request about the bucket (`rest`: what follows its name), not signed.
+    /// A request about the bucket (`rest`: what follows its name), not signed but to a cluster.
     pub fn send(&self, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         self.send_to(&self.bucket, method, rest, headers, body)
     }
 
     fn send_to(&self, bucket: &str, method: Method, rest: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        if let Some(cluster) = self.as_cluster() {
+            return cluster.send(&method, &format!("{bucket}{rest}"), headers, &body);
+        }
         let url = format!("{}/{bucket}{rest}", self.endpoint());
-        if self.is_cluster() { cluster::send(&method, &url, headers, &body) } else { web::send(method, &url, headers, body).unwrap() }
+        web::send(method, &url, headers, body).unwrap()
     }
 
-    /// True of a store whose nodes may go and come under a test.
-    fn is_cluster(&self) -> bool {
-        self.as_double().is_none() && cluster::given().is_some()
+    /// A store whose nodes may go and come under a test.
+    fn as_cluster(&self) -> Option<&'static Cluster> {
+        if self.as_double().is_some() { None } else { cluster::given() }
+    }
+
+    pub fn region(&self) -> &'static str {
+        self.as_cluster().map_or(cluster::REGION, |cluster| &cluster.region)
     }
 }
 
