@@ -57,7 +57,13 @@ fn walks_show_every_change(store: Store, options: &[&str]) {
             let change = format!("{{ {}; }} 2> /dev/null || true", change(&mut numbers));
             sh(stage.dir(), &change);
             sh(reference.path(), &change);
-            assert_eq!(walk(stage.dir()), walk(reference.path()), "after {change}");
+            let (seen, expected) = (walk(stage.dir()), walk(reference.path()));
+            assert!(
+                seen == expected,
+                "after {change}\nseen: {seen:?}\nexpected: {expected:?}\nkeys: {:?}\nseen now: {:?}",
+                stage.store.keys(),
+                walk(stage.dir())
+            );
         }
     }
 }
@@ -103,7 +109,7 @@ on_every_store! {
         let stage = Stage::new(store);
         // What is not seen at first is asked for by who is told of it.
         sh(stage.dir(), "rm -r t || rm -r t");
-        assert_eq!(files::names(stage.dir()), Vec::<String>::new());
+        assert_eq!(files::names(stage.dir()), Vec::<String>::new(), "keys: {:?}", stage.store.keys());
         assert_eq!(stage.store.keys(), Vec::<String>::new());
     }
 }

@@ -23,7 +23,14 @@ pub const REGION: &str = "us-east-1";
 pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Tests of the common suites that a cluster whose nodes go and come cannot pass, and why.
-pub const CANNOT: &[(&str, &str)] = &[];
+pub const CANNOT: &[(&str, &str)] = &[
+    ("walks::a_walk_shows_what_waits", UNLISTED),
+    ("walks::a_walk_shows_what_was_changed_here", UNLISTED),
+    ("walks::a_tree_with_empty_directories_goes", "a folder whose last file went while its filer was away is listed for up to two minutes"),
+];
+
+/// SeaweedFS 4.48: the filer inserts the entry, then its folders; what is tried again after that is an update, which makes no folders.
+const UNLISTED: &str = "where a node goes between an object and its new folder, SeaweedFS tells success and does not list the folder";
 
 /// Where a cluster answers, and to whom.
 pub struct Cluster {
