@@ -91,10 +91,10 @@ const COMMON: &[(&str, &[&str])] = &[
     ("write_back", write_back::COMMON),
 ];
 
-/// What SeaweedFS cannot hold, on one machine or on three, is a list of tests that exist, each with its reason.
+/// What SeaweedFS, on one machine or on three, and Garage cannot hold is a list of tests that exist, each with its reason.
 #[test]
 fn the_list_of_what_seaweedfs_cannot_hold_is_true() {
-    for (test, reason) in support::seaweed::CANNOT.iter().chain(support::cluster::CANNOT) {
+    for (test, reason) in support::seaweed::CANNOT.iter().chain(support::cluster::CANNOT).chain(support::cluster::GARAGE_CANNOT) {
         let (suite, name) = test.split_once("::").unwrap();
         let tests = COMMON.iter().find(|(known, _)| *known == suite).map(|(_, tests)| *tests);
         assert!(tests.is_some_and(|tests| tests.contains(&name)), "there is no test {test}");

@@ -18,10 +18,14 @@ pub const CANNOT: &[(&str, &str)] = &[
     ("client::presigned_links_of_version_2", "response-* parameters are left out of what Signature Version 2 signs"),
 ];
 
-/// Why SeaweedFS does not hold this line.
+/// Why SeaweedFS, or the cluster that is in its place, does not hold this line.
 pub fn reason_against(test: &str) -> Option<&'static str> {
-    let more = if cluster::given().is_some() { cluster::CANNOT } else { &[] };
-    CANNOT.iter().chain(more).find(|(name, _)| *name == test).map(|(_, reason)| *reason)
+    let (lacks, more): (&[_], &[_]) = match cluster::given() {
+        None => (CANNOT, &[]),
+        Some(cluster) if cluster.garage => (cluster::GARAGE_CANNOT, &[]),
+        Some(_) => (CANNOT, cluster::CANNOT),
+    };
+    lacks.iter().chain(more).find(|(name, _)| *name == test).map(|(_, reason)| *reason)
 }
 
 /// A running `weed server -s3`, or the gateway of a cluster.

@@ -74,7 +74,7 @@ pub fn on_seaweed(module: &str, name: &str, body: fn(Store)) {
     let suite = module.split("::").nth(1).unwrap_or_default();
     let test = format!("{suite}::{name}");
     match seaweed::reason_against(&test) {
-        Some(reason) => eprintln!("SeaweedFS cannot hold {test}: {reason}"),
+        Some(reason) => eprintln!("the store cannot hold {test}: {reason}"),
         None if can_mount() => body(Store::seaweed()),
         None => {}
     }
