@@ -73,8 +73,8 @@ pub fn fsx(file: &Path, config: &str, operations: u32, seed: u32) -> Result<(), 
     Err(format!("fsx {config} seed {seed}: {}\n{}", output.status, lines[lines.len().saturating_sub(60)..].join("\n")))
 }
 
-/// The table of the README: per system call, how many cases pass and how many are not asked, by reason.
-pub fn readme_table() -> String {
+/// The table of docs/testing.md: per system call, how many cases pass and how many are not asked, by reason.
+pub fn expected_table() -> String {
     let mut calls: BTreeMap<&str, (usize, BTreeMap<&str, usize>)> = BTreeMap::new();
     let mut total = (0, BTreeMap::new());
     for (what, case) in expectations() {
@@ -146,8 +146,8 @@ fn enough_cases_are_expected_to_pass() {
 }
 
 #[test]
-fn the_readme_shows_what_pjdfstest_finds() {
-    let readme = include_str!("../../README.md");
-    let table = readme_table();
-    assert!(readme.contains(&table), "put this table into README.md:\n{table}");
+fn the_docs_show_what_pjdfstest_finds() {
+    let docs = include_str!("../../docs/testing.md");
+    let table = expected_table();
+    assert!(docs.contains(&table), "put this table into docs/testing.md:\n{table}");
 }
