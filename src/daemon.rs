@@ -43,6 +43,14 @@ const EXTENSION: Duration = Duration::from_secs(60);
 /// Largest number of threads for file I/O.
 const BLOCKING_THREADS: usize = 64;
 
+/// Keeps what this process has in memory, keys among it, out of core dumps, whatever the system does with those (prctl(2),
+/// PR_SET_DUMPABLE: a limit of 0 would not count where they are piped to a program).
+pub fn refuse_core_dumps() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::debug!(%error, "core dumps stay possible");
+    }
+}
+
 /// Mounts, in the foreground until unmounted, or in the background until it answers. What goes wrong is one line on stderr.
 /// Must be called before the program starts threads.
 pub fn run(config: &Config) -> ExitCode {

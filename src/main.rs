@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use packmule::cli;
+use packmule::{cli, daemon};
 
 fn main() -> ExitCode {
+    daemon::refuse_core_dumps();
     let arguments: Vec<_> = std::env::args_os().collect();
     let name = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
     if name.starts_with("mount.") {

@@ -277,7 +277,12 @@ impl Env for Environment {
 
 fn chain(config: &CredentialsConfig, context: &Context, names: &Names) -> Result<Provider, String> {
     if let Some(path) = &config.credentials_file {
-        std::fs::File::open(path).map_err(|error| format!("credentials_file {}: {error}; name a readable file", path.display()))?;
+        let unreadable = |error| format!("credentials_file {}: {error}; name a readable file", path.display());
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        // One that only names roles and single sign-on (`shared_config`) is no secret; `~/.aws` is judged by nobody else either.
+        if text.contains("aws_secret_access_key") {
+            passwd::is_private("credentials_file", path, &std::fs::metadata(path).map_err(unreadable)?)?;
+        }
     }
     let profiles = Profiles::load(&profile::paths(config.credentials_file.as_deref()));
     let above = config.role_arn.as_ref().map_or_else(|| names.clone(), |role| names.for_role(role));

@@ -1,5 +1,6 @@
 //! s3fs's password file: `KEY:SECRET`, or `bucket:KEY:SECRET` for one bucket; `#` begins a comment.
 
+use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -41,11 +42,7 @@ fn parse(text: &str) -> Result<Vec<Line<'_>>, usize> {
 pub fn read(path: &Path, bucket: Option<&str>) -> Result<Credential, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| format!("passwd_file {shown}: {error}; name a file that holds KEY:SECRET"))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    // s3fs allows group read for /etc/passwd-s3fs, which is shared by root's mounts; nobody may write or read as "other".
-    if mode & 0o027 != 0 {
-        return Err(format!("passwd_file {shown} can be read by others (mode {mode:03o}); run: chmod 600 {shown}"));
-    }
+    is_private("passwd_file", path, &metadata)?;
     let text =
         std::fs::read_to_string(path).map_err(|error| format!("passwd_file {shown}: {error}; make it readable for the user who mounts"))?;
     let lines = parse(&text).map_err(|number| format!("passwd_file {shown}, line {number}: not KEY:SECRET or bucket:KEY:SECRET"))?;
@@ -55,6 +52,19 @@ pub fn read(path: &Path, bucket: Option<&str>) -> Result<Credential, String> {
         return Err(format!("passwd_file {shown} has no line for this bucket; add KEY:SECRET"));
     };
     Ok(Credential { access_key_id: line.key.to_owned(), secret_access_key: line.secret.to_owned(), session_token: None, expires_in: None })
+}
+
+/// Refuses a file of keys that others can read.
+///
+/// # Errors
+/// One line that names the option, the file and the remedy.
+pub fn is_private(option: &str, path: &Path, metadata: &Metadata) -> Result<(), String> {
+    let (mode, shown) = (metadata.permissions().mode() & 0o777, path.display());
+    // s3fs allows group read for /etc/passwd-s3fs, which is shared by root's mounts; nobody may write or read as "other".
+    if mode & 0o027 != 0 {
+        return Err(format!("{option} {shown} can be read by others (mode {mode:03o}); run: chmod 600 {shown}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::support::double::{Fault, Options, When};
 use crate::support::files::{self, output};
@@ -181,6 +184,35 @@ fn a_password_file_that_cannot_be_read() {
     fs::set_permissions(&passwd, fs::Permissions::from_mode(0o600)).unwrap();
     let mount = Mount::start(with(&store));
     assert_eq!(files::names(mount.dir()), Vec::<String>::new());
+
+    // The same of a file in the AWS CLI's form.
+    let keys = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", store.access_key(), store.secret_key());
+    let credentials = store.home().join("credentials");
+    fs::write(&credentials, keys).unwrap();
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o644)).unwrap();
+    let with = || {
+        let mut setup = Setup::of(&store).option(&format!("credentials_file={}", credentials.display()));
+        setup.env.retain(|(name, _)| !name.contains("KEY"));
+        setup
+    };
+    let line = refused(with(), SOON, &["credentials_file", "can be read by others", "chmod 600"]);
+    assert!(!line.contains(store.secret_key()));
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(files::names(Mount::start(with()).dir()), Vec::<String>::new());
+}
+
+/// "Secrets never in … core dumps"
+#[test]
+fn a_mount_that_dies_leaves_no_core() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::double();
+    let mut setup = Setup::of(&store);
+    let script = format!("ulimit -c unlimited; cd '{}' && exec \"$0\" \"$@\"", store.home().display());
+    setup.under = ["sh".to_owned(), "-c".to_owned(), script].into();
+    let status = Mount::start(setup).dies_of(Signal::SIGABRT);
+    assert!(status.signal() == Some(Signal::SIGABRT as i32) && !status.core_dumped(), "{status}");
 }
 
 /// Runs `packmule mount` on a mountpoint of the test's choice.

@@ -336,6 +336,15 @@ impl Mount {
         self.clear(&mut child);
     }
 
+    /// Ends it by a signal that it does not survive, and gives how it ended.
+    pub fn dies_of(&mut self, deadly: Signal) -> ExitStatus {
+        let (mut child, _guards) = self.running.take().unwrap();
+        signal(&child, deadly);
+        let status = wait(&mut child, PATIENCE);
+        self.clear(&mut child);
+        status.unwrap_or_else(|| panic!("it survived {deadly}"))
+    }
+
     /// True when it was killed by a failpoint, or is within so long; it is not armed when it is mounted again.
     pub fn was_killed(&mut self, patience: Duration) -> bool {
         let (mut child, guards) = self.running.take().unwrap();
