@@ -1,5 +1,6 @@
 //! `packmule config check`: what a mount would read, judged without mounting.
 
+use anyhow::Context;
 use clap::ArgMatches;
 
 use super::pages::say;
@@ -17,7 +18,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         None => {
             Typed::inherited(&environment, Of::All)?;
             for named in Named::all(&environment)? {
-                mount::load(&mount::nowhere(&named.name, matches))?;
+                mount::load(&mount::nowhere(&named.name, matches)).with_context(|| format!("mount.{}", named.name))?;
             }
         }
     }

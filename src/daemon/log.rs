@@ -59,8 +59,8 @@ struct Journal(UnixDatagram);
 
 impl Journal {
     fn open() -> io::Result<Self> {
+        UnixDatagram::unbound()?.connect(JOURNAL)?;
         let socket = UnixDatagram::unbound()?;
-        socket.connect(JOURNAL)?;
         // A journal that hangs is no reason to: the line is lost.
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
@@ -80,7 +80,8 @@ impl Write for Record {
         let mut record = format!("SYSLOG_IDENTIFIER=packmule\nPRIORITY={}\nMESSAGE=", self.priority).into_bytes();
         record.extend_from_slice(line.trim_ascii());
         record.push(b'\n');
-        let _ = self.journal.0.send(&record);
+        // By name each time: another journald may listen there by now.
+        let _ = self.journal.0.send_to(&record, JOURNAL);
         Ok(bytes.len())
     }
 

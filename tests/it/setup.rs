@@ -145,7 +145,10 @@ fn the_fstab_gets_its_line_by_consent() {
         fs::remove_file("/etc/fstab").unwrap();
     }
     assert!(output.status.success(), "{}", said(&output));
-    let line = format!("releases {} packmule _netdev,nofail 0 0\n", point.display().to_string().replace(' ', "\\040"));
+    let line = format!(
+        "releases {} packmule _netdev,nofail,x-systemd.mount-timeout=15min 0 0\n",
+        point.display().to_string().replace(' ', "\\040")
+    );
     assert_eq!(fs::read_to_string(&fstab).unwrap(), format!("# static file system information\n{line}"));
     assert!(point.is_dir() && !is_mounted(&point));
     // mount(8)'s own reading of the line.

@@ -85,7 +85,8 @@ pub fn write_keys(file: &Path, key: &str, secret: &str) -> anyhow::Result<()> {
 pub fn fstab_line(name: &str, folder: &Path) -> String {
     // fstab(5): blanks are octal, and so is what begins an escape.
     let folder = folder.display().to_string().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
-    format!("{name} {folder} packmule _netdev,nofail 0 0")
+    // Systemd waits 90 s for an unmount by itself: uploads may take longer.
+    format!("{name} {folder} packmule _netdev,nofail,x-systemd.mount-timeout=15min 0 0")
 }
 
 /// Adds a line to the fstab.
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_fstab_and_the_unit_name_what_is_meant() {
-        assert_eq!(fstab_line("b", Path::new("/srv/a b")), "b /srv/a\\040b packmule _netdev,nofail 0 0");
+        assert_eq!(fstab_line("b", Path::new("/srv/a b")), "b /srv/a\\040b packmule _netdev,nofail,x-systemd.mount-timeout=15min 0 0");
         let unit = unit_of(Path::new("/opt/packmule/bin/packmule")).unwrap();
         assert!(unit.contains("ExecStart=/opt/packmule/bin/packmule mount") && !unit.contains("/usr/bin/packmule"), "{unit}");
         assert!(unit_of(Path::new("/opt/a b")).is_err());
