@@ -55,7 +55,12 @@ impl Bucket {
         let (batch, mut single): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| batched && xml::can_carry(key));
         for chunk in batch.chunks(DELETE_MOST) {
             match self.delete_batch(chunk).await {
-                Ok(some) => failed.extend(some),
+                // A store that fails for some keys only, as one that has just lost a node does, is asked for each of them again.
+                Ok(some) => {
+                    let (again, for_good): (Vec<_>, Vec<_>) = some.into_iter().partition(|(_, error)| error.kind.passes());
+                    single.extend(chunk.iter().filter(|(key, _)| again.iter().any(|(failed, _)| failed == key)).cloned());
+                    failed.extend(for_good);
+                }
                 Err(error) if error.kind == ErrorKind::NotImplemented => {
                     if std::mem::replace(&mut self.capabilities.lock().delete_many, false) {
                         tracing::warn!(bucket = self.name(), "the store lacks DeleteObjects: keys are deleted one by one");

@@ -182,6 +182,22 @@ async fn deletes_in_batches_and_alone() {
 }
 
 #[tokio::test]
+async fn keys_that_a_batch_failed_for_a_moment_are_deleted_alone() {
+    let server = Server::start(|_, seen| {
+        if seen.line.starts_with("DELETE") {
+            return reply("204 No Content", &[], "");
+        }
+        reply("200 OK", &[], "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error><Error><Key>b</Key><Code>SlowDown</Code></Error><Error><Key>c</Key><Code>AccessDenied</Code></Error></DeleteResult>")
+    })
+    .await;
+    let failed = server.bucket(|_| {}).delete_many(&["a", "b", "c", "d"].map(|key| (key.to_owned(), None))).await.unwrap();
+    assert_eq!(failed.iter().map(|(key, error)| (key.as_str(), error.kind)).collect::<Vec<_>>(), [("c", ErrorKind::AccessDenied)]);
+    let mut alone: Vec<_> = server.seen.lock().iter().map(|seen| seen.line.clone()).filter(|line| line.starts_with("DELETE")).collect();
+    alone.sort();
+    assert_eq!(alone, ["DELETE /b/a", "DELETE /b/b"]);
+}
+
+#[tokio::test]
 async fn mount_wide_words_travel() {
     let server = Server::start(|_, _| reply("200 OK", &[("etag", "\"e\"")], "")).await;
     let store = server.bucket(|config| {
