@@ -1,6 +1,7 @@
 //! Plain HTTP, unsigned: what any other program would see of a store.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
@@ -21,6 +22,17 @@ impl Answer {
 
 /// Sends one request and takes the whole answer.
 pub fn send(method: Method, url: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Result<Answer, reqwest::Error> {
+    send_within(None, method, url, headers, body)
+}
+
+/// The same, with a limit for all of it.
+pub fn send_within(
+    limit: Option<Duration>,
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Result<Answer, reqwest::Error> {
     // Some tests are futures already; a runtime cannot be entered twice on one thread.
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -28,6 +40,9 @@ pub fn send(method: Method, url: &str, headers: &[(&str, &str)], body: Vec<u8>) 
             runtime.block_on(async {
                 let client = reqwest::Client::builder().no_proxy().build()?;
                 let mut request = client.request(method, url).body(body);
+                if let Some(limit) = limit {
+                    request = request.timeout(limit);
+                }
                 for (name, value) in headers {
                     request = request.header(*name, *value);
                 }
