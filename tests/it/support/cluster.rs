@@ -35,7 +35,10 @@ pub const CANNOT: &[(&str, &str)] = &[
     ("doctor::a_mount_that_works_has_nothing_wrong", "it tells what it meets, and that is the node that goes just then"),
     ("walks::a_walk_shows_what_waits", UNLISTED),
     ("walks::a_walk_shows_what_was_changed_here", UNLISTED),
-    ("walks::a_tree_with_empty_directories_goes", "a folder whose last file went while its filer was away is listed for up to two minutes"),
+    (
+        "walks::a_tree_with_empty_directories_goes",
+        "a folder that others emptied is listed until a filer has cleaned up, which takes longer while nodes go",
+    ),
 ];
 
 /// SeaweedFS 4.48: the filer inserts the entry, then its folders; what is tried again after that is an update, which makes no folders.
