@@ -43,6 +43,9 @@ const MAX_RESPONSE: u64 = 256 * 1024 * 1024;
 /// not keep every command from the others. Other answers may take as long as an upload.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a mount may take to answer what needs a name to be looked up.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(100);
+
 /// So many deletes are named in status.
 pub const DELETES_NAMED: usize = 20;
 
@@ -507,15 +510,20 @@ impl Client {
     /// The mount's own line, or that it went away.
     pub fn call(&mut self, request: &Request) -> anyhow::Result<Response> {
         let gone = || format!("{}: its packmule went away", self.mountpoint.display());
-        let at_once = matches!(request, Request::Ping | Request::Status);
-        self.stream.get_ref().set_read_timeout(at_once.then_some(CONNECT_TIMEOUT))?;
+        let limit = match request {
+            Request::Ping | Request::Status => Some(CONNECT_TIMEOUT),
+            // It looks a name up, which ends within 90 s (promise 22).
+            Request::File { .. } => Some(LOOKUP_TIMEOUT),
+            _ => None,
+        };
+        self.stream.get_ref().set_read_timeout(limit)?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).with_context(gone)?;
         let mut answer = Vec::new();
         match (&mut self.stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                bail!("{}: its packmule hangs: no answer within {} s", self.mountpoint.display(), CONNECT_TIMEOUT.as_secs())
+                bail!("{}: its packmule hangs: no answer within {} s", self.mountpoint.display(), limit.unwrap_or_default().as_secs())
             }
             read => read.with_context(gone)?,
         };
@@ -558,6 +566,9 @@ fn candidate_dirs() -> Vec<PathBuf> {
         && let Ok(users) = std::fs::read_dir("/run/user")
     {
         dirs.extend(users.flatten().map(|user| user.path().join("packmule")));
+        // Of users without a runtime directory, see [`socket_dir`].
+        let temporary = std::fs::read_dir("/tmp").into_iter().flatten().flatten();
+        dirs.extend(temporary.filter(|entry| entry.file_name().to_string_lossy().starts_with("packmule-")).map(|entry| entry.path()));
     }
     dirs
 }

@@ -254,7 +254,7 @@ async fn serve(config: &Config, log: &Log, ready: impl FnOnce() -> anyhow::Resul
 /// the drain itself ends when nothing moves any more. Never ends.
 async fn ask_for_time(outlook: Outlook) {
     loop {
-        let status = format!("STATUS=storing {}\nEXTEND_TIMEOUT_USEC={}", outlook.pending().shown(), EXTENSION.as_micros());
+        let status = format!("STATUS=storing {}\nEXTEND_TIMEOUT_USEC={}", outlook.shown(), EXTENSION.as_micros());
         notify_service_manager(&status);
         tokio::time::sleep(EXTENSION / 6).await;
     }
@@ -284,7 +284,10 @@ fn notify_service_manager(state: &str) {
             Some(abstract_name) => SocketAddr::from_abstract_name(abstract_name)?,
             None => SocketAddr::from_pathname(&name)?,
         };
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+        let socket = UnixDatagram::unbound()?;
+        // A manager that does not read must not hold up the end.
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(state.as_bytes(), &address)
     };
     if let Err(error) = send() {
         tracing::warn!(%error, "NOTIFY_SOCKET does not take the state");

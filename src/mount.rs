@@ -22,7 +22,7 @@ use crate::fuse::session::{Options, Session};
 use crate::s3::client::Client;
 use crate::s3::{Account, explain};
 use crate::vfs::{self, Root, Vfs, VfsConfig};
-use crate::writeback::{self, SpoolConfig, Writeback};
+use crate::writeback::{self, Pending, SpoolConfig, Writeback};
 
 mod dead;
 mod handler;
@@ -42,6 +42,9 @@ const SILENT: Duration = Duration::from_secs(60);
 
 /// How long the filesystem may take to answer for its root, which asks S3 nothing.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// Bytes a second that a connection which reads is to have at least, where `bwlimit` is set.
+const PACED: u64 = 128 << 10;
 
 /// What the layers of one mount share with whoever asks about it.
 pub(crate) struct Layers {
@@ -233,32 +236,16 @@ impl Mount {
 #[derive(Clone)]
 pub struct Outlook(Arc<Layers>);
 
-/// What is on its way to S3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
-    /// Files that are written, wait or are sent; deletes that wait.
-    pub files: usize,
-    /// Bytes that S3 does not have yet.
-    pub bytes: u64,
-}
-
-impl Pending {
-    /// `2 files (1.2 GiB)`.
-    pub fn shown(self) -> String {
-        let files = if self.files == 1 { "1 file".to_owned() } else { format!("{} files", self.files) };
-        format!("{files} ({})", ByteSize::b(self.bytes).display().iec())
-    }
-}
-
 impl Outlook {
     /// What is on its way; what waits for somebody's word is not.
     pub fn pending(&self) -> Pending {
-        let mut pending = Pending { files: self.0.writeback.deletes_waiting(), bytes: 0 };
-        for upload in self.0.uploads().iter().filter(|upload| upload.moves()) {
-            pending.files += 1;
-            pending.bytes += upload.size.saturating_sub(upload.sent);
-        }
-        pending
+        self.0.writeback.pending()
+    }
+
+    /// The same in words: `2 files (1.2 GiB)`.
+    pub fn shown(&self) -> String {
+        let Pending { files, bytes, .. } = self.pending();
+        format!("{files} {} ({})", if files == 1 { "file" } else { "files" }, ByteSize::b(bytes).display().iec())
     }
 
     /// What is mounted.
@@ -320,7 +307,10 @@ fn cache_config(config: &Config, client: &Client) -> CacheConfig {
         min_free_space: config.min_free_space,
         memory_limit: config.memory_limit,
         read_ahead: config.read_ahead,
-        max_connections: config.max_connections,
+        // Of many that share a narrow pace each would be silent so long that it seems dead.
+        max_connections: config
+            .bwlimit
+            .map_or(config.max_connections, |rate| config.max_connections.min(usize::try_from(rate / PACED).unwrap_or(usize::MAX).max(2))),
         checks_ranges_over_http: client.is_plain_http(),
     }
 }

@@ -1,4 +1,4 @@
-//! `bwlimit`: one pace for all body bytes that leave.
+//! `bwlimit`: one pace for all body bytes that leave, and one for those that come.
 
 use std::time::Duration;
 

@@ -93,6 +93,8 @@ pub struct Outgoing {
     pub stall: Duration,
     /// Pace of the body.
     pub bandwidth: Option<Arc<Bandwidth>>,
+    /// Pace of the answer's body.
+    pub bandwidth_in: Option<Arc<Bandwidth>>,
     /// Counts the bodies of request and answer.
     pub traffic: Arc<Traffic>,
 }
@@ -370,7 +372,17 @@ pub async fn send(client: &reqwest::Client, outgoing: Outgoing) -> Result<Incomi
         let came = chunk.as_ref().map_or(0, Bytes::len) as u64;
         outgoing.traffic.received.fetch_add(came, Ordering::Relaxed);
     });
-    Ok(Incoming { status: parts.status, headers: parts.headers, body: body.boxed() })
+    let body = match outgoing.bandwidth_in {
+        Some(bandwidth) => body.then(move |chunk| paced(chunk, Arc::clone(&bandwidth))).boxed(),
+        None => body.boxed(),
+    };
+    Ok(Incoming { status: parts.status, headers: parts.headers, body })
+}
+
+/// Hands a chunk on when its turn has come; what is behind it waits in the connection, and in the end at the store.
+async fn paced(chunk: Result<Bytes, Failure>, bandwidth: Arc<Bandwidth>) -> Result<Bytes, Failure> {
+    tokio::time::sleep_until(bandwidth.reserve(chunk.as_ref().map_or(0, Bytes::len))).await;
+    chunk
 }
 
 /// Ends with [`Failure::Silent`] when no chunk comes for `stall` while one is wanted.

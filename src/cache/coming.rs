@@ -42,14 +42,23 @@ impl Download {
 }
 
 impl Cache {
-    /// What is being fetched, the fastest first.
+    /// What is being fetched, the fastest first; of many those.
     pub fn downloads(&self) -> Vec<Download> {
-        // Entries are dropped outside of the lock, should this be their last holder.
-        let entries: Vec<Arc<Entry>> = self.inner.index.lock().entries.values().filter_map(Weak::upgrade).collect();
-        let mut found: Vec<Download> = entries.iter().filter_map(|entry| entry.download()).collect();
+        let mut found = self.all_downloads();
         found.sort_by(|a, b| b.speed.cmp(&a.speed).then_with(|| a.key.cmp(&b.key)));
         found.truncate(TOLD);
         found
+    }
+
+    /// What is being fetched of one key: of each version that somebody reads.
+    pub fn downloads_of(&self, bucket: &str, key: &str) -> Vec<Download> {
+        self.all_downloads().into_iter().filter(|download| download.bucket == bucket && download.key == key).collect()
+    }
+
+    fn all_downloads(&self) -> Vec<Download> {
+        // Entries are dropped outside of the lock, should this be their last holder.
+        let entries: Vec<Arc<Entry>> = self.inner.index.lock().entries.values().filter_map(Weak::upgrade).collect();
+        entries.iter().filter_map(|entry| entry.download()).collect()
     }
 }
 

@@ -17,8 +17,10 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         }
         None => {
             Typed::inherited(&environment, Of::All)?;
-            for named in Named::all(&environment)? {
-                mount::load(&mount::nowhere(&named.name, matches)).with_context(|| format!("mount.{}", named.name))?;
+            // A bucket that has no section: what is said for all.
+            mount::load(&mount::nowhere("s3://packmule-config-check/", matches))?;
+            for name in Named::sections(&environment)? {
+                mount::load(&mount::nowhere(&name, matches)).with_context(|| format!("mount.{name}"))?;
             }
         }
     }

@@ -10,12 +10,16 @@ use super::commands::path_of;
 use crate::config::{Environment, named, values};
 use crate::control::umount::{self, Options};
 use crate::control::{self, Client, Request, Response, Upload, milliseconds, progress};
+use crate::fuse::mountinfo::{FS_TYPE, mounted_at};
 
 /// `packmule umount DIRECTORY`.
 pub fn umount(matches: &ArgMatches) -> anyhow::Result<()> {
     let options = Options { lazy: matches.get_flag("lazy"), timeout: timeout(matches)? };
     let typed = path_of(matches, "directory").unwrap_or_default();
-    unmount(&named::mountpoint_of(&typed, &Environment::of_process()).unwrap_or(typed), options)
+    // A folder of that name that is no mount is not meant.
+    let is_mount = mounted_at(&control::resolve(&typed)?)?.is_some_and(|mount| mount.fs_type == FS_TYPE);
+    let named = if is_mount { None } else { named::mountpoint_of(&typed, &Environment::of_process())? };
+    unmount(&named.unwrap_or(typed), options)
 }
 
 /// `--timeout TIME`.

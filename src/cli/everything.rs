@@ -62,7 +62,7 @@ impl Everything {
         let me = nix::unistd::geteuid();
         let mut found = Self::default();
         for mount in mounts()?.into_iter().filter(|mount| mount.is_ours(me)) {
-            match Client::connect(&mount.target).and_then(status) {
+            match Client::connect(&mount.target).and_then(|mut client| status(&mut client)) {
                 Ok(status) => found.told.push(status),
                 Err(error) => found.silent.push(format!("{error:#}")),
             }
@@ -85,11 +85,13 @@ impl Everything {
     pub fn of(path: &Path) -> anyhow::Result<(Self, Option<FileStatus>)> {
         let mut client = Client::connect_for(Some(path))?;
         let path = control::resolve(path)?;
+        // First what is answered at once: a mount that hangs is found soon.
+        let told = status(&mut client)?;
         let file = match client.call(&Request::File { path })? {
             Response::File(file) => Some(*file),
             _ => None,
         };
-        Ok((Self { told: vec![status(client)?], ..Self::default() }, file))
+        Ok((Self { told: vec![told], ..Self::default() }, file))
     }
 
     /// Every upload.
@@ -167,7 +169,7 @@ impl Owner<'_> {
     }
 }
 
-fn status(mut client: Client) -> anyhow::Result<Status> {
+fn status(client: &mut Client) -> anyhow::Result<Status> {
     match client.call(&Request::Status)? {
         Response::Status(status) => Ok(*status),
         _ => bail!("{}: runs another version of packmule: mount it anew", client.mountpoint().display()),

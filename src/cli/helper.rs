@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::pages::say;
 use super::{MOUNT_FAILED, WRONG_USAGE, client, commands, failed, first_paragraph, mount};
-use crate::config::{Argument, Invocation};
+use crate::config::{Argument, Environment, Invocation, named};
 use crate::control::umount::Options;
 
 /// Below the help of mount's helper, and on its manual page.
@@ -85,12 +85,22 @@ pub fn mount(arguments: &[OsString]) -> ExitCode {
     if let Some(status) = elsewhere(&matches, arguments) {
         return status;
     }
-    let invocation = Invocation {
-        source: matches.get_one::<String>("source").cloned().unwrap_or_default(),
+    let typed = matches.get_one::<String>("source").cloned().unwrap_or_default();
+    let mut invocation = Invocation {
+        source: typed.clone(),
         mountpoint: matches.get_one::<PathBuf>("directory").cloned().unwrap_or_default(),
         arguments: matches.get_many::<String>("o").into_iter().flatten().cloned().map(Argument::Options).collect(),
         sloppy: matches.get_count("sloppy") > 0,
     };
+    match named::name_of_path(&typed, &Environment::of_process()) {
+        // `mount -a` compares what is mounted with the path that it made.
+        Ok(Some(name)) => {
+            invocation.source = name;
+            invocation.arguments.insert(0, Argument::Word("fsname".to_owned(), Some(typed)));
+        }
+        Ok(None) => {}
+        Err(error) => return failed(&error.into(), MOUNT_FAILED),
+    }
     let config = match mount::load(&invocation) {
         Ok(config) => config,
         Err(error) => return failed(&error, MOUNT_FAILED),

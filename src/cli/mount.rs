@@ -32,7 +32,12 @@ pub fn nowhere(source: &str, matches: &ArgMatches) -> Invocation {
 
 /// Everything that can be known wrong before anything is asked of a network, and the one warning.
 pub fn load(invocation: &Invocation) -> anyhow::Result<Config> {
-    let config = Config::load(invocation, &Environment::of_process())?;
+    load_in(invocation, &Environment::of_process())
+}
+
+/// As [`load`], in another environment than this process's.
+pub fn load_in(invocation: &Invocation, environment: &Environment) -> anyhow::Result<Config> {
+    let config = Config::load(invocation, environment)?;
     HeaderRules::load(config.cache_control.as_deref(), &config.rules, config.header_rules.as_deref())?;
     if let Some(warning) = config.warning() {
         eprintln!("packmule: {warning}");

@@ -262,8 +262,10 @@ mod tests {
         for section in ["[mount.", "[prices]", "[[header_rules]]", "PACKMULE_CONFIG", "SH EXAMPLE"] {
             assert!(page.contains(section), "{section}");
         }
+        let source = crate::config::Source::parse("s3://releases/").unwrap();
+        let named = crate::config::Named { name: "releases".into(), source, mountpoint: None };
         let mut typed = crate::config::Typed::default();
-        typed.file(std::path::Path::new("example"), EXAMPLE, crate::config::Of::Name("releases"), &[]).unwrap();
+        typed.file(std::path::Path::new("example"), EXAMPLE, crate::config::Of::Name(&named), &[]).unwrap();
         assert_eq!((typed.allow_other, typed.price_out, typed.rules.len(), typed.ro), (Some(true), Some(0.09), 1, None));
         // A line of text that begins with a dot or an apostrophe would be a command to the formatter.
         let known = ["TH", "SH", "SS", "PP", "TP", "RS", "RE", "EX", "EE", "br", "ie", "el"];

@@ -11,10 +11,13 @@ use super::mount;
 use super::pages::say;
 use crate::aws::profile::{self, Profiles};
 use crate::config::named::is_name;
-use crate::config::{Argument, Environment, Invocation, Named, Source};
+use crate::config::{Config, Environment, Invocation, Named, Of, Source, Typed};
 
 mod asking;
 mod written;
+
+/// Where mount(8) looks for what mounts the type packmule.
+const HELPER: &str = "/sbin/mount.packmule";
 
 /// Whose credentials are used.
 enum Credentials {
@@ -28,21 +31,37 @@ enum Credentials {
     Public,
 }
 
+/// What a shell may say and a boot or a login does not: it would hide for now what is written down.
+const OF_THIS_SHELL: [&str; 9] = [
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "PACKMULE_ENDPOINT_URL",
+    "PACKMULE_REGION",
+    "PACKMULE_PROFILE",
+    "PACKMULE_PASSWD_FILE",
+];
+
 /// `packmule setup`.
 pub fn run() -> anyhow::Result<()> {
-    let (asking, environment) = (Asking::new(), Environment::of_process());
+    let (asking, mut environment) = (Asking::new(), Environment::of_process());
+    OF_THIS_SHELL.iter().for_each(|name| drop(environment.variables.remove(*name)));
     let config = written::config_file(&environment)?;
-    let names = Named::all(&environment)?;
+    let (names, shared) = (Named::sections(&environment)?, Typed::inherited(&environment, Of::All)?);
 
     let source = asking.about("What is to be mounted: a bucket, s3://BUCKET/PREFIX/, or s3:// for every bucket", None, |typed| {
         Ok(Source::parse(typed)?)
     })?;
     let name = asking.about("A name for it", Some(&suggested(&source)), |typed| match typed {
         _ if !is_name(typed) => bail!("'{typed}': expected letters, digits, '-', '_' and '.'"),
-        _ if names.iter().any(|named| named.name == typed) => bail!("'{typed}': a mount of this name is in the config file already"),
+        _ if names.iter().any(|name| name == typed) => bail!("'{typed}': a section of this name is in the config file already"),
         _ => Ok(typed.to_owned()),
     })?;
-    let endpoint = asking.about("The store's address, or aws", Some("aws"), |typed| match typed {
+    let known = shared.endpoint_url.as_ref().map(ToString::to_string);
+    let endpoint = asking.about("The store's address, or aws", Some(known.as_deref().unwrap_or("aws")), |typed| match typed {
+        "aws" if known.is_some() => bail!("the config file has endpoint_url for every mount: put it into the sections that it is for"),
         "aws" => Ok(None),
         _ => checked("endpoint_url", typed),
     })?;
@@ -69,35 +88,38 @@ pub fn run() -> anyhow::Result<()> {
     let mut words = vec![("source", source.to_string()), ("mountpoint", folder.display().to_string())];
     words.extend(endpoint.map(|endpoint| ("endpoint_url", endpoint)));
     words.extend(region.map(|region| ("region", region)));
-    let mut keys = None;
-    match credentials {
-        Credentials::Found => {}
-        Credentials::Profile(profile) => words.push(("profile", profile)),
+    match &credentials {
+        Credentials::Found | Credentials::Typed(..) => {}
+        Credentials::Profile(profile) => words.push(("profile", profile.clone())),
         Credentials::Public => words.push(("no_sign_request", "yes".to_owned())),
-        Credentials::Typed(key, secret) => {
-            let file = written::keys_file(&config, &name, &environment);
-            written::write_keys(&file, &key, &secret)?;
-            words.push(("passwd_file", file.display().to_string()));
-            keys = Some(file);
-        }
     }
     if let Some(owner) = owner {
         words.push(("allow_other", "yes".to_owned()));
         words.push(("uid", owner));
     }
-    let kept = tried(&source, &words).and_then(|good| Ok(good || asking.whether("Write it down all the same", false)?));
-    if !matches!(kept, Ok(true)) {
-        // Nothing is left of what was typed.
-        keys.iter().for_each(|file| drop(std::fs::remove_file(file)));
-        kept?;
+    let keys = written::keys_file(&config, &name, &environment);
+    if !tried(&config, &name, words.clone(), &credentials, &keys, &environment)? && !asking.whether("Write it down all the same", false)? {
         bail!("nothing was written");
     }
+
     std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-    written::append_section(&config, &written::section(&name, &words))?;
+    let kept = match &credentials {
+        Credentials::Typed(key, secret) => {
+            words.push(("passwd_file", keys.display().to_string()));
+            Some(written::write_keys(&keys, key, secret)?)
+        }
+        _ => None,
+    };
+    let text = written::with_section(&config, &written::section(&name, &words))?;
+    // What cannot be read again would fail every mount.
+    read(&name, &config, text.clone(), &environment)?;
+    written::replace(&config, &text)?;
+    kept.into_iter().for_each(written::Keys::keep);
     say(&format!("written to {}: mount.{name}", config.display()))?;
-    at_every_start(&asking, &name, &folder, &environment)?;
+
+    let mut mount = at_every_start(&asking, &name, &folder, &environment)?;
     if asking.whether("Mount it now", true)? {
-        let mounted = Command::new(std::env::current_exe()?).args(["mount", &name]).status()?;
+        let mounted = mount.envs(environment.get("PACKMULE_CONFIG").map(|config| ("PACKMULE_CONFIG", config))).status()?;
         if !mounted.success() {
             bail!("it is not mounted; packmule mount {name} tries again");
         }
@@ -106,9 +128,16 @@ pub fn run() -> anyhow::Result<()> {
     say(&format!("packmule mount {name} mounts it"))
 }
 
+/// The mount as the config file will have it, read as a mount reads it.
+fn read(name: &str, config: &Path, text: String, environment: &Environment) -> anyhow::Result<Config> {
+    let environment = Environment { draft: Some((config.to_owned(), text)), ..environment.clone() };
+    let invocation = Invocation { source: name.to_owned(), mountpoint: mount::NOWHERE.into(), ..Invocation::default() };
+    mount::load_in(&invocation, &environment)
+}
+
 /// What the parser of options takes for this word is taken.
 fn checked(word: &str, typed: &str) -> anyhow::Result<Option<String>> {
-    crate::config::Typed::default().word(word, Some(typed), &crate::config::Origin::Arguments)?;
+    Typed::default().word(word, Some(typed), &crate::config::Origin::Arguments)?;
     Ok(Some(typed.to_owned()))
 }
 
@@ -173,41 +202,80 @@ fn credentials(asking: &Asking) -> anyhow::Result<Credentials> {
     })
 }
 
-/// Tries it as doctor does. True where a mount would work.
-fn tried(source: &Source, words: &[(&str, String)]) -> anyhow::Result<bool> {
-    let options = words.iter().filter(|(word, _)| !["source", "mountpoint"].contains(word));
-    let invocation = Invocation {
-        source: source.to_string(),
-        mountpoint: mount::NOWHERE.into(),
-        arguments: options.map(|(word, value)| Argument::Word((*word).to_owned(), Some(value.clone()))).collect(),
-        sloppy: false,
+/// Tries as doctor does what is about to be written; keys that were typed lie in a file without a name meanwhile, and are told of as in
+/// `keys`. True where a mount would work.
+fn tried(
+    config: &Path,
+    name: &str,
+    mut words: Vec<(&str, String)>,
+    credentials: &Credentials,
+    keys: &Path,
+    environment: &Environment,
+) -> anyhow::Result<bool> {
+    let nameless = match credentials {
+        Credentials::Typed(key, secret) => Some(written::keys_without_name(key, secret)?),
+        _ => None,
     };
+    let path = nameless.as_ref().map(|(_, path)| path.display().to_string());
+    words.extend(path.iter().map(|path| ("passwd_file", path.clone())));
+    let text = written::with_section(config, &written::section(name, &words))?;
     let mut bad = 0;
-    let config = mount::load(&invocation)?;
-    doctor::of(&config, &mut |finding| {
+    let loaded = read(name, config, text, environment)?;
+    doctor::of(&loaded, &mut |finding| {
         bad += usize::from(finding.verdict == crate::doctor::Verdict::Bad);
+        let shown = finding.to_string();
         // A reader that went away hears of it with the next line.
-        let _ = say(&finding.to_string());
+        let _ = say(&path.as_ref().map_or(shown.clone(), |path| shown.replace(path, &keys.display().to_string())));
     })?;
+    if matches!(credentials, Credentials::Found) && ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"].iter().any(|name| std::env::var_os(name).is_some())
+    {
+        say(
+            "note  credentials: this shell's environment names them: a mount at the start of this machine or at login does not see that\n      → name a profile, or type the keys",
+        )?;
+    }
     Ok(bad == 0)
 }
 
-/// With consent: a line of the fstab, or a unit of the user's.
-fn at_every_start(asking: &Asking, name: &str, folder: &Path, environment: &Environment) -> anyhow::Result<()> {
+/// With consent: a line of the fstab, or a unit of the user's. Gives what mounts it now: what will do so at every start, so that what
+/// unmounts it is the same.
+fn at_every_start(asking: &Asking, name: &str, folder: &Path, environment: &Environment) -> anyhow::Result<Command> {
+    let mut mount = Command::new(std::env::current_exe()?);
+    mount.args(["mount", name]);
+    for name in OF_THIS_SHELL {
+        mount.env_remove(name);
+    }
     if environment.root {
         let line = written::fstab_line(name, folder);
         if asking.whether(&format!("Mount it whenever this machine starts, by this line of the fstab: {line}\nAdd it"), false)? {
-            written::append_fstab(&line)?;
-            say("added to the fstab")?;
+            match written::append_fstab(&line) {
+                Ok(()) => say("added to the fstab")?,
+                // What was written is good without it.
+                Err(error) => {
+                    eprintln!("packmule: not added: {error:#}");
+                    return Ok(mount);
+                }
+            }
+            if Path::new(HELPER).exists() {
+                mount = Command::new("mount");
+                mount.arg(folder);
+            } else {
+                say(&format!(
+                    "mount(8) looks for packmule as {HELPER}: install the package, or ln -s {} {HELPER}",
+                    std::env::current_exe()?.display()
+                ))?;
+            }
         }
     } else if asking.whether("Mount it whenever you log in, as a unit of yours (systemd)", false)? {
         match written::enable_unit(name, environment) {
-            Ok(()) => say(&format!("enabled: packmule@{name}.service"))?,
-            // What was written is good without it.
+            Ok(()) => {
+                say(&format!("enabled: packmule@{name}.service"))?;
+                mount = Command::new("systemctl");
+                mount.args(["--user", "start", &format!("packmule@{name}.service")]);
+            }
             Err(error) => eprintln!("packmule: not enabled: {error:#}"),
         }
     }
-    Ok(())
+    Ok(mount)
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         return watch::forever(|| {
             let (found, file) = look()?;
             let troubles: String = found.silent.iter().chain(&found.unread).map(|line| format!("packmule: {line}\n")).collect();
-            Ok(troubles + &as_text(&found, file.as_ref(), true))
+            let nothing = found.told.is_empty() && found.left.is_empty() && troubles.is_empty();
+            Ok(if nothing { "nothing is mounted\n".to_owned() } else { troubles + &as_text(&found, file.as_ref(), true) })
         });
     }
     let (found, file) = look()?;
@@ -67,7 +68,8 @@ fn as_json(found: &Everything) -> anyhow::Result<Value> {
 
 fn with_commands(mut element: Value, found: &Everything, uploads: &[Upload], owner: Owner<'_>) -> Value {
     for (shown, upload) in element["uploads"].as_array_mut().into_iter().flatten().zip(uploads) {
-        let number = found.number(upload);
+        // What takes no command is nobody's to type: its whole number will do.
+        let number = if upload.waits { found.number(upload) } else { upload.id.to_string() };
         shown["commands"] = json!(owner.commands(upload, &number));
         shown["number"] = json!(number);
     }
@@ -248,11 +250,11 @@ fn rename_line(rename: &RenameReport) -> String {
 
 /// An upload, and below it what can be done where it waits for that.
 fn entry(upload: &Upload, owner: Owner<'_>, found: &Everything, bars: bool) -> String {
-    let number = found.number(upload);
-    let commands = owner.commands(upload, &number);
-    if commands.is_empty() {
+    if !upload.waits {
         return format!("  {}\n", line(upload, bars));
     }
+    let number = found.number(upload);
+    let commands = owner.commands(upload, &number);
     format!("  {number:>6} {}\n         {}\n", line(upload, false), commands.join("  |  "))
 }
 

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
+use unicode_width::UnicodeWidthChar;
+
 /// Between two drawings.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,7 +44,14 @@ fn clipped(text: &str, width: usize, height: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let room = height.saturating_sub(1).max(1);
     let shown = if lines.len() > room { room - 1 } else { lines.len() };
-    let cut = |line: &str| line.chars().take(width).collect::<String>() + "\n";
+    let cut = |line: &str| {
+        let mut columns = 0;
+        let fits = line.chars().take_while(|c| {
+            columns += c.width().unwrap_or(0);
+            columns <= width
+        });
+        fits.collect::<String>() + "\n"
+    };
     let mut clipped: String = lines[..shown].iter().map(|line| cut(line)).collect();
     if shown < lines.len() {
         clipped += &cut(&format!("… and {} more lines", lines.len() - shown));
@@ -77,5 +86,6 @@ mod tests {
         assert_eq!(clipped("1\n2\n3\n4\n", 80, 4), "1\n2\n… and 2 more lines\n");
         assert_eq!(clipped("1\n2\n3\n", 80, 4), "1\n2\n3\n");
         assert_eq!(clipped("éé\n", 1, 0), "é\n");
+        assert_eq!(clipped("版版版\n", 5, 24), "版版\n", "two columns each");
     }
 }

@@ -23,6 +23,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// The machine's config file.
     pub system_config: PathBuf,
+    /// What a config file would say that is about to be written.
+    pub draft: Option<(PathBuf, String)>,
 }
 
 impl Environment {
@@ -35,14 +37,14 @@ impl Environment {
             Some(home) => Some(PathBuf::from(home)),
             None => nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.dir),
         };
-        Self { variables, root: uid.is_root(), home, system_config: "/etc/packmule.toml".into() }
+        Self { variables, root: uid.is_root(), home, system_config: "/etc/packmule.toml".into(), draft: None }
     }
 
     /// No files, no variables but these, and a home of its own: for `demo` and tests, which must not depend on the
     /// user's settings.
     pub fn isolated(home: &Path) -> Self {
         let variables = BTreeMap::from([("PACKMULE_CONFIG".to_owned(), String::new())]);
-        Self { variables, root: false, home: Some(home.to_owned()), system_config: home.join("packmule.toml") }
+        Self { variables, root: false, home: Some(home.to_owned()), system_config: home.join("packmule.toml"), draft: None }
     }
 
     /// A variable that is set and not empty.
@@ -110,6 +112,10 @@ impl Environment {
     pub(super) fn config_texts(&self) -> Result<Vec<(PathBuf, String)>, ConfigError> {
         let mut found = Vec::new();
         for (path, named) in self.config_files() {
+            if let Some((_, text)) = self.draft.as_ref().filter(|(draft, _)| *draft == path) {
+                found.push((path, text.clone()));
+                continue;
+            }
             match std::fs::read_to_string(&path) {
                 Ok(text) => found.push((path, text)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {}
@@ -129,8 +135,8 @@ pub enum Of<'a> {
     All,
     /// A source, by its address.
     Source(&'a Source),
-    /// A mount with a name.
-    Name(&'a str),
+    /// A mount with a name: its own section counts more than those of its source.
+    Name(&'a Named),
 }
 
 impl Typed {
@@ -165,18 +171,26 @@ impl Typed {
                     return Err(text.refuse(offset, &format!("mount.{name} is no table; write [mount.{name}]")));
                 };
                 let (source, _) = named::place(&text, name, options)?;
-                let wanted = match of {
-                    Of::Name(wanted) => wanted == name,
-                    _ if source.is_some() || names.iter().any(|named| named.name == name) => false,
-                    _ => {
+                // A name's own section is taken after that of its address: the last word counts.
+                let is_named = source.is_some() || names.iter().any(|named| named.name == name);
+                let (by_address, by_name) = match (of, is_named) {
+                    (Of::Name(wanted), true) => (false, wanted.name == name),
+                    (_, true) => (false, false),
+                    (of, false) => {
                         let address = Source::parse(name).map_err(|error| text.refuse(offset, &error.to_string()))?;
-                        matches!(of, Of::Source(wanted) if *wanted == address)
+                        let by_address = match of {
+                            Of::All => false,
+                            Of::Source(wanted) => *wanted == address,
+                            Of::Name(wanted) => wanted.source == address,
+                        };
+                        (by_address, false)
                     }
                 };
-                sections.push((wanted, options));
+                sections.push((by_address || by_name, by_name, options));
             }
         }
-        for (wanted, options) in sections {
+        sections.sort_by_key(|(_, by_name, _)| *by_name);
+        for (wanted, _, options) in sections {
             let mut unused = Self::default();
             // Every section is checked, whichever is used.
             let target = if wanted { &mut *self } else { &mut unused };

@@ -35,6 +35,7 @@ impl Named {
     /// When a file is no TOML, or a section says what cannot be.
     pub fn all(environment: &Environment) -> Result<Vec<Self>, ConfigError> {
         let mut found: Vec<Self> = Vec::new();
+        let mut placed = Vec::new();
         for (path, text) in environment.config_texts()? {
             let text = Text::new(&path, &text);
             let table = text.parse()?;
@@ -42,6 +43,15 @@ impl Named {
             for (name, section) in sections.iter() {
                 let DeValue::Table(section) = section.get_ref() else { continue };
                 let (source, mountpoint) = place(&text, name.get_ref(), section)?;
+                if mountpoint.is_some() {
+                    placed.push((
+                        name.get_ref().to_string(),
+                        text.refuse(
+                            name.span().start,
+                            &format!("mount.{name} has a mountpoint and no source: say what is mounted there", name = name.get_ref()),
+                        ),
+                    ));
+                }
                 match (found.iter_mut().find(|known| known.name == name.get_ref().as_ref()), source) {
                     (Some(known), source) => {
                         known.source = source.unwrap_or_else(|| known.source.clone());
@@ -51,6 +61,24 @@ impl Named {
                     // The options of a source: its name is that.
                     (None, None) => {}
                 }
+            }
+        }
+        match placed.into_iter().find(|(name, _)| found.iter().all(|named| named.name != *name)) {
+            Some((_, error)) => Err(error),
+            None => Ok(found),
+        }
+    }
+
+    /// The names of all `[mount.…]` sections, of sources too, as they are written.
+    ///
+    /// # Errors
+    /// When a file is no TOML.
+    pub fn sections(environment: &Environment) -> Result<Vec<String>, ConfigError> {
+        let mut found = Vec::new();
+        for (path, text) in environment.config_texts()? {
+            let table = Text::new(&path, &text).parse()?;
+            if let Some(DeValue::Table(sections)) = table.get_ref().get("mount").map(|value| value.get_ref()) {
+                found.extend(sections.keys().map(|name| name.get_ref().to_string()));
             }
         }
         Ok(found)
@@ -98,11 +126,25 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// The mountpoint of a mount that is named, where `typed` is a name and no path that exists.
-pub fn mountpoint_of(typed: &Path, environment: &Environment) -> Option<PathBuf> {
-    let name = typed.to_str().filter(|name| is_name(name) && !typed.exists())?;
-    let mountpoint = Named::find(environment, name).ok()??.mountpoint?;
-    super::resolve::absolute(mountpoint, environment).ok()
+/// The mountpoint of a mount that is named, where `typed` is a name.
+///
+/// # Errors
+/// As [`Named::all`].
+pub fn mountpoint_of(typed: &Path, environment: &Environment) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(name) = typed.to_str().filter(|name| is_name(name)) else { return Ok(None) };
+    let mountpoint = Named::find(environment, name)?.and_then(|named| named.mountpoint);
+    mountpoint.map(|mountpoint| super::resolve::absolute(mountpoint, environment)).transpose()
+}
+
+/// The name that mount(8) meant: it makes a path of the fstab's first field where there is a file of that name, and no source begins
+/// with `/`.
+///
+/// # Errors
+/// As [`Named::all`].
+pub fn name_of_path(source: &str, environment: &Environment) -> Result<Option<String>, ConfigError> {
+    let last = Path::new(source).file_name().and_then(|name| name.to_str()).filter(|name| source.starts_with('/') && is_name(name));
+    let Some(name) = last else { return Ok(None) };
+    Ok(Named::find(environment, name)?.map(|named| named.name))
 }
 
 #[cfg(test)]
@@ -138,6 +180,9 @@ retries = 9
 source = "s3://releases/nightly"
 mountpoint = "/srv/releases"
 write_back = "5s"
+[mount."s3://releases/nightly/"]
+ro = true
+write_back = "9s"
 [mount.releases.prices]
 get = 0.002
 [[header_rules]]
@@ -156,6 +201,7 @@ cache_control = "max-age=60"
         assert_eq!(config.mountpoint, environment.home.clone().unwrap().canonicalize().unwrap().join("releases"));
         assert_eq!((config.write_back.as_secs(), config.client.retries, config.metadata_ttl.as_secs()), (5, 3, 7));
         assert_eq!((config.prices.put, config.prices.get, config.prices.currency.as_deref()), (Some(0.01), Some(0.002), Some("EUR")));
+        assert!(config.mount.ro, "options of the address, whoever mounts it");
         assert_eq!(config.fsname, "releases", "mount(8) looks for what the fstab says");
         assert_eq!(config.rules.len(), 2);
         assert_eq!(load(&environment, "releases", "/elsewhere").unwrap().mountpoint, Path::new("/elsewhere"));
@@ -165,9 +211,13 @@ cache_control = "max-age=60"
         // Any other is a bucket.
         assert_eq!(load(&environment, "other", "/m").unwrap().source.to_string(), "s3://other/");
         assert!(load(&environment, "other", "").unwrap_err().contains("no mountpoint"));
-        assert_eq!(mountpoint_of(Path::new("releases"), &environment), Some(environment.home.clone().unwrap().join("releases")));
-        assert_eq!(mountpoint_of(Path::new("other"), &environment), None);
-        assert_eq!(mountpoint_of(Path::new("/releases"), &environment), None);
+        assert_eq!(mountpoint_of(Path::new("releases"), &environment).unwrap(), Some(environment.home.clone().unwrap().join("releases")));
+        assert_eq!(mountpoint_of(Path::new("other"), &environment).unwrap(), None);
+        assert_eq!(mountpoint_of(Path::new("/releases"), &environment).unwrap(), None);
+        assert_eq!(name_of_path("/srv/releases", &environment).unwrap().as_deref(), Some("releases"));
+        assert_eq!(name_of_path("/srv/other", &environment).unwrap(), None);
+        assert_eq!(name_of_path("releases", &environment).unwrap(), None);
+        assert_eq!(Named::sections(&environment).unwrap(), ["releases", "s3://releases/", "s3://releases/nightly/", "releases"]);
     }
 
     #[test]
@@ -178,6 +228,7 @@ cache_control = "max-age=60"
             ("[mount.x1]\nsource = 3\n", "packmule.toml:2: source: expected a text"),
             ("[mount.x1]\nsource = \"b1\"\nmountpoint = \"srv\"\n", "packmule.toml:3: mountpoint=srv: expected a path"),
             ("[mount.x1]\nsource = \"b1\"\nretrys = 3\n", "packmule.toml:3: unknown option 'retrys'; the nearest is retries"),
+            ("[mount.x1]\nmountpoint = \"/srv\"\n", "packmule.toml:1: mount.x1 has a mountpoint and no source"),
             ("source = \"b1\"\n", "packmule.toml:1: source: belongs into a section [mount.NAME]"),
             ("[prices]\nputt = 3\n", "packmule.toml:2: prices.putt is no price; prices are put, get, out and currency"),
             ("[prices]\nput = \"x\"\n", "packmule.toml:2: price_put=x: expected"),

@@ -77,7 +77,7 @@ impl Config {
             invocation.apply(&mut typed)?;
             return Self::resolve(source, invocation, typed, environment);
         };
-        let mut typed = Typed::inherited(environment, Of::Name(&named.name))?;
+        let mut typed = Typed::inherited(environment, Of::Name(&named))?;
         invocation.apply(&mut typed)?;
         let mut invocation = invocation.clone();
         if invocation.mountpoint.as_os_str().is_empty()

@@ -25,18 +25,25 @@ trait Manager {
     fn inhibit(&self, what: &str, who: &str, why: &str, mode: &str) -> zbus::Result<OwnedFd>;
 }
 
-/// Holds the lock whenever something is on its way. Never ends; dropping it lets go.
+/// What is on its way and does not move is not waited for longer: an outage is no reason to keep a machine up.
+const STILL: Duration = Duration::from_secs(60);
+
+/// Holds the lock whenever something is on its way, and moves. Never ends; dropping it lets go.
 pub(super) async fn while_pending(outlook: Outlook) {
     let mut lock = None;
     let mut refused: Option<Instant> = None;
+    let mut moved = Instant::now();
     loop {
         tokio::time::sleep(LOOK).await;
         let pending = outlook.pending();
-        if pending.files == 0 {
+        if pending.files == 0 || pending.speed > 0 {
+            moved = Instant::now();
+        }
+        if pending.files == 0 || moved.elapsed() >= STILL {
             // Closing it lets go.
             lock = None;
         } else if lock.is_none() && refused.is_none_or(|at| at.elapsed() >= AGAIN) {
-            let why = format!("{} on the way to {}", pending.shown(), outlook.source());
+            let why = format!("{} on the way to {}", outlook.shown(), outlook.source());
             match tokio::time::timeout(ANSWER, take(&why)).await {
                 Ok(Ok(held)) => lock = Some(held),
                 failure => {

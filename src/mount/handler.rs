@@ -268,11 +268,9 @@ impl Answers {
             Err(_) => None,
         };
         let Response::Key { bucket, key } = self.key(path).await? else { return Err(format!("{}: names no file", path.display())) };
-        let is_it = |of_bucket: &str, of_key: &str| of_bucket == bucket && of_key == key;
         let mut uploads = self.layers.work();
-        uploads.retain(|upload| is_it(&upload.bucket, &upload.key));
-        let mut downloads = self.layers.cache.downloads();
-        downloads.retain(|download| is_it(&download.bucket, &download.key));
+        uploads.retain(|upload| upload.bucket == bucket && upload.key == key);
+        let downloads = self.layers.cache.downloads_of(&bucket, &key);
         match found {
             Err(error) if uploads.is_empty() => Err(error),
             _ => Ok(Response::File(Box::new(FileStatus { path: path.to_owned(), word, bucket, key, uploads, downloads }))),

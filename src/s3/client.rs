@@ -139,6 +139,7 @@ pub(super) struct Core {
     pub failures: Failures,
     pub traffic: Arc<Traffic>,
     pub bandwidth: Option<Arc<Bandwidth>>,
+    pub bandwidth_in: Option<Arc<Bandwidth>>,
     /// Where a bucket is looked for first.
     pub region: String,
     /// The store was seen to give a request id with an answer.
@@ -205,7 +206,8 @@ impl Client {
             region: Some(region.clone()).filter(|_| endpoint.is_aws()),
         };
         let credentials = Credentials::new(&credentials, http.clone()).map_err(|message| configured(ErrorKind::Credentials, message))?;
-        let bandwidth = config.bwlimit.map(|rate| Arc::new(Bandwidth::new(rate)));
+        let pace = || config.bwlimit.map(|rate| Arc::new(Bandwidth::new(rate)));
+        let (bandwidth, bandwidth_in) = (pace(), pace());
         let core = Core {
             config,
             http,
@@ -215,6 +217,7 @@ impl Client {
             failures: Failures::default(),
             traffic: Arc::default(),
             bandwidth,
+            bandwidth_in,
             region,
             names_requests: AtomicBool::new(false),
         };

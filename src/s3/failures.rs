@@ -11,6 +11,15 @@ use super::{ErrorKind, S3Error};
 /// So many are kept, the newest.
 const KEPT: usize = 10;
 
+/// What a mount asks to know how a bucket is set up, and does without where it has no right to know: few policies for uploads grant it.
+const ASKED_AROUND: [&str; 5] = [
+    "GetBucketOwnershipControls",
+    "GetBucketVersioning",
+    "GetBucketLifecycleConfiguration",
+    "GetPublicAccessBlock",
+    "ListMultipartUploads",
+];
+
 /// A request that failed in the end; several in a row for one reason are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -60,7 +69,7 @@ pub(super) struct Failures(Mutex<VecDeque<Failure>>);
 impl Failures {
     /// One more, unless it is one of the answers by which the mount learns how things are.
     pub fn note(&self, error: &S3Error) {
-        if is_an_answer(error.kind) {
+        if is_an_answer(error.kind) || error.kind == ErrorKind::AccessDenied && ASKED_AROUND.contains(&error.operation) {
             return;
         }
         let new = Failure::of(error);
@@ -108,6 +117,8 @@ mod tests {
     fn the_last_ones_are_kept_and_a_row_is_one() {
         let failures = Failures::default();
         failures.note(&error(ErrorKind::NoSuchKey, "k", Some("NoSuchKey"), "0"));
+        let unknown = S3Error { operation: "GetBucketOwnershipControls", ..error(ErrorKind::AccessDenied, "", Some("AccessDenied"), "0") };
+        failures.note(&unknown);
         assert_eq!(failures.snapshot(), Vec::new());
         failures.note(&error(ErrorKind::AccessDenied, "a", Some("AccessDenied"), "1"));
         failures.note(&error(ErrorKind::AccessDenied, "b", Some("AccessDenied"), "2"));

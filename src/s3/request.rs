@@ -337,6 +337,7 @@ impl Core {
             body,
             stall: call.stall,
             bandwidth: self.bandwidth.clone(),
+            bandwidth_in: self.bandwidth_in.clone(),
             traffic: Arc::clone(&self.traffic),
         };
         let began = Instant::now();

@@ -203,7 +203,11 @@ impl Client {
 
     async fn send(&self, method: Method, url: Url, headers: HeaderMap) -> std::result::Result<transport::Incoming, transport::Failure> {
         let (stall, traffic) = (self.core.config.request_timeout, self.core.traffic.clone());
-        transport::send(&self.core.http, Outgoing { method, url, headers, body: Body::Empty, stall, bandwidth: None, traffic }).await
+        transport::send(
+            &self.core.http,
+            Outgoing { method, url, headers, body: Body::Empty, stall, bandwidth: None, bandwidth_in: None, traffic },
+        )
+        .await
     }
 
     /// In words, where the credentials for a bucket come from.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::entry::{Entry, Shared};
 use super::manifest::Phase;
-use super::{ConflictCopy, EntryStatus, spool};
+use super::{ConflictCopy, EntryStatus, Pending, spool};
 
 /// A temporary name that was left for so long shows as not uploaded (promise 10).
 const LEFT: Duration = Duration::from_secs(60);
@@ -17,6 +17,27 @@ impl Shared {
         all.extend(self.stranded.lock().iter().filter_map(|(&id, stranded)| stranded.status(&self.spool.disk, id)));
         all.sort_by_key(|status| status.id);
         all
+    }
+
+    /// What is on its way, without a word about any of it: asked every other second, of queues of thousands.
+    pub fn pending(&self) -> Pending {
+        let mut pending = Pending { files: self.deletes.waiting_count(), ..Pending::default() };
+        for entry in self.entries() {
+            let (intent, content) = (entry.intent.lock(), entry.content.lock());
+            let stays = intent.discarded || intent.junk || intent.held || intent.phase == Phase::Parked;
+            if stays || intent.phase == Phase::Published && !content.is_dirty() || intent.recovered && intent.phase == Phase::Writing {
+                continue;
+            }
+            let speed = entry.speed.now();
+            // A log that somebody keeps open is on no way.
+            if intent.phase == Phase::Writing && speed == 0 {
+                continue;
+            }
+            pending.files += 1;
+            pending.bytes += content.size.saturating_sub(entry.sent.load(Relaxed));
+            pending.speed += speed;
+        }
+        pending
     }
 
     /// Takes note of a file that was published beside somebody else's change of it.

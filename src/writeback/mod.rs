@@ -68,7 +68,7 @@ pub use journal::{Deletion, Journalled, MetadataChange};
 pub use manifest::Phase;
 pub use renames::{CopiesMade, CopyMade, RenameRecord, RenameStage, TreeRename};
 pub use staged::Staged;
-pub use status::{ConflictCopy, DeleteStatus, DrainReport, EntryStatus};
+pub use status::{ConflictCopy, DeleteStatus, DrainReport, EntryStatus, Pending};
 
 use deletes::Way;
 use entry::Shared;
@@ -397,9 +397,9 @@ impl Writeback {
         self.shared.deletes.status(most)
     }
 
-    /// How many deletes are on their way.
-    pub fn deletes_waiting(&self) -> usize {
-        self.shared.deletes.waiting_count()
+    /// What is on its way; what waits for somebody's word is not.
+    pub fn pending(&self) -> Pending {
+        self.shared.pending()
     }
 
     /// Metadata that an earlier run put off and did not come to send: the newest of each object. Given once.

@@ -38,6 +38,17 @@ impl EntryStatus {
     }
 }
 
+/// What is on its way to S3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Files that wait or are sent, those that are being written where bytes of them move; deletes that wait.
+    pub files: usize,
+    /// Bytes that S3 does not have yet.
+    pub bytes: u64,
+    /// Bytes a second that move.
+    pub speed: u64,
+}
+
 /// A file that was published beside somebody else's change of it (`on_conflict=keep`).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ConflictCopy {

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::support::files;
-use crate::support::mount::{can_mount, is_mounted, packmule};
+use crate::support::mount::{Setup, can_mount, is_mounted, packmule};
 use crate::support::store::Store;
 
 const PACKMULE: &str = env!("CARGO_BIN_EXE_packmule");
@@ -70,7 +70,8 @@ fn what_is_answered_is_tried_written_and_mounted() {
     let (store, place) = (Store::double(), Place::new());
     let (source, endpoint, point) = (format!("s3://{}/nightly", store.bucket()), store.endpoint(), place.point());
     let lines = [answers(&store, &source, &endpoint, point.to_str().unwrap()), vec!["no", "yes"]].concat();
-    let output = answered(place.command().arg("setup"), &lines);
+    // What only this shell says is not what is tried.
+    let output = answered(place.command().env("AWS_ENDPOINT_URL", "http://127.0.0.1:9").arg("setup"), &lines);
     let text = said(&output);
     let mounted = is_mounted(&point);
     let written = fs::write(point.join("f"), "x");
@@ -94,7 +95,7 @@ fn what_is_answered_is_tried_written_and_mounted() {
     assert_eq!(seen.unwrap(), b"x");
     let twice = answered(place.command().arg("setup"), &lines);
     assert!(
-        twice.status.code() == Some(1) && said(&twice).contains("a mount of this name is in the config file already"),
+        twice.status.code() == Some(1) && said(&twice).contains("a section of this name is in the config file already"),
         "{}",
         said(&twice)
     );
@@ -119,6 +120,53 @@ fn what_would_not_work_is_not_written_without_a_word() {
     assert!(bad.status.code() == Some(1) && said(&bad).contains("is not an S3 source"), "{}", said(&bad));
     let silent = answered(place.command().arg("setup"), &[]);
     assert!(silent.status.code() == Some(1), "{}", said(&silent));
+}
+
+/// A name that has a section is taken, though that has no source: another one would be a duplicate key to every mount.
+#[test]
+fn what_is_written_can_be_read_again() {
+    let (store, place) = (Store::double(), Place::new());
+    let (source, endpoint, point) = (format!("s3://{}", store.bucket()), store.endpoint(), place.point());
+    for text in ["[mount.releases]\nretries = 9\n", "mount = { releases = { retries = 9 } }\n"] {
+        fs::write(&place.config, text).unwrap();
+        let output = answered(place.command().arg("setup"), &answers(&store, &source, &endpoint, point.to_str().unwrap()));
+        assert!(output.status.code() == Some(1) && said(&output).contains("a section of this name"), "{}", said(&output));
+    }
+    // One that no section can be added to is left as it is, and no keys stay.
+    let inline = "mount = { other = { source = \"s3://other\" } }\n";
+    fs::write(&place.config, inline).unwrap();
+    let output = answered(place.command().arg("setup"), &answers(&store, &source, &endpoint, point.to_str().unwrap()));
+    assert!(output.status.code() == Some(1), "{}", said(&output));
+    assert_eq!(place.text(), inline);
+    assert!(!files::holds(place.home.path(), store.secret_key().as_bytes()));
+}
+
+/// mount(8) makes a path of the fstab's first field where there is a file of that name; `packmule umount` is not led astray by it.
+#[test]
+fn a_name_that_is_a_folder_too() {
+    if !can_mount() {
+        return;
+    }
+    let (store, place) = (Store::double(), Place::new());
+    let setup = Setup::of(&store);
+    let (point, here) = (place.point(), place.home.path().join("here"));
+    fs::create_dir_all(here.join("media")).unwrap();
+    fs::create_dir(&point).unwrap();
+    fs::write(&place.config, format!("[mount.media]\nsource = \"s3://{}\"\nmountpoint = \"{}\"\n", store.bucket(), point.display()))
+        .unwrap();
+    std::os::unix::fs::symlink(PACKMULE, here.join("mount.packmule")).unwrap();
+    let template = place.command();
+    let mut helper = Command::new(here.join("mount.packmule"));
+    helper.env_clear().envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    helper.envs(setup.env.iter().map(|(name, value)| (name, value))).current_dir(&here);
+    let options = format!("_netdev,{}", setup.options.join(","));
+    let mounted = files::output(helper.arg(here.join("media")).arg(&point).args(["-o", &options]));
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let umounted = files::output(place.command().args(["umount", "media"]).current_dir(&here));
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    // What `mount -a` looks for.
+    assert!(table.contains(&format!("{} {} fuse.packmule", here.join("media").display(), point.display())), "{table}");
+    assert!(umounted.status.success() && !is_mounted(&point), "{}", said(&umounted));
 }
 
 /// As root the fstab's line, in a mount namespace with an fstab of the test's own; mount(8) then finds it by the name.

@@ -154,6 +154,8 @@ fn what_moves_says_how_fast_and_how_long_still() {
             .then_some(download)
     });
     assert_eq!((download["key"].as_str(), download["size"].as_u64()), (Some("coming down"), Some(9 << 20)));
+    // `bwlimit` holds in both directions: what nobody paces comes from this machine's own loopback a hundred times as fast.
+    assert!(download["speed"].as_u64() < Some(8 << 20), "{download}");
     assert!(reader.join().unwrap());
     // A folder, and the mountpoint, are the mount's.
     assert!(stage.mount.ask(&["status"], stage.dir()).contains("everything is in S3"));
@@ -165,6 +167,23 @@ fn what_moves_says_how_fast_and_how_long_still() {
 fn xattr(path: &std::path::Path, name: &str) -> String {
     let said = files::output(std::process::Command::new("getfattr").args(["--only-values", "-n", name]).arg(path));
     String::from_utf8(said.stdout).unwrap()
+}
+
+/// A mount whose process stands still keeps nobody who asks about a file of it.
+#[test]
+fn a_mount_that_hangs_is_said_to() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new(Store::double());
+    files::write(&stage.path("f"), b"x").unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(stage.mount.pid()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // The mountpoint itself: a path below it cannot be looked at.
+    let said = files::output(stage.mount.command().arg("status").arg(stage.dir()));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(1) && text.contains("hangs"), "{text}");
 }
 
 /// What the store refused is told with its request id, a row of one kind as one; what was only asked for and is not there is no failure.

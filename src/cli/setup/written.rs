@@ -1,8 +1,9 @@
 //! What `packmule setup` writes: a section of the config file, a file of keys, a line of the fstab, a unit.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -39,46 +40,83 @@ pub fn section(name: &str, words: &[(&str, String)]) -> String {
     format!("[mount.{}]\n{lines}", if name.contains('.') { quoted(name) } else { name.to_owned() })
 }
 
-/// Adds a section to the end of a config file, which is there whole before or after, whatever happens.
-pub fn append_section(file: &Path, section: &str) -> anyhow::Result<()> {
-    let shown = file.display();
+/// What a config file says with a section more at its end.
+pub fn with_section(file: &Path, section: &str) -> anyhow::Result<String> {
     let old = match fs::read_to_string(file) {
         Ok(old) => old,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| format!("{shown}: cannot be read")),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot be read", file.display())),
     };
-    let gap = if old.is_empty() || old.ends_with("\n\n") {
-        ""
-    } else if old.ends_with('\n') {
-        "\n"
-    } else {
-        "\n\n"
+    let gap = match old.as_str() {
+        "" => "",
+        old if old.ends_with("\n\n") => "",
+        old if old.ends_with('\n') => "\n",
+        _ => "\n\n",
     };
-    // A link is followed: dot files are often kept elsewhere.
-    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    Ok(format!("{old}{gap}{section}"))
+}
+
+/// Replaces a config file, which is there whole before or after, whatever happens.
+pub fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    // A link is followed, one that leads nowhere yet too: dot files are often kept elsewhere.
+    let target = match fs::read_link(file) {
+        Ok(link) => file.canonicalize().unwrap_or_else(|_| file.parent().unwrap_or(Path::new("/")).join(link)),
+        Err(_) => file.to_owned(),
+    };
     let folder = target.parent().unwrap_or(Path::new("/"));
     let write = || -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let mut new = tempfile::Builder::new().prefix(".packmule-").tempfile_in(folder)?;
-        new.write_all(format!("{old}{gap}{section}").as_bytes())?;
-        let mode = fs::metadata(&target).map_or_else(|_| std::os::unix::fs::PermissionsExt::from_mode(0o644), |known| known.permissions());
+        new.write_all(text.as_bytes())?;
+        let mode = fs::metadata(&target).map_or_else(|_| Permissions::from_mode(0o644), |known| known.permissions());
         new.as_file().set_permissions(mode)?;
         new.as_file().sync_all()?;
         new.persist(&target).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()
     };
-    write().with_context(|| format!("{shown}: cannot be written"))
+    write().with_context(|| format!("{}: cannot be written", file.display()))
+}
+
+/// Keys for the time of the trial: a file without a name, which is gone with this process however that ends. Gives it and the path by
+/// which this process alone can read it.
+pub fn keys_without_name(key: &str, secret: &str) -> anyhow::Result<(File, PathBuf)> {
+    let mut file = tempfile::tempfile().context("no temporary file can be made")?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(format!("{key}:{secret}\n").as_bytes())?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    Ok((file, path))
+}
+
+/// A file of keys that goes again unless it is kept.
+pub struct Keys(Option<PathBuf>);
+
+impl Keys {
+    /// What is written down needs it.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|file| drop(fs::remove_file(file)));
+    }
 }
 
 /// Keys as s3fs keeps them, for their owner alone. One that is there is somebody's.
-pub fn write_keys(file: &Path, key: &str, secret: &str) -> anyhow::Result<()> {
+pub fn write_keys(file: &Path, key: &str, secret: &str) -> anyhow::Result<Keys> {
     let write = || -> io::Result<()> {
         fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
         let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
         new.write_all(format!("{key}:{secret}\n").as_bytes())?;
         new.sync_all()
     };
-    write().with_context(|| format!("{}: cannot be written", file.display()))
+    match write() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            bail!("{}: is there already: remove it, or take another name", file.display())
+        }
+        written => written.with_context(|| format!("{}: cannot be written", file.display())).map(|()| Keys(Some(file.to_owned()))),
+    }
 }
 
 /// The line by which mount(8) finds a named mount.
@@ -109,9 +147,13 @@ pub fn enable_unit(name: &str, environment: &Environment) -> anyhow::Result<()> 
         let config = environment.get("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
         let (folder, program) = (config.join("systemd/user"), std::env::current_exe()?);
         let unit = unit_of(&program)?;
-        fs::create_dir_all(&folder)
-            .and_then(|()| fs::write(folder.join("packmule@.service"), unit))
-            .with_context(|| format!("{}: cannot be written", folder.display()))?;
+        let file = folder.join("packmule@.service");
+        // One that is there is the user's own.
+        if !file.exists() {
+            fs::create_dir_all(&folder)
+                .and_then(|()| fs::write(&file, unit))
+                .with_context(|| format!("{}: cannot be written", file.display()))?;
+        }
     }
     let unit = format!("packmule@{name}.service");
     let said = std::process::Command::new("systemctl").args(["--user", "enable", &unit]).output();
@@ -142,8 +184,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("packmule.toml");
         let words = [("source", "s3://b1/a \"b\"/".to_owned()), ("mountpoint", "/srv/a\\b".to_owned())];
-        append_section(&file, &section("b1.example", &words)).unwrap();
-        append_section(&file, &section("two", &[("source", "s3://b2".to_owned())])).unwrap();
+        let append = |section: &str| replace(&file, &with_section(&file, section).unwrap()).unwrap();
+        append(&section("b1.example", &words));
+        append(&section("two", &[("source", "s3://b2".to_owned())]));
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.contains("\n\n[mount.two]\n") && text.starts_with("[mount.\"b1.example\"]\n"), "{text}");
         let mut environment = Environment::isolated(home.path());
@@ -156,14 +199,21 @@ mod tests {
             ("s3://b1/a \"b\"/", Some(Path::new("/srv/a\\b")))
         );
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+        // A link that leads nowhere yet stays one.
+        let link = home.path().join("link.toml");
+        std::os::unix::fs::symlink("elsewhere.toml", &link).unwrap();
+        replace(&link, "# text\n").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(home.path().join("elsewhere.toml")).unwrap(), "# text\n");
     }
 
     #[test]
     fn keys_are_their_owners_alone_and_replace_none() {
-        use std::os::unix::fs::PermissionsExt as _;
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("packmule/b.passwd");
-        write_keys(&file, "AKID", "secret").unwrap();
+        drop(write_keys(&file, "AKID", "secret").unwrap());
+        assert!(!file.exists(), "nobody kept it");
+        write_keys(&file, "AKID", "secret").unwrap().keep();
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(write_keys(&file, "AKID", "other").is_err());
         assert_eq!(fs::read_to_string(&file).unwrap(), "AKID:secret\n");
