@@ -194,7 +194,7 @@ impl Trial {
             1 => Finding::aside(CHECK, "kept in part: of If-None-Match and If-Match the store heeds one alone"),
             _ => Finding::aside(
                 CHECK,
-                "not kept: packmule looks before it overwrites, but of two that write a name in the same moment one is lost",
+                "not kept, and the store does not say so: of two that write one name the last wins, and the other is not told",
             ),
         }
     }

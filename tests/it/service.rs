@@ -13,7 +13,7 @@ use zbus::OwnedFd;
 use crate::support::double::{Fault, When};
 use crate::support::files::{self, noise};
 use crate::support::leash::Leash;
-use crate::support::mount::{Mount, Setup, can_mount};
+use crate::support::mount::{Mount, Setup, can_mount, mount_namespace};
 use crate::support::stage::Stage;
 use crate::support::store::Store;
 
@@ -236,11 +236,8 @@ fn the_journal_has_a_record_for_each_event() {
         point = point.display(),
         options = setup.options.join(","),
     );
-    let mut command = Command::new("unshare");
-    if !nix::unistd::geteuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    command.args(["--mount", "sh", "-c", &script]).env("HOME", folder.path()).env("XDG_STATE_HOME", folder.path().join("state"));
+    let mut command = mount_namespace();
+    command.args(["sh", "-c", &script]).env("HOME", folder.path()).env("XDG_STATE_HOME", folder.path().join("state"));
     command.env("XDG_CACHE_HOME", folder.path().join("cache")).envs(setup.env.iter().map(|(name, value)| (name, value)));
     let said = files::output(&mut command);
     let stderr = String::from_utf8_lossy(&said.stderr).into_owned();

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::support::files;
-use crate::support::mount::{Setup, can_mount, is_mounted, packmule};
+use crate::support::mount::{Setup, can_mount, is_mounted, mount_namespace, packmule};
 use crate::support::store::Store;
 
 const PACKMULE: &str = env!("CARGO_BIN_EXE_packmule");
@@ -181,8 +181,8 @@ fn the_fstab_gets_its_line_by_consent() {
     fs::write(&fstab, "# static file system information").unwrap();
     let script = format!("mount --bind '{}' /etc/fstab && exec '{PACKMULE}' setup", fstab.display());
     let template = place.command();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script]).env_clear();
+    let mut command = mount_namespace();
+    command.args(["sh", "-c", &script]).env_clear();
     command.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let made = !Path::new("/etc/fstab").exists();
     if made {

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use anyhow::{Context, bail};
+use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
 
 /// Where the answers come from.
 pub struct Asking {
@@ -51,6 +52,7 @@ impl Asking {
     pub fn secret(&self, question: &str) -> anyhow::Result<String> {
         let answer = if self.terminal {
             prompt(&format!("{question}: "))?;
+            shows_again_when_interrupted();
             Some(rpassword::read_password().context("the terminal cannot be read")?)
         } else {
             self.line(&format!("{question}: "))?
@@ -72,6 +74,19 @@ impl Asking {
         }
         Ok((read > 0).then_some(line))
     }
+}
+
+/// A terminal that is told not to show what is typed shows it again where Ctrl-C ends the question, which ends the program.
+fn shows_again_when_interrupted() {
+    let Ok(as_it_was) = tcgetattr(io::stdin()) else { return };
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &as_it_was);
+            // 128 and SIGINT, as shells have it.
+            std::process::exit(130);
+        }
+    });
 }
 
 fn prompt(text: &str) -> io::Result<()> {

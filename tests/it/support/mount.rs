@@ -122,6 +122,21 @@ fn run_under(under: &[String], home: &Path, env: &[(String, String)]) -> Command
     command
 }
 
+/// `unshare` into a mount namespace of its own, where its user is root; what is run there follows.
+pub fn mount_namespace() -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("--mount");
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    // In a chroot the root is no mount point: unshare(1) cannot make it private, and says so by failing.
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if !table.lines().any(|line| line.split(' ').nth(4) == Some("/")) {
+        command.arg("--propagation=unchanged");
+    }
+    command
+}
+
 /// How a command ended that was to mount.
 #[derive(Debug)]
 pub struct Failure {
