@@ -15,8 +15,9 @@
 //! * [`s3`] is the store: one bucket behind the [`s3::Store`] trait, in S3's own nouns. [`aws`] is below it: HTTP, retries,
 //!   credentials, signatures.
 //! * [`publish`] knows what an object should be served with, and reads who fetched it. [`config`] is what was asked for, [`mount`]
-//!   puts all together, [`daemon`] starts and ends it, [`control`] talks to a running mount, [`cost`] knows what its
-//!   requests cost, [`doctor`] tries whether a mount would work, [`cli`] is the command line.
+//!   puts all together, [`daemon`] starts and ends it and speaks with systemd (readiness, the journal, a lock against shutdowns),
+//!   [`control`] talks to a running mount, [`measure`] counts and times, [`cost`] knows what its requests cost, [`doctor`] tries whether a
+//!   mount would work, [`cli`] is the command line.
 //!
 //! A lower layer never imports a higher one; what must flow upward is a trait that the lower layer owns
 //! ([`writeback::Hooks`], [`writeback::BaseReader`], [`vfs::Notify`]). `tests/it/architecture.rs` fails when one does.

@@ -64,9 +64,16 @@ fn page(command: Command, section: &str) -> io::Result<Vec<u8>> {
 
 /// A reader that goes away (`| head`) is no error.
 pub fn show(text: &[u8]) -> anyhow::Result<()> {
-    match io::stdout().write_all(text) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+    is_read(text)?;
+    Ok(())
+}
+
+/// As [`show`]; false where the reader went away.
+pub fn is_read(text: &[u8]) -> io::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true),
     }
 }
 

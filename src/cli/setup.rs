@@ -11,7 +11,7 @@ use super::mount;
 use super::pages::say;
 use crate::aws::profile::{self, Profiles};
 use crate::config::named::is_name;
-use crate::config::{Config, Environment, Invocation, Named, Of, Source, Typed};
+use crate::config::{Config, Environment, Invocation, Named, Of, Source, Typed, resolve};
 
 mod asking;
 mod written;
@@ -163,12 +163,11 @@ fn suggested_folder(name: &str, environment: &Environment) -> String {
 
 /// A folder that can be mounted on.
 fn place(typed: &str, environment: &Environment) -> anyhow::Result<PathBuf> {
-    let path = match (typed.strip_prefix("~/"), &environment.home) {
-        (Some(below), Some(home)) => home.join(below),
-        _ => PathBuf::from(typed),
-    };
+    if !typed.starts_with('/') && !typed.starts_with("~/") {
+        bail!("'{typed}': expected a path that begins with / or ~/");
+    }
+    let path = resolve::absolute(typed.into(), environment)?;
     match std::fs::read_dir(&path).map(|mut entries| entries.next().is_some()) {
-        _ if !path.is_absolute() => bail!("'{typed}': expected a path that begins with / or ~/"),
         Ok(true) => bail!("'{typed}': is not empty: what is in it would be hidden"),
         Err(_) if path.exists() => bail!("'{typed}': is no folder that you may enter"),
         _ => Ok(path),

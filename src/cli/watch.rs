@@ -1,9 +1,11 @@
 //! A table that is drawn again and again in one place (`packmule status --watch`).
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use unicode_width::UnicodeWidthChar;
+
+use super::pages::is_read;
 
 /// Between two drawings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -22,19 +24,10 @@ pub fn forever(mut look: impl FnMut() -> anyhow::Result<String>) -> anyhow::Resu
             }
             None => text,
         };
-        if !show(&drawn)? {
+        if !is_read(drawn.as_bytes())? {
             return Ok(());
         }
         std::thread::sleep(PAUSE);
-    }
-}
-
-/// False where the reader went away.
-fn show(text: &str) -> io::Result<bool> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true),
     }
 }
 

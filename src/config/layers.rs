@@ -65,15 +65,18 @@ impl Environment {
         Ok(home.join(below_home))
     }
 
+    /// Where this user's programs have their settings: `$XDG_CONFIG_HOME`, else `~/.config`.
+    pub fn config_home(&self) -> Option<PathBuf> {
+        let named = self.get("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        named.or_else(|| self.home.as_ref().map(|home| home.join(".config")))
+    }
+
     /// Config files, the weaker first. `PACKMULE_CONFIG` names the only one; empty, there is none.
     pub fn config_files(&self) -> Vec<(PathBuf, bool)> {
         if let Some(file) = self.variables.get("PACKMULE_CONFIG") {
             return if file.is_empty() { Vec::new() } else { vec![(file.into(), true)] };
         }
-        let user = match self.get("XDG_CONFIG_HOME").map(Path::new).filter(|path| path.is_absolute()) {
-            Some(parent) => Some(parent.join("packmule/config.toml")),
-            None => self.home.as_ref().map(|home| home.join(".config/packmule/config.toml")),
-        };
+        let user = self.config_home().map(|parent| parent.join("packmule/config.toml"));
         std::iter::once(self.system_config.clone()).chain(user).map(|path| (path, false)).collect()
     }
 }

@@ -336,7 +336,7 @@ fn readable(option: &str, path: Option<PathBuf>, environment: &Environment) -> R
 
 /// Paths are absolute before the program goes to the background; `~/` is the home directory, as shells leave it in
 /// `-o cache_dir=~/x`.
-pub(super) fn absolute(path: PathBuf, environment: &Environment) -> Result<PathBuf, ConfigError> {
+pub(crate) fn absolute(path: PathBuf, environment: &Environment) -> Result<PathBuf, ConfigError> {
     let path = match (path.strip_prefix("~"), &environment.home) {
         (Ok(below), Some(home)) => home.join(below),
         _ => path,

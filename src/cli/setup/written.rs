@@ -143,8 +143,7 @@ pub fn append_fstab(line: &str) -> anyhow::Result<()> {
 /// Has the user's systemd start a named mount at each login; writes the unit where the package has not brought it.
 pub fn enable_unit(name: &str, environment: &Environment) -> anyhow::Result<()> {
     if !Path::new(PACKAGED).exists() {
-        let home = environment.home.as_ref().context("no home directory is known; set HOME")?;
-        let config = environment.get("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
+        let config = environment.config_home().context("no home directory is known; set HOME")?;
         let (folder, program) = (config.join("systemd/user"), std::env::current_exe()?);
         let unit = unit_of(&program)?;
         let file = folder.join("packmule@.service");
